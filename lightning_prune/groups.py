@@ -1,0 +1,368 @@
+"""What is ranked together, and which tensors of a model are pruned at all."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim import Optimizer
+
+from lightning_prune import _ranking
+from lightning_prune.allocations import Atoms
+from lightning_prune.patterns import Pattern
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# What becomes of a weight under these is zero where the weight is.
+_SCALINGS = ("_WeightNorm", "_SpectralNorm")
+_LISTED_NAMES = 40
+
+
+@dataclass(kw_only=True, eq=False)
+class PrunedTensor:
+    """A parameter under pruning.
+
+    Args:
+        name: Its qualified name.
+        parameter: The parameter itself, never replaced.
+        sparsity: Its final fraction of zeros, in [0, 1].
+        glob: The glob that decided so.
+        optimizer: Index of the optimizer that owns it.
+        output_axis: The axis of its output channels, 0 or 1.
+        mask: Which entries are kept; bool, shaped as the parameter.
+        state: What the criterion has gathered.
+        step: Completed steps of the owner.
+
+    Attributes:
+        kept: Number of entries that are not pruned.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    sparsity: float
+    glob: str
+    optimizer: int
+    output_axis: int
+    mask: Tensor
+    state: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    kept: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = int(self.mask.sum())
+
+    def prune_to(self, mask: Tensor) -> None:
+        """Keep only what is kept already and in ``mask``."""
+        self.mask &= mask
+        self.kept = int(self.mask.sum())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape as ``(output, input, ...)``."""
+        return tuple(self.output_first(self.mask).shape)
+
+    @property
+    def total(self) -> int:
+        """Number of entries, pruned ones included."""
+        return self.mask.numel()
+
+    def output_first(self, tensor: Tensor) -> Tensor:
+        """Return a view with the output axis first; the same call undoes it."""
+        return tensor.transpose(0, self.output_axis)
+
+
+Score = Callable[[PrunedTensor, dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What lives or dies together: it scores itself and spreads one mask over its members.
+
+    Patterns inside a tensor make groups of one; a pattern that couples tensors makes larger ones.
+    """
+
+    members: tuple[PrunedTensor, ...]
+    pattern: Pattern
+
+    @property
+    def name(self) -> str:
+        """The name of the first member."""
+        return self.members[0].name
+
+    @property
+    def sparsity(self) -> float:
+        """The final sparsity, that of the first member."""
+        return self.members[0].sparsity
+
+    def alive(self) -> Tensor:
+        """Return which atoms are not pruned: those with a kept entry anywhere."""
+        alive = [
+            self.pattern.to_atoms(member.output_first(member.mask).float()) > 0
+            for member in self.members
+        ]
+        return torch.stack(alive).any(0)
+
+    def atoms(self, scores: Tensor, target: float) -> Atoms:
+        """Return the atoms with their bounds.
+
+        Args:
+            scores: One score an atom, from `scores` or `blank_scores`.
+            target: The sparsity that is due now, in [0, 1].
+        """
+        alive = self.alive()
+        due = _ranking.number_kept(scores.numel(), target)
+        protected, allowed = self.pattern.bounds(scores, alive, due)
+        if self.sparsity < 1 and not protected.any():
+            protected = _ranking.best(scores.masked_fill(~allowed, -math.inf), 1)
+        return Atoms(
+            shape=self.members[0].shape, scores=scores, protected=protected, allowed=allowed
+        )
+
+    def scores(self, score: Score) -> Tensor:
+        """Return one score an atom: the mean over its entries in all members.
+
+        Args:
+            score: A criterion's ``score``.
+
+        Raises:
+            ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
+        """
+        pooled = [self._member_scores(member, score) for member in self.members]
+        return torch.stack(pooled).mean(0)
+
+    def blank_scores(self) -> Tensor:
+        """Return equal scores, for plans that need none."""
+        member = self.members[0]
+        return self.pattern.to_atoms(torch.zeros(member.shape, device=member.mask.device))
+
+    def keep(self, atoms: Tensor) -> None:
+        """Set the members' masks from a bool mask of the atoms; what is pruned stays pruned."""
+        for member in self.members:
+            entries = self.pattern.to_entries(atoms, member.shape)
+            member.prune_to(member.output_first(entries))
+
+    def _member_scores(self, member: PrunedTensor, score: Score) -> Tensor:
+        scores = score(member, member.state)
+        if scores.shape != member.parameter.shape:
+            raise ValueError(
+                f"need scores shaped as the tensor, {tuple(member.parameter.shape)}, got "
+                f"{tuple(scores.shape)} from {getattr(score, '__qualname__', score)} for '{member.name}'"
+            )
+        if not torch.isfinite(scores).all():
+            bad = int((~torch.isfinite(scores)).sum())
+            raise ValueError(
+                f"need finite scores, got {bad} NaN or infinite ones of {scores.numel()} from "
+                f"{getattr(score, '__qualname__', score)} for '{member.name}' at step {member.step}; "
+                "its weights or gradients have diverged"
+            )
+        wide = scores if scores.dtype == torch.float64 else scores.float()
+        return self.pattern.to_atoms(member.output_first(wide))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What is pruned and what stays dense, and why.
+
+    Args:
+        tensors: The tensors to prune, in the order of the model.
+        dense: For every other parameter the reason, by name.
+        waiting: Whether some of the dense ones may still join, when they are unfrozen, initialised
+            or given to an optimizer.
+    """
+
+    tensors: tuple[PrunedTensor, ...]
+    dense: Mapping[str, str]
+    waiting: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """One of the places where a parameter hangs in the model."""
+
+    name: str
+    attribute: str
+    owner: nn.Module
+    parametrized_by: str | None = None
+
+    def matches(self, glob: str) -> bool:
+        """Whether the glob matches the parameter's name or that of a module around it."""
+        parts = self.name.split(".")
+        names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return any(fnmatchcase(name, glob) for name in names)
+
+    def reason_to_stay_dense(self) -> str | None:
+        if isinstance(self.owner, _EMBEDDINGS):
+            return "embedding"
+        if isinstance(self.owner, _NORMALISATIONS):
+            return "normalisation"
+        if "weight" not in self.attribute:
+            return "not named *weight*"
+        if self.attribute == "weight_g" or self.name.endswith(".weight.original0"):
+            return "magnitude of a weight_norm"
+        if self.parametrized_by not in (None, *_SCALINGS):
+            return f"parametrized by {self.parametrized_by}"
+        return None
+
+
+_Found = dict[str, tuple[nn.Parameter, list[_Place]]]
+
+
+def select(
+    module: nn.Module, optimizers: Sequence[Optimizer], sparsity: Mapping[str, float | None]
+) -> Selection:
+    """Choose the tensors to prune.
+
+    By default those are the trainable floating-point parameters that an optimizer owns, named
+    ``*weight*``, with two or more dimensions, whose owners are neither embeddings nor
+    normalisations. The globs (``fnmatchcase``, of parameter or module names) choose among them and
+    the last that matches decides. A glob that matches none of them is tried against all parameters.
+
+    Args:
+        module: The model.
+        optimizers: What trains it.
+        sparsity: Final sparsity, or None for dense, by glob.
+
+    Raises:
+        ValueError: If a glob matches nothing, or only parameters that are not floating-point.
+    """
+    owner_of = {
+        id(parameter): index
+        for index, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    found = _parameters(module)
+    unusual = {name: _why_unusual(*entry) for name, entry in found.items()}
+    deciding = _deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
+    tensors: list[PrunedTensor] = []
+    dense: dict[str, str] = {}
+    waiting = False
+    for name, (parameter, places) in found.items():
+        glob = deciding.get(name)
+        target = None if glob is None else sparsity[glob]
+        unready = _why_unready(parameter, owner_of)
+        if glob is None:
+            dense[name] = unusual[name] or "no glob matches"
+        elif target is None:
+            dense[name] = "sparsity null"
+        elif unready:
+            dense[name] = unready
+            waiting = True
+        else:
+            tensors.append(
+                PrunedTensor(
+                    name=name,
+                    parameter=parameter,
+                    sparsity=target,
+                    glob=glob,
+                    optimizer=owner_of[id(parameter)],
+                    output_axis=_output_axis(places[0].owner),
+                    mask=torch.ones_like(parameter, dtype=torch.bool, requires_grad=False),
+                )
+            )
+    return Selection(tensors=tuple(tensors), dense=dense, waiting=waiting)
+
+
+def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return by name what is pruned by default in a model, whoever trains it."""
+    return {
+        name: parameter
+        for name, (parameter, places) in _parameters(module).items()
+        if not is_lazy(parameter) and not _why_unusual(parameter, places)
+    }
+
+
+def _parameters(module: nn.Module) -> _Found:
+    """Return each parameter once, under its first name, with all places where it hangs."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    first_names: dict[int, str] = {}
+    found: _Found = {}
+    for raw, parameter in module.named_parameters(remove_duplicate=False):
+        path, _, attribute = raw.rpartition(".")
+        owner, parametrized_by = modules[path], None
+        if isinstance(owner, ParametrizationList):
+            parametrized_by = type(owner[-1]).__name__
+            path, _, attribute = path.rpartition("parametrizations.")
+            owner = modules[path.rstrip(".")]
+        name = raw.replace("_orig_mod.", "")  # what `torch.compile` adds
+        place = _Place(name=name, attribute=attribute, owner=owner, parametrized_by=parametrized_by)
+        first = first_names.setdefault(id(parameter), name)
+        found.setdefault(first, (parameter, []))[1].append(place)
+    return found
+
+
+def _why_unusual(parameter: nn.Parameter, places: Sequence[_Place]) -> str | None:
+    """Return why a parameter is not pruned unless it is named; None if it is."""
+    reasons = [place.reason_to_stay_dense() for place in places]
+    if "embedding" in reasons and len(places) > 1:
+        return "tied to an embedding"
+    reason = next(filter(None, reasons), None)
+    if reason or is_lazy(parameter):
+        return reason
+    if not parameter.is_floating_point():
+        return "not floating-point"
+    if parameter.ndim < 2:
+        return "fewer than 2 dimensions"
+    return None
+
+
+def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
+    """Return why a parameter cannot be pruned now, though it is chosen; None if it can."""
+    if is_lazy(parameter):
+        return "not initialised yet"
+    if not parameter.requires_grad:
+        return "frozen"
+    if id(parameter) not in owner_of:
+        return "no optimizer owns it"
+    if parameter.numel() == 0:
+        return "empty"
+    return None
+
+
+def _deciding_globs(
+    found: _Found, usual: Sequence[str], sparsity: Mapping[str, float | None]
+) -> dict[str, str]:
+    """Return the glob that decides on each parameter that any matches."""
+    deciding: dict[str, str] = {}
+    for glob in sparsity:
+
+        def matching(names: Iterable[str], glob: str = glob) -> list[str]:
+            return [n for n in names if any(place.matches(glob) for place in found[n][1])]
+
+        matched = matching(usual)
+        if not matched and glob != "*":
+            matched = matching(found)
+            if not matched:
+                raise ValueError(
+                    f"need a glob that matches a parameter or module, got sparsity={{{glob!r}: "
+                    f"{_yaml(sparsity[glob])}}}; prunable by default are {_listed(usual)}"
+                )
+            if not any(is_lazy(found[n][0]) or found[n][0].is_floating_point() for n in matched):
+                raise ValueError(
+                    f"need floating-point parameters, got sparsity={{{glob!r}: "
+                    f"{_yaml(sparsity[glob])}}} for {_listed(matched)} of "
+                    f"{found[matched[0]][0].dtype}"
+                )
+        deciding.update(dict.fromkeys(matched, glob))
+    return deciding
+
+
+def _output_axis(owner: nn.Module) -> int:
+    """Return the axis of the output channels: Hugging Face's Conv1D is input first, too."""
+    return int(isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D")
+
+
+def _yaml(value: float | None) -> str:
+    return "null" if value is None else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_LISTED_NAMES])
+    rest = len(names) - _LISTED_NAMES
+    return f"{shown} and {rest} more" if rest > 0 else shown or "none"

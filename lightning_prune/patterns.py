@@ -1,0 +1,217 @@
+"""What shape: what is kept or dropped as one, and which choices a tensor allows."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_prune import _ranking
+
+
+class Pattern(ABC):
+    """The answer to *what shape?*.
+
+    An atom is the least that is kept or dropped: an entry, a block, a channel. Tensors come as
+    ``(output, input, ...)``. A subclass is a frozen dataclass with a default for every field; the
+    methods below describe single entries that may go anywhere, so it overrides what differs.
+
+    Attributes:
+        couples_tensors: Whether one atom spans several tensors.
+    """
+
+    couples_tensors: ClassVar[bool] = False
+
+    def check_sparsity(self, sparsity: float) -> None:  # noqa: B027
+        """Raise ValueError if the pattern cannot hold this final sparsity."""
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:  # noqa: B027
+        """Raise ValueError if the pattern does not fit a tensor of this shape."""
+
+    def to_atoms(self, entries: Tensor) -> Tensor:
+        """Return one score an atom, the mean of its entries' scores."""
+        return entries
+
+    def to_entries(self, atoms: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the bool mask of a tensor of this shape from that of its atoms."""
+        return atoms
+
+    def bounds(self, scores: Tensor, alive: Tensor, due: int) -> tuple[Tensor, Tensor]:
+        """Return which atoms must be kept and which may be.
+
+        Args:
+            scores: One score an atom.
+            alive: Which atoms are not pruned yet; bool, shaped as ``scores``.
+            due: How many atoms this tensor would keep at the pool's sparsity.
+
+        Returns:
+            Two bool masks shaped as ``scores``: the protected and the allowed atoms.
+        """
+        return torch.zeros_like(alive), alive
+
+    @abstractmethod
+    def __call__(self, scores: Tensor, keep: int) -> Tensor:
+        """Return a bool mask of the atoms that keeps exactly ``keep``.
+
+        Args:
+            scores: One score an atom; +inf must be kept and -inf may not be.
+            keep: How many to keep, between the numbers of +inf and of finite and +inf.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnstructuredPattern(Pattern):
+    """Single weights anywhere in the tensor.
+
+    Args:
+        per_row: Keep the same number in each output row (give or take one, the earlier rows first),
+            as Sun et al., "A Simple and Effective Pruning Approach for LLMs" (2023),
+            https://arxiv.org/abs/2306.11695, recommend for language models.
+
+    Example:
+        >>> UnstructuredPattern()(torch.tensor([[4.0, 3.0], [1.0, 2.0]]), keep=2).tolist()
+        [[True, True], [False, False]]
+        >>> UnstructuredPattern(per_row=True)(torch.tensor([[4.0, 3.0], [1.0, 2.0]]), 2).tolist()
+        [[True, False], [False, True]]
+    """
+
+    per_row: bool = False
+
+    def __call__(self, scores: Tensor, keep: int) -> Tensor:
+        """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""
+        if not self.per_row or scores.ndim < 2:
+            return _ranking.best(scores, keep)
+        rows = scores.flatten(1)
+        floors, caps = (rows == math.inf).sum(1), (rows > -math.inf).sum(1)
+        quotas = _evenly(keep, floors, caps)
+        return _ranking.best_of_rows(rows, quotas).view(scores.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NMPattern(Pattern):
+    """At most n of every m consecutive input channels, for each output and kernel position.
+
+    2:4 is what sparse tensor cores run: Mishra et al., "Accelerating Sparse Deep Neural Networks"
+    (2021), https://arxiv.org/abs/2104.08378. While at least n/m is due to be kept, the n best of
+    each m are protected and the rest is ranked freely, so the ramp is exact and ends in N:M.
+
+    Args:
+        n: How many of each ``m`` are kept, in [1, m - 1].
+        m: How many consecutive input channels form a group, at least 2; must divide them.
+
+    Raises:
+        ValueError: If not ``1 <= n < m``.
+
+    Example:
+        >>> NMPattern(n=1, m=2).bounds(
+        ...     torch.tensor([[3.0, 4.0, 7.0, 6.0]]), torch.ones(1, 4, dtype=torch.bool), due=3
+        ... )[0].tolist()
+        [[False, True, True, False]]
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n < self.m:
+            raise ValueError(f"need 1 <= n < m, got n={self.n}, m={self.m}")
+
+    def check_sparsity(self, sparsity: float) -> None:
+        """Raise ValueError if N:M would already be sparser than the target."""
+        least = 1 - self.n / self.m
+        if 0 < sparsity < least - 1e-9:
+            raise ValueError(
+                f"need sparsity 0 or at least 1 - n/m = {least:g} for {self.n}:{self.m}, "
+                f"got sparsity={sparsity}"
+            )
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if m does not divide the input channels."""
+        if len(shape) < 2 or shape[1] % self.m:
+            inputs = shape[1] if len(shape) > 1 else "no"
+            raise ValueError(
+                f"need input channels in multiples of m={self.m} for {self.n}:{self.m}, "
+                f"got {inputs} input channels"
+            )
+
+    def bounds(self, scores: Tensor, alive: Tensor, due: int) -> tuple[Tensor, Tensor]:
+        """Protect the n best of each m while at least that many are due; then allow no others."""
+        inputs_last = scores.masked_fill(~alive, -math.inf).movedim(1, -1)
+        groups = inputs_last.reshape(-1, self.m)
+        quota = torch.full((len(groups),), self.n, device=groups.device)
+        n_best = _ranking.best_of_rows(groups, quota).view(inputs_last.shape).movedim(-1, 1) & alive
+        if due * self.m >= scores.numel() * self.n:
+            return n_best, alive
+        return torch.zeros_like(alive), n_best
+
+    def __call__(self, scores: Tensor, keep: int) -> Tensor:
+        """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""
+        return _ranking.best(scores, keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPattern(Pattern):
+    """Whole blocks of the matrix ``(output, flattened input)``.
+
+    Blocks such as (4, 1) or (16, 16) are what block-sparse kernels run; Gray et al., "GPU Kernels
+    for Block-Sparse Weights" (2017), https://openai.com/index/block-sparse-gpu-kernels/.
+
+    Args:
+        shape: Height and width of a block, in outputs and flattened inputs.
+
+    Raises:
+        ValueError: If a side is less than 1.
+
+    Example:
+        >>> pattern = BlockPattern(shape=(1, 2))
+        >>> atoms = pattern.to_atoms(torch.tensor([[1.0, 3.0, 0.0, 1.0]]))
+        >>> atoms.tolist(), pattern.to_entries(pattern(atoms, keep=1), (1, 4)).tolist()
+        ([[2.0, 0.5]], [[True, True, False, False]])
+    """
+
+    shape: tuple[int, int] = (4, 1)
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise ValueError(f"need both sides of a block >= 1, got shape={self.shape}")
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the blocks do not divide the matrix."""
+        height, width = shape[0], math.prod(shape[1:])
+        if height % self.shape[0] or width % self.shape[1]:
+            raise ValueError(
+                f"need a (output, flattened input) matrix that divides into blocks of "
+                f"{self.shape}, got {(height, width)}"
+            )
+
+    def to_atoms(self, entries: Tensor) -> Tensor:
+        """Return the mean score of each block, ``(output blocks, input blocks)``."""
+        height, width = self.shape
+        rows, columns = len(entries) // height, entries[0].numel() // width
+        return entries.reshape(rows, height, columns, width).mean(dim=(1, 3))
+
+    def to_entries(self, atoms: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the mask of the tensor: a block's entries share its fate."""
+        rows = atoms.repeat_interleave(self.shape[0], dim=0)
+        return rows.repeat_interleave(self.shape[1], dim=1).view(shape)
+
+    def __call__(self, scores: Tensor, keep: int) -> Tensor:
+        """Return a bool mask of the blocks that keeps exactly ``keep``."""
+        return _ranking.best(scores, keep)
+
+
+def _evenly(total: int, floors: Tensor, caps: Tensor) -> Tensor:
+    """Divide ``total`` over rows as evenly as floors and caps allow, the earlier rows first."""
+    low, high = 0, int(caps.max())
+    while low < high:  # the highest level whose sum does not exceed the total
+        middle = (low + high + 1) // 2
+        if int(torch.clamp(torch.full_like(caps, middle), floors, caps).sum()) <= total:
+            low = middle
+        else:
+            high = middle - 1
+    quotas = torch.clamp(torch.full_like(caps, low), floors, caps)
+    one_more = ((quotas == low) & (quotas < caps)).nonzero().flatten()
+    quotas[one_more[: total - int(quotas.sum())]] += 1
+    return quotas

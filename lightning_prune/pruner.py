@@ -1,0 +1,522 @@
+"""The engine: composes the five answers, owns the masks, and keeps pruned weights at zero."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune import _ranking
+from lightning_prune._distributed import is_sharded
+from lightning_prune.allocations import Allocation, ERKAllocation, UniformAllocation
+from lightning_prune.criteria import Criterion, MagnitudeCriterion
+from lightning_prune.groups import Group, PrunedTensor, Selection, select
+from lightning_prune.patterns import NMPattern, Pattern, UnstructuredPattern
+from lightning_prune.schedules import PolynomialSchedule, Schedule
+
+Sparsity = float | Mapping[str, float | None]
+Clock = Callable[[int], float]
+
+
+class Pruner:
+    """Prunes a model gradually in any PyTorch loop.
+
+    Between ``backward()`` and ``optimizer.step()`` call `before_step`; the rest happens in a hook
+    of the optimizer. Masks are applied to the parameters in place, so the model stays the plain one.
+
+    Args:
+        sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
+            parameter or module names, None leaving it dense, where the last that matches decides.
+        schedule: When; `PolynomialSchedule` by default.
+        allocation: Where; by default `UniformAllocation` for N:M, else `ERKAllocation`.
+        criterion: Which; `MagnitudeCriterion` by default.
+        pattern: What shape; `UnstructuredPattern` by default.
+        keep_zeros: Whether weights that are zero when training starts stay so.
+
+    Raises:
+        ValueError: If an argument is out of range, or two of them clash.
+
+    Example:
+        >>> model = nn.Linear(10, 10)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> pruner = Pruner(sparsity=0.9)
+        >>> pruner.attach(model, optimizer, steps=20)
+        >>> for _ in range(20):
+        ...     model(torch.randn(4, 10)).square().sum().backward()
+        ...     pruner.before_step(optimizer)
+        ...     optimizer.step()
+        >>> pruner.detach()
+        >>> int((model.weight == 0).sum())
+        90
+    """
+
+    def __init__(
+        self,
+        *,
+        sparsity: Sparsity = 0.9,
+        schedule: Schedule | None = None,
+        allocation: Allocation | None = None,
+        criterion: Criterion | None = None,
+        pattern: Pattern | None = None,
+        keep_zeros: bool = False,
+    ) -> None:
+        self.pattern = pattern or UnstructuredPattern()
+        self.targets = _checked_targets(sparsity)
+        self.schedule = schedule or PolynomialSchedule()
+        self.allocation = allocation or _default_allocation(self.pattern)
+        self.criterion = criterion or MagnitudeCriterion()
+        self.keep_zeros = keep_zeros
+        _refuse_clashes(self.allocation, self.criterion, self.pattern)
+        for target in self.targets.values():
+            if target is not None:
+                self.pattern.check_sparsity(target)
+        self.updates = 0
+        """How often masks have changed since `attach`."""
+        self.changed: dict[str, float] = {}
+        """Share of each tensor's mask entries that the last update changed, by name."""
+        self._groups: list[Group] = []
+        self._selection = Selection(tensors=(), dense={}, waiting=False)
+        self._model: nn.Module | None = None
+        self._optimizers: list[Optimizer] = []
+        self._steps: list[int] = []
+        self._in_step: set[int] = set()
+        self._served: dict[int, float] = {}
+        self._ownership: dict[int, tuple[int, int, int]] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._loaded: dict[str, Any] | None = None
+
+    @property
+    def tensors(self) -> tuple[PrunedTensor, ...]:
+        """What is being pruned, in the order of the model."""
+        return self._selection.tensors
+
+    @property
+    def dense(self) -> Mapping[str, str]:
+        """Why each other parameter stays dense, by name."""
+        return self._selection.dense
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks by qualified parameter name; True keeps."""
+        return {tensor.name: tensor.mask for tensor in self.tensors}
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in the pruned tensors together, counted from the masks."""
+        total = sum(tensor.total for tensor in self.tensors)
+        return 1 - sum(tensor.kept for tensor in self.tensors) / total if total else 0.0
+
+    @property
+    def sparsity_target(self) -> float:
+        """What `sparsity` is due to be since the last due point."""
+        return self._mean_target(self.target)
+
+    @property
+    def final_sparsity(self) -> float:
+        """What `sparsity` is due to be at the end of the schedule."""
+        return self._mean_target(lambda tensor: tensor.sparsity)
+
+    def target(self, tensor: PrunedTensor) -> float:
+        """Return the sparsity that has been due for a tensor's pool since the last due point."""
+        point = self._served.get(tensor.optimizer)
+        return 0.0 if point is None else tensor.sparsity * self.schedule(point)
+
+    def plan(self) -> dict[str, float | None]:
+        """Return the final sparsity of each tensor; None where only the training will tell."""
+        planned: dict[str, float | None] = dict.fromkeys(self.masks)
+        if self.allocation.needs_scores:
+            return planned
+        for pool in self._pools(range(len(self._optimizers))):
+            scores = {group.name: group.blank_scores() for group in pool}
+            for group, keep in zip(pool, self._allocate(pool, scores, 1.0), strict=True):
+                planned[group.name] = 1 - int(keep.sum()) / keep.numel()
+        return planned
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer],
+        *,
+        steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Choose the tensors, restore what `load_state_dict` was given, and begin.
+
+        Args:
+            model: The model that will be trained.
+            optimizers: The optimizer or optimizers that train it.
+            steps: Planned optimizer steps; needed for a schedule in fractions. The last of them
+                serves whatever is still due.
+            steps_per_epoch: Optimizer steps in an epoch; needed for a schedule in epochs.
+            clock: Instead of these two, a function from the owner's completed steps to the moment
+                in the schedule's unit.
+
+        Raises:
+            ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
+                pattern, the plan does not fit the schedule, or restored masks do not fit the model.
+        """
+        if self._model is not None:
+            raise RuntimeError("need a detached Pruner, got one that is attached; call detach()")
+        optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        clock = clock or planned_clock(self.schedule, steps, steps_per_epoch)
+        selection = self._fitting_selection(model, optimizers)
+        if not selection.tensors and not selection.waiting:
+            raise ValueError(_nothing_to_prune(selection.dense))
+        if self._loaded is not None:
+            _refuse_foreign_masks(self._loaded, model)
+        steps_done = [] if self._loaded is None else list(self._loaded["steps"])
+        self._model, self._optimizers, self._clock = model, optimizers, clock
+        self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
+        self._in_step, self._served, self._ownership = set(), {}, {}
+        self._groups, self.updates, self.changed = [], 0, {}
+        self._adopt(selection)
+        for index, optimizer in enumerate(optimizers):
+            self._ownership[index] = _ownership(optimizer)
+            # Compiled optimizers would trace the hook and recompile at each step.
+            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+            self._hooks.append(optimizer.register_step_post_hook(hook))
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Observe the gradients, update the masks if that is due, and mask weights and gradients.
+
+        Call it when the gradients are complete (unscaled, reduced over replicas) and before they
+        are clipped. Further calls before the step itself, as by the closure of LBFGS, only mask.
+
+        Args:
+            optimizer: The optimizer that will step next.
+        """
+        index = self._index(optimizer)
+        if _ownership(optimizer) != self._ownership[index]:
+            self._select_again(index)
+        if index not in self._in_step:
+            self._in_step.add(index)
+            for tensor in self._owned(index):
+                tensor.state = self.criterion.observe(tensor, tensor.state)
+            point = self.schedule.last_due(self._clock(self._steps[index]))
+            if point is not None and point != self._served.get(index):
+                self._served[index] = point
+                self._update(index)
+        for tensor in self._owned(index):
+            gradient = tensor.parameter.grad
+            if gradient is not None and gradient.layout == torch.strided:
+                gradient.mul_(tensor.mask)
+
+    def detach(self, *, completed: bool = True) -> None:
+        """Take the hooks away and leave the zeros in the weights for good, as +0.0.
+
+        Masks stay readable, and in `state_dict`, until the next `attach`.
+
+        Args:
+            completed: Whether training came to its end. If so, a schedule that did not come to its
+                own is warned of, and pruned weights that are not zero are an error.
+
+        Raises:
+            RuntimeError: If something else has written into pruned weights.
+        """
+        if self._model is None:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._model = [], None
+        revived = [
+            tensor.name
+            for tensor in self.tensors
+            if (tensor.parameter.detach()[~tensor.mask] != 0).any()
+        ]
+        for tensor in self.tensors:
+            tensor.parameter.detach().masked_fill_(~tensor.mask, 0.0)
+        if completed and revived:
+            raise RuntimeError(
+                f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
+                "something wrote into them after the last optimizer step; they are 0 again"
+            )
+        if completed and self.final_sparsity > 0 and not self._ended():
+            warnings.warn(
+                f"training stopped before the schedule's end={self.schedule.end} "
+                f"({self.schedule.unit}): reached sparsity {self.sparsity:.4f} of "
+                f"{self.final_sparsity:.4f}",
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        return {
+            "steps": list(self._steps),
+            "masks": {tensor.name: _packed(tensor.mask) for tensor in self.tensors},
+            "shapes": {tensor.name: list(tensor.mask.shape) for tensor in self.tensors},
+            "observed": {tensor.name: dict(tensor.state) for tensor in self.tensors},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state that the next `attach` restores; the recipe remains that of this object."""
+        missing = {"steps", "masks", "shapes", "observed"} - set(state)
+        if missing:
+            raise ValueError(f"need the state of a Pruner, got one without {sorted(missing)}")
+        if self._model is not None:
+            raise RuntimeError("need load_state_dict() before attach(), got an attached Pruner")
+        self._loaded = dict(state)
+
+    # -- selection -------------------------------------------------------------------------------
+
+    def _fitting_selection(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> Selection:
+        selection = select(model, optimizers, self.targets)
+        misfits: dict[str, str] = {}
+        for tensor in selection.tensors:
+            if is_sharded(tensor.parameter):
+                raise RuntimeError(
+                    f"need whole parameters, got the sharded '{tensor.name}'; pruning sharded "
+                    "models (FSDP2, tensor parallelism) is not supported yet: use DDP"
+                )
+            try:
+                self.pattern.check_shape(tensor.shape)
+            except ValueError as error:
+                misfits[tensor.name] = f"{error} in '{tensor.name}' of shape {tensor.shape}"
+        if misfits:
+            globs = "".join(f'\n  "{glob}": {_yaml(t)}' for glob, t in self.targets.items())
+            nulls = "".join(f'\n  "{name}": null' for name in misfits)
+            raise ValueError(
+                "; ".join(misfits.values())
+                + f"; to leave that dense, write\nsparsity:{globs}{nulls}"
+            )
+        return selection
+
+    def _adopt(self, selection: Selection) -> None:
+        """Take up the tensors that are new, masked as restored or as `keep_zeros` finds them."""
+        assert self._model is not None
+        known = {tensor.name: tensor for tensor in (g.members[0] for g in self._groups)}
+        for tensor in selection.tensors:
+            if tensor.name not in known:
+                self._restore(tensor)
+        tensors = tuple(known.get(tensor.name, tensor) for tensor in selection.tensors)
+        self._selection = Selection(
+            tensors=tensors, dense=selection.dense, waiting=selection.waiting
+        )
+        self._groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
+
+    def _restore(self, tensor: PrunedTensor) -> None:
+        tensor.step = self._steps[tensor.optimizer]
+        device = tensor.mask.device
+        if self._loaded is not None and tensor.name in self._loaded["masks"]:
+            packed = self._loaded["masks"][tensor.name]
+            tensor.prune_to(_unpacked(packed, tensor.mask.shape).to(device))
+            observed = self._loaded["observed"].get(tensor.name, {})
+            tensor.state = {key: value.to(device) for key, value in observed.items()}
+        elif self.keep_zeros:
+            group = Group(members=(tensor,), pattern=self.pattern)
+            nonzero = tensor.output_first(tensor.parameter.detach() != 0).float()
+            group.keep(self.pattern.to_atoms(nonzero) > 0)
+            if tensor.kept == 0:
+                raise ValueError(
+                    f"need a weight that is not 0 with keep_zeros=True, got none in '{tensor.name}'"
+                )
+        tensor.parameter.detach().mul_(tensor.mask)
+
+    def _select_again(self, index: int) -> None:
+        """Take up what this optimizer has gained; it is due at once what the schedule says."""
+        assert self._model is not None
+        self._adopt(self._fitting_selection(self._model, self._optimizers))
+        self._ownership[index] = _ownership(self._optimizers[index])
+        self._served.pop(index, None)
+
+    # -- update ----------------------------------------------------------------------------------
+
+    def _update(self, index: int) -> None:
+        """Bring the masks of an optimizer's tensors to what is due, and clean up behind them."""
+        before = {tensor.name: tensor.kept for tensor in self._owned(index)}
+        for pool in self._pools([index]):
+            share = self.schedule(self._served[index])
+            total = sum(group.blank_scores().numel() for group in pool)
+            alive = sum(int(group.alive().sum()) for group in pool)
+            if _ranking.number_kept(total, pool[0].sparsity * share) < alive:
+                scores = {group.name: group.scores(self.criterion.score) for group in pool}
+                for group, atoms in zip(pool, self._allocate(pool, scores, share), strict=True):
+                    group.keep(atoms)
+        changed = {
+            tensor.name: (before[tensor.name] - tensor.kept) / tensor.total
+            for tensor in self._owned(index)
+        }
+        if not any(changed.values()):
+            return
+        self.updates += 1
+        self.changed = changed
+        optimizer = self._optimizers[index]
+        for tensor in self._owned(index):
+            if changed[tensor.name]:
+                tensor.parameter.detach().mul_(tensor.mask)
+                _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
+
+    def _pools(self, optimizers: Sequence[int] | range) -> Iterator[list[Group]]:
+        """Yield the groups that share a budget: the same glob and optimizer, or each alone."""
+        pools: dict[tuple[str, int, str], list[Group]] = {}
+        for group in self._groups:
+            first = group.members[0]
+            if first.optimizer in optimizers:
+                alone = "" if self.allocation.pooled else first.name
+                pools.setdefault((first.glob, first.optimizer, alone), []).append(group)
+        yield from pools.values()
+
+    def _allocate(
+        self, pool: Sequence[Group], scores: Mapping[str, Tensor], share: float
+    ) -> list[Tensor]:
+        """Return the mask of each group's atoms at a share of the final sparsity."""
+        target = pool[0].sparsity * share
+        atoms = {group.name: group.atoms(scores[group.name], target) for group in pool}
+        due = _ranking.number_kept(sum(a.total for a in atoms.values()), target)
+        floor, cap = sum(a.floor for a in atoms.values()), sum(a.cap for a in atoms.values())
+        keep = self.allocation(atoms, min(max(due, floor), cap))
+        return [self.pattern(a.ranked(), keep[name]) for name, a in atoms.items()]
+
+    # -- step ------------------------------------------------------------------------------------
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        index = self._index(optimizer)
+        if index not in self._in_step:
+            raise RuntimeError(
+                "need before_step(optimizer) between backward() and step(), got a step without it"
+            )
+        self._in_step.remove(index)
+        self._steps[index] += 1
+        for tensor in self._owned(index):
+            tensor.parameter.detach().mul_(tensor.mask)
+            tensor.step = self._steps[index]
+
+    def _owned(self, index: int) -> Iterator[PrunedTensor]:
+        return (tensor for tensor in self.tensors if tensor.optimizer == index)
+
+    def _index(self, optimizer: Optimizer) -> int:
+        for index, known in enumerate(self._optimizers):
+            if known is optimizer:
+                return index
+        raise ValueError("need one of the optimizers given to attach(), got another one")
+
+    def _ended(self) -> bool:
+        owners = {tensor.optimizer for tensor in self.tensors}
+        return all(self._served.get(index) == self.schedule.end for index in owners)
+
+    def _mean_target(self, target: Callable[[PrunedTensor], float]) -> float:
+        total = sum(tensor.total for tensor in self.tensors)
+        due = sum(target(tensor) * tensor.total for tensor in self.tensors)
+        return due / total if total else 0.0
+
+
+def planned_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | None) -> Clock:
+    """Return the clock of a plain loop; its last planned step serves the schedule's end.
+
+    Args:
+        schedule: The schedule whose unit is read.
+        steps: Planned optimizer steps, if known.
+        steps_per_epoch: Optimizer steps in an epoch, if known.
+
+    Raises:
+        ValueError: If the unit needs a number that is not given, or the plan ends before ``end``.
+    """
+    per_unit = {"step": 1, "epoch": steps_per_epoch, "fraction": steps}[schedule.unit]
+    if not per_unit:
+        argument = {"epoch": "steps_per_epoch", "fraction": "steps"}[schedule.unit]
+        raise ValueError(
+            f"need {argument} with unit='{schedule.unit}', got {argument}={per_unit}; pass it, or "
+            "count in steps: PolynomialSchedule(begin=..., end=..., unit='step')"
+        )
+    if steps is not None and schedule.end * per_unit > steps:
+        raise ValueError(
+            f"need end within the {steps} planned steps, got end={schedule.end} with "
+            f"unit='{schedule.unit}'"
+        )
+
+    def clock(done: int) -> float:
+        last = steps is not None and done + 1 >= steps
+        return max(done / per_unit, schedule.end) if last else done / per_unit
+
+    return clock
+
+
+def _checked_targets(sparsity: Sparsity) -> dict[str, float | None]:
+    if not isinstance(sparsity, Mapping):
+        return {"*": _checked_target(sparsity, f"sparsity={sparsity!r}")}
+    if not sparsity:
+        raise ValueError("need at least one glob, got sparsity={}")
+    return {
+        glob: None
+        if target is None
+        else _checked_target(target, f"sparsity={{{glob!r}: {target!r}}}")
+        for glob, target in sparsity.items()
+    }
+
+
+def _checked_target(target: object, shown: str) -> float:
+    if isinstance(target, bool) or not isinstance(target, int | float):
+        raise ValueError(f"need a number in [0, 1] as sparsity, got {shown}")
+    if not 0 <= target <= 1:
+        raise ValueError(f"need 0 <= sparsity <= 1, got {shown}")
+    return float(target)
+
+
+def _default_allocation(pattern: Pattern) -> Allocation:
+    uniform = pattern.couples_tensors or isinstance(pattern, NMPattern)
+    return UniformAllocation() if uniform else ERKAllocation()
+
+
+def _refuse_clashes(allocation: Allocation, criterion: Criterion, pattern: Pattern) -> None:
+    if allocation.needs_unsigned_scores and criterion.signed:
+        raise ValueError(
+            f"need scores >= 0 for {type(allocation).__name__}, got "
+            f"criterion={type(criterion).__name__}, whose scores can be negative"
+        )
+    if allocation.needs_single_tensors and pattern.couples_tensors:
+        raise ValueError(
+            f"need a pattern inside single tensors for {type(allocation).__name__}, got "
+            f"pattern={type(pattern).__name__}; use UniformAllocation or GlobalAllocation"
+        )
+
+
+def _nothing_to_prune(dense: Mapping[str, str]) -> str:
+    reasons = ", ".join(f"'{name}' ({reason})" for name, reason in dense.items())
+    return f"need at least one prunable weight, got none: {reasons or 'no parameters'}"
+
+
+def _refuse_foreign_masks(state: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise ValueError if masks of the state have no parameter in the model, or another shape."""
+    shapes = {
+        name.replace("_orig_mod.", ""): list(parameter.shape)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    differences = [
+        f"'{name}' is {shape} in the state and {shapes.get(name, 'absent')} in the model"
+        for name, shape in state["shapes"].items()
+        if shapes.get(name) != shape
+    ]
+    if differences:
+        raise ValueError(f"need masks that fit the model, got {'; '.join(differences)}")
+
+
+def _ownership(optimizer: Optimizer) -> tuple[int, int, int]:
+    """Return what changes when the optimizer gains a parameter or one becomes trainable."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    ready = sum(not nn.parameter.is_lazy(p) for p in parameters)
+    return len(parameters), sum(p.requires_grad for p in parameters), ready
+
+
+def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:
+    """Zero an optimizer's statistics of pruned entries: whatever has the shape of the tensor."""
+    for value in state.values():
+        if isinstance(value, Tensor) and value.shape == mask.shape:
+            value.mul_(mask)
+
+
+def _packed(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().ravel()))
+
+
+def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
+    bits = np.unpackbits(packed.cpu().numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits.astype(bool)).view(shape)
+
+
+def _yaml(target: float | None) -> str:
+    return "null" if target is None else f"{target:g}"

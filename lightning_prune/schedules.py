@@ -1,0 +1,308 @@
+"""When: which fraction of the final sparsity is due at a moment of the training."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["fraction", "step", "epoch"]
+
+# Absorbs the rounding of `begin + i * every`, so that a point that is hit exactly counts as passed.
+_TOLERANCE = 1e-9
+
+
+class Schedule(ABC):
+    r"""The answer to *when?*, a pure function of the moment :math:`t`.
+
+    A subclass is a frozen dataclass with a default for every field. ``schedule(t)`` is the
+    fraction of the final sparsity that is due at ``t``: in [0, 1], never falling, 0 before the
+    first due point and 1 from ``end`` on. It is relative, so one schedule serves tensors with
+    different targets: the target of a tensor is its sparsity times ``schedule(t)``.
+
+    """
+
+    @property
+    @abstractmethod
+    def unit(self) -> Unit:
+        """What ``t`` counts: a ``"fraction"`` of the planned training, steps or epochs."""
+
+    @property
+    @abstractmethod
+    def end(self) -> float:
+        """Where the last update is due, in ``unit``."""
+
+    @abstractmethod
+    def __call__(self, t: float) -> float:
+        """Return the fraction of the final sparsity that is due at ``t``, in [0, 1]."""
+
+    @abstractmethod
+    def last_due(self, t: float) -> float | None:
+        """Return the last point up to ``t`` where an update is due; None before the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp(Schedule):
+    """A schedule that climbs from ``begin`` to ``end`` with an update at every ``every``."""
+
+    begin: float = 0.1
+    end: float = 0.75
+    every: float | None = None
+    unit: Unit = "fraction"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+        _check_point("begin", self.begin, self.unit)
+        _check_point("end", self.end, self.unit)
+        if self.end < self.begin:
+            raise ValueError(f"need end >= begin={self.begin}, got end={self.end}")
+        if self.every is not None:
+            _check_point("every", self.every, self.unit)
+            if self.every == 0:
+                raise ValueError("need every > 0 (or null: a hundredth of the ramp), got every=0")
+
+    def __call__(self, t: float) -> float:
+        """Return the fraction of the final sparsity that is due at ``t``, in [0, 1]."""
+        if t < self.begin:
+            return 0.0
+        if t >= self.end:
+            return 1.0
+        return self._climb((t - self.begin) / (self.end - self.begin))
+
+    def last_due(self, t: float) -> float | None:
+        """Return the last of ``begin, begin + every, ..., end`` up to ``t``; None before them."""
+        if t >= self.end - _TOLERANCE:
+            return self.end
+        if t < self.begin - _TOLERANCE:
+            return None
+        every = (self.end - self.begin) / 100 if self.every is None else self.every
+        return self.begin + math.floor((t - self.begin) / every + _TOLERANCE) * every
+
+    @abstractmethod
+    def _climb(self, p: float) -> float:
+        """Return the height of the ramp where the share ``p`` in [0, 1) of it is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolynomialSchedule(Ramp):
+    r"""Prune fast while weights are redundant, slowly as they run out.
+
+    .. math:: r(t) = 1 - (1 - r_0)(1 - p)^k, \quad p = (t - t_0) / (t_1 - t_0)
+
+    Multiplied by the final sparsity, and with ``power=3``, this is eq. 1 of Zhu & Gupta,
+    "To prune, or not to prune" (2017), https://arxiv.org/abs/1710.01878.
+
+    Args:
+        begin: Where the ramp starts, in ``unit``; nothing is due before it.
+        end: Where the ramp ends, in ``unit``; everything is due from it on.
+        every: Distance between updates, in ``unit``; a hundredth of the ramp by default.
+        unit: What ``begin``, ``end`` and ``every`` count: a ``"fraction"`` of the planned training,
+            in [0, 1], or optimizer ``"step"``s or ``"epoch"``s, both 0-based.
+        initial: Fraction :math:`r_0` of the final sparsity due at ``begin``, in [0, 1].
+        power: Exponent :math:`k`, positive; 1 is linear.
+
+    Raises:
+        ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
+
+    Example:
+        >>> schedule = PolynomialSchedule(begin=100, end=200, unit="step")
+        >>> [schedule(step) for step in (99, 100, 150, 200, 999)]
+        [0.0, 0.0, 0.875, 1.0, 1.0]
+    """
+
+    initial: float = 0.0
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.initial <= 1:
+            raise ValueError(f"need 0 <= initial <= 1, got initial={self.initial}")
+        if not (self.power > 0 and math.isfinite(self.power)):
+            raise ValueError(f"need a finite power > 0, got power={self.power}")
+
+    def _climb(self, p: float) -> float:
+        return 1 - float((1 - self.initial) * (1 - p) ** self.power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineSchedule(Ramp):
+    r"""Start and land softly, fastest in the middle.
+
+    .. math:: r(t) = (1 - \cos(\pi p)) / 2, \quad p = (t - t_0) / (t_1 - t_0)
+
+    Half a period of the cosine of Loshchilov & Hutter, "SGDR" (2017),
+    https://arxiv.org/abs/1608.03983, read as a sparsity instead of a learning rate.
+
+    Args:
+        begin: Where the ramp starts, in ``unit``; nothing is due before it.
+        end: Where the ramp ends, in ``unit``; everything is due from it on.
+        every: Distance between updates, in ``unit``; a hundredth of the ramp by default.
+        unit: What ``begin``, ``end`` and ``every`` count: a ``"fraction"`` of the planned training,
+            in [0, 1], or optimizer ``"step"``s or ``"epoch"``s, both 0-based.
+
+    Raises:
+        ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
+
+    Example:
+        >>> schedule = CosineSchedule(begin=0, end=2, unit="epoch")
+        >>> [round(schedule(epoch), 3) for epoch in (0, 0.5, 1, 2)]
+        [0.0, 0.146, 0.5, 1.0]
+    """
+
+    def _climb(self, p: float) -> float:
+        return (1 - math.cos(math.pi * p)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExponentialSchedule(Ramp):
+    r"""Remove a constant share of what is left at each update.
+
+    .. math:: r(t) = \frac{1 - e^{-\lambda p}}{1 - e^{-\lambda}}, \quad p = (t - t_0) / (t_1 - t_0)
+
+    With :math:`\lambda = -\ln(1 - s)` for the final sparsity :math:`s` the weights left shrink by
+    the same factor at each update, the continuous form of iterative magnitude pruning (Han et al.,
+    "Learning both Weights and Connections", 2015, https://arxiv.org/abs/1506.02626).
+
+    Args:
+        begin: Where the ramp starts, in ``unit``; nothing is due before it.
+        end: Where the ramp ends, in ``unit``; everything is due from it on.
+        every: Distance between updates, in ``unit``; a hundredth of the ramp by default.
+        unit: What ``begin``, ``end`` and ``every`` count: a ``"fraction"`` of the planned training,
+            in [0, 1], or optimizer ``"step"``s or ``"epoch"``s, both 0-based.
+        rate: :math:`\lambda`, positive; the default, ln 10, belongs to a final sparsity of 0.9.
+
+    Raises:
+        ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
+
+    Example:
+        >>> schedule = ExponentialSchedule(begin=0, end=2, unit="step", rate=-math.log(1 - 0.75))
+        >>> [round(0.75 * schedule(step), 6) for step in (0, 1, 2)]
+        [0.0, 0.5, 0.75]
+    """
+
+    rate: float = math.log(10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.rate > 0 and math.isfinite(self.rate)):
+            raise ValueError(f"need a finite rate > 0, got rate={self.rate}")
+
+    def _climb(self, p: float) -> float:
+        return math.expm1(-self.rate * p) / math.expm1(-self.rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShotSchedule(Schedule):
+    """Prune everything in one update, then train on.
+
+    Args:
+        end: Where that update is due, in ``unit``.
+        unit: What ``end`` counts: a ``"fraction"`` of the planned training, in [0, 1], or optimizer
+            ``"step"``s or ``"epoch"``s, both 0-based.
+
+    Raises:
+        ValueError: If ``end`` is negative, or past 1 as a fraction.
+
+    Example:
+        >>> schedule = OneShotSchedule(end=100, unit="step")
+        >>> [schedule(step) for step in (99, 100)]
+        [0.0, 1.0]
+    """
+
+    end: float = 0.5
+    unit: Unit = "fraction"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+        _check_point("end", self.end, self.unit)
+
+    def __call__(self, t: float) -> float:
+        """Return 0 before ``end`` and 1 from it on."""
+        return 1.0 if t >= self.end else 0.0
+
+    def last_due(self, t: float) -> float | None:
+        """Return ``end`` from ``end`` on; None before it."""
+        return self.end if t >= self.end - _TOLERANCE else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStepSchedule(Schedule):
+    """Prune in rounds, with training between them.
+
+    Args:
+        milestones: Where the rounds are due, rising, in ``unit``.
+        fractions: Fraction of the final sparsity due at each milestone, never falling, the last
+            being 1; by default each round adds the same.
+        unit: What the milestones count: a ``"fraction"`` of the planned training, in [0, 1], or
+            optimizer ``"step"``s or ``"epoch"``s, both 0-based.
+
+    Raises:
+        ValueError: If the milestones do not rise, or the fractions do not fit them.
+
+    Example:
+        >>> schedule = MultiStepSchedule(milestones=(1, 2), fractions=(0.8, 1), unit="epoch")
+        >>> [schedule(epoch) for epoch in (0, 1, 2)]
+        [0.0, 0.8, 1.0]
+    """
+
+    milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
+    fractions: tuple[float, ...] | None = None
+    unit: Unit = "fraction"
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+        if not self.milestones or any(
+            later <= earlier
+            for earlier, later in zip(self.milestones, self.milestones[1:], strict=False)
+        ):
+            raise ValueError(f"need rising milestones, got milestones={self.milestones}")
+        for milestone in self.milestones:
+            _check_point("milestones", milestone, self.unit)
+        if self.fractions is not None and not (
+            len(self.fractions) == len(self.milestones)
+            and self.fractions[-1] == 1
+            and all(0 <= fraction <= 1 for fraction in self.fractions)
+            and sorted(self.fractions) == list(self.fractions)
+        ):
+            raise ValueError(
+                "need one fraction in [0, 1] for each milestone, never falling, the last 1, "
+                f"got fractions={self.fractions}"
+            )
+
+    @property
+    def end(self) -> float:
+        """The last milestone, in ``unit``."""
+        return self.milestones[-1]
+
+    def __call__(self, t: float) -> float:
+        """Return the fraction that belongs to the last milestone up to ``t``; 0 before them."""
+        passed = sum(milestone <= t for milestone in self.milestones)
+        if passed == 0:
+            return 0.0
+        if self.fractions is None:
+            return passed / len(self.milestones)
+        return float(self.fractions[passed - 1])
+
+    def last_due(self, t: float) -> float | None:
+        """Return the last milestone up to ``t``; None before the first."""
+        passed = [point for point in self.milestones if t >= point - _TOLERANCE]
+        return passed[-1] if passed else None
+
+
+def _check_unit(unit: str) -> None:
+    if unit not in ("fraction", "step", "epoch"):
+        raise ValueError(f"need unit 'fraction', 'step' or 'epoch', got unit={unit!r}")
+
+
+def _check_point(name: str, value: float, unit: Unit) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"need a finite {name} >= 0, got {name}={value}")
+    if unit == "fraction" and value > 1:
+        raise ValueError(
+            f"need {name} <= 1 with unit='fraction' (of the planned training), got {name}={value}; "
+            "to count otherwise, set unit='step' or unit='epoch'"
+        )
+    if unit == "step" and value != int(value):
+        raise ValueError(
+            f"need a whole number of steps, got {name}={value}; "
+            "for a fraction of the planned training, set unit='fraction'"
+        )
