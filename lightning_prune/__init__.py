@@ -1,5 +1,8 @@
 """Prune any LightningModule gradually while it trains."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lightning_prune.allocations import (
     Allocation,
     ERKAllocation,
@@ -9,6 +12,7 @@ from lightning_prune.allocations import (
 )
 from lightning_prune.criteria import Criterion, MagnitudeCriterion, RandomCriterion
 from lightning_prune.groups import Group, PrunedTensor
+from lightning_prune.metrics import Sparsity
 from lightning_prune.patterns import BlockPattern, NMPattern, Pattern, UnstructuredPattern
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules import (
@@ -19,6 +23,9 @@ from lightning_prune.schedules import (
     PolynomialSchedule,
     Schedule,
 )
+
+if TYPE_CHECKING:
+    from lightning_prune.callbacks import PruningCallback, SparsityMonitor
 
 __version__ = "0.1.0"
 
@@ -40,8 +47,18 @@ __all__ = [
     "PolynomialSchedule",
     "PrunedTensor",
     "Pruner",
+    "PruningCallback",
     "RandomCriterion",
     "Schedule",
+    "Sparsity",
+    "SparsityMonitor",
     "UniformAllocation",
     "UnstructuredPattern",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import Lightning only where a callback is asked for: `Pruner` does without it."""
+    if name in ("PruningCallback", "SparsityMonitor"):
+        return getattr(import_module("lightning_prune.callbacks"), name)
+    raise AttributeError(f"module 'lightning_prune' has no attribute '{name}'")

@@ -149,16 +149,17 @@ class Group:
 
     def _member_scores(self, member: PrunedTensor, score: Score) -> Tensor:
         scores = score(member, member.state)
+        source = getattr(score, "__qualname__", score)
         if scores.shape != member.parameter.shape:
             raise ValueError(
                 f"need scores shaped as the tensor, {tuple(member.parameter.shape)}, got "
-                f"{tuple(scores.shape)} from {getattr(score, '__qualname__', score)} for '{member.name}'"
+                f"{tuple(scores.shape)} from {source} for '{member.name}'"
             )
         if not torch.isfinite(scores).all():
             bad = int((~torch.isfinite(scores)).sum())
             raise ValueError(
                 f"need finite scores, got {bad} NaN or infinite ones of {scores.numel()} from "
-                f"{getattr(score, '__qualname__', score)} for '{member.name}' at step {member.step}; "
+                f"{source} for '{member.name}' at step {member.step}; "
                 "its weights or gradients have diverged"
             )
         wide = scores if scores.dtype == torch.float64 else scores.float()

@@ -27,7 +27,7 @@ class Pruner:
     """Prunes a model gradually in any PyTorch loop.
 
     Between ``backward()`` and ``optimizer.step()`` call `before_step`; the rest happens in a hook
-    of the optimizer. Masks are applied to the parameters in place, so the model stays the plain one.
+    of the optimizer. Masks are applied to the parameters in place, so the model stays plain.
 
     Args:
         sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
@@ -223,7 +223,7 @@ class Pruner:
             return
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._model = [], None
+        self._hooks, self._model, self._loaded = [], None, None
         revived = [
             tensor.name
             for tensor in self.tensors

@@ -1,0 +1,62 @@
+"""What is said of a run in words: what is pruned, how far, and what stays dense and why."""
+
+from collections import defaultdict
+
+from rich.table import Table
+
+from lightning_prune.pruner import Pruner
+
+_COLUMNS = ("tensor", "shape", "weights", "kept", "sparsity", "final")
+_NAMES_IN_A_ROW = 3
+
+
+def pruning_table(pruner: Pruner, title: str) -> Table:
+    """Return the state of every tensor, and below it what stays dense, for a terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in ("tensor", "shape") else "right")
+    rows = pruning_rows(pruner)
+    for row in rows[:-1]:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*rows[-1], style="bold")
+    for reason, names in _dense_by_reason(pruner).items():
+        shown = ", ".join(names[:_NAMES_IN_A_ROW])
+        rest = f" and {len(names) - _NAMES_IN_A_ROW} more" if len(names) > _NAMES_IN_A_ROW else ""
+        table.add_row(f"dense: {shown}{rest}", reason, style="dim")
+    return table
+
+
+def pruning_markdown(pruner: Pruner) -> str:
+    """Return the same as a Markdown table, for TensorBoard's text page."""
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *pruning_rows(pruner)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def pruning_rows(pruner: Pruner) -> list[tuple[str, ...]]:
+    """Return one row of text a tensor and a last one for all of them together."""
+    planned = pruner.plan()
+    rows: list[tuple[str, ...]] = []
+    for tensor in pruner.tensors:
+        final = planned[tensor.name]
+        rows.append(
+            (
+                tensor.name,
+                " x ".join(map(str, tensor.mask.shape)),
+                f"{tensor.total:,}",
+                f"{tensor.kept:,}",
+                f"{1 - tensor.kept / tensor.total:.4f}",
+                "pooled" if final is None else f"{final:.4f}",
+            )
+        )
+    total, kept = (sum(getattr(t, name) for t in pruner.tensors) for name in ("total", "kept"))
+    reached, planned_for_all = f"{pruner.sparsity:.4f}", f"{pruner.final_sparsity:.4f}"
+    rows.append(("all", "", f"{total:,}", f"{kept:,}", reached, planned_for_all))
+    return rows
+
+
+def _dense_by_reason(pruner: Pruner) -> dict[str, list[str]]:
+    by_reason = defaultdict(list)
+    for name, reason in pruner.dense.items():
+        by_reason[reason].append(name)
+    return by_reason

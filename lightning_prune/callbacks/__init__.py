@@ -1,0 +1,6 @@
+"""The Lightning floor: one callback a file."""
+
+from lightning_prune.callbacks.monitor import SparsityMonitor
+from lightning_prune.callbacks.pruning import PruningCallback
+
+__all__ = ["PruningCallback", "SparsityMonitor"]

@@ -1,0 +1,172 @@
+"""Sparsity curves, pictures and tables in whatever loggers the Trainer has."""
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_prune._tables import pruning_markdown
+from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.pruner import Pruner
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SparsityMonitor(Callback):
+    """Logs how the sparsity of a `PruningCallback` grows, overall and tensor by tensor.
+
+    At each mask update, for every tensor and ``overall``: ``sparsity/…``, ``sparsity_target/…`` and
+    ``mask_change/…``, the share of mask entries that the update changed. In TensorBoard also weight
+    histograms, a Custom Scalars layout and, when training ends, a text table and a picture of the
+    quality over the sparsity.
+
+    Args:
+        quality: Name of a metric that validation logs (without validation: training), such as
+            ``"val_acc"``; it is recorded at each sparsity reached. The picture needs the extra
+            ``lightning-prune[plots]``.
+        histograms_every: Epochs between weight histograms; null for none.
+
+    Attributes:
+        quality_curve: The recorded pairs of sparsity and quality, in order.
+
+    Raises:
+        ValueError: If ``histograms_every`` is less than 1.
+    """
+
+    def __init__(self, quality: str | None = None, histograms_every: int | None = 5) -> None:
+        if histograms_every is not None and histograms_every < 1:
+            raise ValueError(
+                f"need histograms_every >= 1 or null, got histograms_every={histograms_every}"
+            )
+        self.quality = quality
+        self.histograms_every = histograms_every
+        self.quality_curve: list[tuple[float, float]] = []
+        self._logged_updates = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a monitor with nothing to watch, or without what its picture needs."""
+        if stage != "fit":
+            return
+        self._pruner(trainer)
+        if self.quality and _boards(trainer) and importlib.util.find_spec("matplotlib") is None:
+            raise ModuleNotFoundError(
+                f"need matplotlib to draw quality={self.quality!r} in TensorBoard: "
+                "pip install 'lightning-prune[plots]'"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the recorded qualities."""
+        return {"quality_curve": [list(point) for point in self.quality_curve]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the recorded qualities."""
+        self.quality_curve = [(point[0], point[1]) for point in state_dict["quality_curve"]]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lay out the Custom Scalars page."""
+        self._logged_updates = 0
+        quality = f"^{self.quality}$" if self.quality else ".*acc.*"
+        charts = {
+            "target and achieved": ["Multiline", ["^sparsity$", "^sparsity_target$"]],
+            "per layer": ["Multiline", ["^sparsity/(?!overall$)"]],
+            "accuracy and sparsity": ["Multiline", [quality, "^sparsity$"]],
+        }
+        for board in _boards(trainer):
+            board.experiment.add_custom_scalars({"pruning": charts})
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log the tensors after each update of the masks."""
+        pruner = self._pruner(trainer)
+        if pruner.updates == self._logged_updates:
+            return
+        self._logged_updates = pruner.updates
+        entries = sum(tensor.total for tensor in pruner.tensors)
+        changed = sum(pruner.changed.get(t.name, 0.0) * t.total for t in pruner.tensors)
+        scalars = {
+            "sparsity/overall": pruner.sparsity,
+            "sparsity_target/overall": pruner.sparsity_target,
+            "mask_change/overall": changed / entries,
+        }
+        for tensor in pruner.tensors:
+            scalars[f"sparsity/{tensor.name}"] = 1 - tensor.kept / tensor.total
+            scalars[f"sparsity_target/{tensor.name}"] = pruner.target(tensor)
+            scalars[f"mask_change/{tensor.name}"] = pruner.changed.get(tensor.name, 0.0)
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=_logged_step(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the quality at the sparsity that was validated."""
+        self._record_quality(trainer, validated=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the histograms that are due; record the quality if there is no validation."""
+        if not trainer.enable_validation:
+            self._record_quality(trainer, validated=False)
+        if self.histograms_every and (trainer.current_epoch + 1) % self.histograms_every == 0:
+            for board in _boards(trainer):
+                for tensor in self._pruner(trainer).tensors:
+                    kept = tensor.parameter.detach()[tensor.mask].float()
+                    board.experiment.add_histogram(
+                        f"kept_weights/{tensor.name}", kept, _logged_step(trainer)
+                    )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table and the picture."""
+        for board in _boards(trainer):
+            step = _logged_step(trainer)
+            board.experiment.add_text("sparsity", pruning_markdown(self._pruner(trainer)), step)
+            if self.quality and self.quality_curve:
+                figure = _quality_figure(self.quality, self.quality_curve)
+                board.experiment.add_figure(f"{self.quality}_over_sparsity", figure, step)
+
+    def _record_quality(self, trainer: Trainer, *, validated: bool) -> None:
+        if self.quality is None or trainer.state.fn != "fit":
+            return
+        if self.quality not in trainer.callback_metrics:
+            when = "validation" if validated else "training"
+            raise ValueError(
+                f"need the name of a metric that {when} logs, got quality={self.quality!r}; "
+                f"logged are {sorted(trainer.callback_metrics)}"
+            )
+        if not trainer.sanity_checking:
+            value = float(trainer.callback_metrics[self.quality])
+            self.quality_curve.append((self._pruner(trainer).sparsity, value))
+
+    @staticmethod
+    def _pruner(trainer: Trainer) -> Pruner:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PruningCallback):
+                return callback.pruner
+        raise ValueError("need a PruningCallback beside a SparsityMonitor, got none in the Trainer")
+
+
+def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """Return the loggers that can draw; on other ranks than the first there are none."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _logged_step(trainer: Trainer) -> int:
+    """Return the step that Lightning itself writes beside its metrics."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _quality_figure(quality: str, curve: list[tuple[float, float]]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*curve, strict=True), marker="o", markersize=4)
+    axes.set(xlabel="sparsity", ylabel=quality, title=f"{quality} over sparsity", xlim=(0, 1))
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,148 @@
+"""Pruning inside a Lightning Trainer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from rich.console import Console
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_prune._tables import pruning_table
+from lightning_prune.allocations import Allocation
+from lightning_prune.callbacks._clock import trainer_clock
+from lightning_prune.criteria import Criterion
+from lightning_prune.patterns import Pattern
+from lightning_prune.pruner import Pruner
+from lightning_prune.schedules import Schedule
+
+
+class PruningCallback(Callback):
+    """Prunes the model gradually while it trains, and lands exactly on target.
+
+    Logs ``sparsity`` (counted from the masks) and ``sparsity_target`` at each step; prints what
+    will be pruned when training starts and what was when it ends. Its checkpoints resume sparse;
+    they also load into the plain model, without this package.
+
+    Args:
+        sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
+            parameter or module names, null leaving it dense, where the last that matches decides.
+        schedule: When; by default `PolynomialSchedule`, from 10 % to 75 % of the training.
+        allocation: Where; by default `UniformAllocation` for N:M, else `ERKAllocation`.
+        criterion: Which; `MagnitudeCriterion` by default.
+        pattern: What shape; `UnstructuredPattern` by default.
+        keep_zeros: Whether weights that are zero when training starts stay so.
+
+    Raises:
+        ValueError: If an argument is out of range, or two of them clash.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(
+        ...     callbacks=[PruningCallback(sparsity=0.9)], logger=False, accelerator="cpu",
+        ... )
+    """
+
+    def __init__(
+        self,
+        sparsity: float | dict[str, float | None] = 0.9,
+        schedule: Schedule | None = None,
+        allocation: Allocation | None = None,
+        criterion: Criterion | None = None,
+        pattern: Pattern | None = None,
+        keep_zeros: bool = False,
+    ) -> None:
+        self.pruner = Pruner(
+            sparsity=sparsity,
+            schedule=schedule,
+            allocation=allocation,
+            criterion=criterion,
+            pattern=pattern,
+            keep_zeros=keep_zeros,
+        )
+        self._restored: dict[str, Any] | None = None
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks by qualified parameter name; True keeps."""
+        return self.pruner.masks
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in the pruned tensors together, counted from the masks."""
+        return self.pruner.sparsity
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work, before anything has happened."""
+        others = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]
+        if len(others) > 1:
+            raise ValueError(
+                f"need one PruningCallback in a Trainer, got {len(others)}; give several targets "
+                "to one by sparsity={'encoder': 0.9, 'decoder': 0.5}"
+            )
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+            raise ValueError(
+                "need a strategy that leaves parameters whole, got "
+                f"{type(trainer.strategy).__name__}; use DDP"
+            )
+        self._restored = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a checkpoint's masks and counts until training starts."""
+        self._restored = state_dict
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        return self.pruner.state_dict() if self.pruner.tensors else {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, where weights, optimizers and restored states are there under every strategy."""
+        if self._restored:
+            self.pruner.load_state_dict(self._restored)
+        clock = trainer_clock(trainer, self.pruner.schedule)
+        self.pruner.attach(pl_module, trainer.optimizers, clock=clock)
+        self._say(trainer, "To be pruned")
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Let the engine work on gradients that are complete and not yet clipped."""
+        if not _will_be_skipped(trainer, optimizer):
+            self.pruner.before_step(optimizer)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log what is reached and what is due."""
+        pl_module.log("sparsity", self.pruner.sparsity, prog_bar=True, on_step=True, on_epoch=False)
+        pl_module.log("sparsity_target", self.pruner.sparsity_target, on_step=True, on_epoch=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the zeros in the weights for good."""
+        self.pruner.detach()
+        self._say(trainer, "Pruned")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the zeros that were reached, and no hook."""
+        self.pruner.detach(completed=False)
+
+    def _say(self, trainer: Trainer, title: str) -> None:
+        if trainer.is_global_zero:
+            Console().print(pruning_table(self.pruner, title))
+
+
+def _will_be_skipped(trainer: Trainer, optimizer: Optimizer) -> bool:
+    """Whether the gradient scaler has found infinite gradients and will leave the step out."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return False
+    found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+    return any(bool(value.item()) for value in found.values())

@@ -1,0 +1,73 @@
+"""Sparsity as a torchmetrics metric: it counts the weights and so audits any pruning."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_prune.groups import prunable_weights
+
+
+def sparsity(weights: nn.Module | Iterable[Tensor]) -> Tensor:
+    """Return the fraction of zeros.
+
+    Args:
+        weights: A module, whose prunable weights are counted (those that a `Pruner` takes by
+            default, frozen ones included), or tensors.
+
+    Returns:
+        Zeros over entries, a float64 scalar in [0, 1]; NaN if there are no entries.
+
+    Example:
+        >>> sparsity([torch.tensor([0.0, 1.0]), torch.tensor([0.0, -0.0])]).item()
+        0.75
+    """
+    zeros, entries = _count(weights)
+    return zeros.double() / entries
+
+
+class Sparsity(Metric):
+    r"""Fraction of zeros in weights, over all that `update` was given.
+
+    .. math:: \frac{\#\{w = 0\}}{\#\{w\}}
+
+    Example:
+        >>> metric = Sparsity()
+        >>> metric.update(nn.Linear(2, 2))
+        >>> metric.update([torch.zeros(4)])
+        >>> metric.compute().item()
+        0.5
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    zeros: Tensor
+    entries: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("zeros", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("entries", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, weights: nn.Module | Iterable[Tensor]) -> None:
+        """Count the zeros of a module's prunable weights, or of tensors."""
+        zeros, entries = _count(weights)
+        self.zeros += zeros.to(self.zeros.device)
+        self.entries += entries
+
+    def compute(self) -> Tensor:
+        """Return zeros over entries, a float64 scalar; NaN before any update."""
+        return self.zeros.double() / self.entries
+
+
+def _count(weights: nn.Module | Iterable[Tensor]) -> tuple[Tensor, int]:
+    if isinstance(weights, nn.Module):
+        weights = prunable_weights(weights).values()
+    tensors = [tensor.detach() for tensor in weights]
+    zeros = [(tensor == 0).sum() for tensor in tensors]
+    total = torch.stack([count.cpu() for count in zeros]).sum() if zeros else torch.tensor(0)
+    return total, sum(tensor.numel() for tensor in tensors)
