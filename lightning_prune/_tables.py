@@ -2,15 +2,17 @@
 
 from collections import defaultdict
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from lightning_prune.pruner import Pruner
 
 _COLUMNS = ("tensor", "shape", "weights", "kept", "sparsity", "final")
-_NAMES_IN_A_ROW = 3
+_LISTED_NAMES = 6
 
 
-def pruning_table(pruner: Pruner, title: str) -> Table:
+def pruning_table(pruner: Pruner, title: str) -> RenderableType:
     """Return the state of every tensor, and below it what stays dense, for a terminal."""
     table = Table(title=title, title_justify="left")
     for column in _COLUMNS:
@@ -20,11 +22,11 @@ def pruning_table(pruner: Pruner, title: str) -> Table:
         table.add_row(*row)
     table.add_section()
     table.add_row(*rows[-1], style="bold")
-    for reason, names in _dense_by_reason(pruner).items():
-        shown = ", ".join(names[:_NAMES_IN_A_ROW])
-        rest = f" and {len(names) - _NAMES_IN_A_ROW} more" if len(names) > _NAMES_IN_A_ROW else ""
-        table.add_row(f"dense: {shown}{rest}", reason, style="dim")
-    return table
+    dense = [
+        Text(f"dense ({reason}): {', '.join(names)}", style="dim")
+        for reason, names in _dense_by_reason(pruner).items()
+    ]
+    return Group(table, *dense)
 
 
 def pruning_markdown(pruner: Pruner) -> str:
@@ -59,4 +61,7 @@ def _dense_by_reason(pruner: Pruner) -> dict[str, list[str]]:
     by_reason = defaultdict(list)
     for name, reason in pruner.dense.items():
         by_reason[reason].append(name)
+    for names in by_reason.values():
+        if len(names) > _LISTED_NAMES:
+            names[_LISTED_NAMES:] = [f"and {len(names) - _LISTED_NAMES} more"]
     return by_reason

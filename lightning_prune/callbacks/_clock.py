@@ -22,7 +22,8 @@ def trainer_clock(trainer: Trainer, schedule: Schedule) -> Clock:
     Raises:
         ValueError: If a fraction of an unknown plan is asked for, or the plan ends before ``end``.
     """
-    if trainer.fast_dev_run:  # a ramp in any unit is squeezed into the few batches  # type: ignore[attr-defined]
+    # A ramp in any unit is squeezed into the few batches of a trial run.
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return lambda done: schedule.end * _fraction(trainer)
     if schedule.unit == "step":
         return planned_clock(schedule, _planned_steps(trainer), None)
@@ -68,7 +69,8 @@ def _is_last(trainer: Trainer) -> bool:
 
 def _max_epochs(trainer: Trainer) -> float:
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
-    for callback in trainer.callbacks:  # its extra epoch only gathers statistics  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        # Its extra epoch only gathers statistics.
         if isinstance(callback, StochasticWeightAveraging):
             return min(epochs, callback.swa_end + 1)
     return epochs
