@@ -35,13 +35,13 @@ def _causes(message: str, keys: Sequence[str]) -> Iterator[str]:
     for base, name in _UNKNOWN_NAME.findall(message):
         names = sorted(child.__name__ for child in _descendants(_imported(base)))
         kind = base.rpartition(".")[2]
-        yield f"unknown {kind} '{name}'{_suggestion(name, names)}, or a full import path"
+        yield f"unknown {kind} '{name}'{_suggestion(name, [*names, 'a full import path'])}"
     for path, option in _UNKNOWN_OPTION.findall(message):
         name = option.split(".")[0]
         names = [p for p in inspect.signature(_imported(path)).parameters if p != "kwargs"]
         yield f"unknown argument '{name}' of {path}{_suggestion(name, names)}"
     for key in _UNKNOWN_KEY.findall(message):
-        close = get_close_matches(key, keys, n=3)
+        close = get_close_matches(key, sorted(set(keys)), n=3)
         yield f"unknown key '{key}'{_suggestion(key, close)}"
     for module, name in _UNKNOWN_ATTRIBUTE.findall(message):
         classes = [

@@ -27,15 +27,15 @@ def trainer_clock(trainer: Trainer, schedule: Schedule) -> Clock:
         return lambda done: schedule.end * _fraction(trainer)
     if schedule.unit == "step":
         return planned_clock(schedule, _planned_steps(trainer), None)
-    planned = _planned_epochs(trainer)
     if schedule.unit == "epoch":
+        planned = _planned_epochs(trainer)
         if schedule.end > planned:
             raise ValueError(
                 f"need end within the {planned:g} planned epochs, got end={schedule.end} with "
                 "unit='epoch'"
             )
         return lambda done: schedule.end if _is_last(trainer) else _epochs(trainer)
-    if math.isinf(planned):
+    if not _has_known_end(trainer):
         raise ValueError(
             "need a known end of training for a schedule with unit='fraction', got "
             f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps} and "
@@ -76,15 +76,19 @@ def _max_epochs(trainer: Trainer) -> float:
     return epochs
 
 
+def _has_known_end(trainer: Trainer) -> bool:
+    by_epochs = math.isfinite(_max_epochs(trainer) * trainer.num_training_batches)
+    return by_epochs or trainer.max_steps > 0
+
+
 def _planned_epochs(trainer: Trainer) -> float:
-    """Return the epochs that will be trained; infinite if the end in batches is unknown."""
+    """Return the most epochs that can be trained, as far as Lightning knows."""
     batches = trainer.num_training_batches
-    by_epochs = _max_epochs(trainer) if math.isfinite(batches) else math.inf
-    if trainer.max_steps > 0 and trainer.lightning_module.automatic_optimization:
-        steps_an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        by_steps = trainer.max_steps / steps_an_epoch if math.isfinite(batches) else 1.0
-        return min(by_epochs, by_steps)
-    return by_epochs if trainer.max_steps <= 0 else min(by_epochs, trainer.max_steps)
+    automatic = trainer.lightning_module.automatic_optimization
+    if trainer.max_steps <= 0 or not automatic or math.isinf(batches):
+        return _max_epochs(trainer)
+    steps_an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    return min(_max_epochs(trainer), trainer.max_steps / steps_an_epoch)
 
 
 def _planned_steps(trainer: Trainer) -> int | None:

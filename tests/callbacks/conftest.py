@@ -1,0 +1,69 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Classifier(LightningModule):
+    """Two layers on four classes that are easy to tell apart."""
+
+    def __init__(self, optimizer: str = "adamw") -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.optimizer = optimizer
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_acc", (self.net(x).argmax(1) == y).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        if self.optimizer == "adagrad":
+            return torch.optim.Adagrad(self.parameters(), lr=0.05)
+        return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Classifier]:
+    def make(seed: int = 0, **kwargs: Any) -> Classifier:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return Classifier(**kwargs)
+
+    return make
+
+
+@pytest.fixture
+def loader() -> DataLoader:
+    """Ten batches of eight."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(80) % 4
+    x = torch.randn(80, 16, generator=generator) + 3 * nn.functional.one_hot(y, 16)
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+@pytest.fixture
+def make_trainer(tmp_path) -> Callable[..., Trainer]:
+    def make(*callbacks: Any, **kwargs: Any) -> Trainer:
+        defaults = {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+            "log_every_n_steps": 1,
+        }
+        return Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
+
+    return make
