@@ -6,7 +6,7 @@ import sys
 from typing import NoReturn
 
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short names of what is imported)
 from lightning_prune._cli_errors import explained
@@ -45,12 +45,8 @@ class PruneCLI(LightningCLI):
             self.parser.error(str(error))
 
 
-def main(args: ArgsType = None) -> None:
-    """Run ``fit``, ``validate``, ``test`` or ``predict`` on what the config names.
-
-    Args:
-        args: The command line; by default that of the process.
-    """
+def main() -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` on what the config names."""
     if os.getcwd() not in sys.path:  # a console script does not see the current directory
         sys.path.insert(0, os.getcwd())
     PruneCLI(
@@ -60,5 +56,4 @@ def main(args: ArgsType = None) -> None:
         subclass_mode_data=True,
         parser_class=PruneArgumentParser,
         save_config_kwargs={"overwrite": True},
-        args=args,
     )

@@ -76,7 +76,7 @@ class Pruner:
             if target is not None:
                 self.pattern.check_sparsity(target)
         self.updates = 0
-        """How often masks have changed since `attach`."""
+        """Number of updates that were due since `attach`."""
         self.changed: dict[str, float] = {}
         """Share of each tensor's mask entries that the last update changed, by name."""
         self._groups: list[Group] = []
@@ -341,8 +341,6 @@ class Pruner:
             tensor.name: (before[tensor.name] - tensor.kept) / tensor.total
             for tensor in self._owned(index)
         }
-        if not any(changed.values()):
-            return
         self.updates += 1
         self.changed = changed
         optimizer = self._optimizers[index]

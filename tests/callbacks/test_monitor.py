@@ -1,0 +1,124 @@
+import sys
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_prune import PruningCallback, SparsityMonitor
+
+
+class Remember(Logger):
+    """The least that a logger can be."""
+
+    name, version = "remember", 0
+
+    def __init__(self):
+        super().__init__()
+        self.metrics = []
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+@pytest.fixture
+def events(make_model, make_trainer, loader, tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    monitor = SparsityMonitor(quality="val_acc", histograms_every=1)
+    pruning = PruningCallback(sparsity=0.75)
+    make_trainer(monitor, pruning, logger=logger).fit(make_model(), loader, loader)
+    accumulator = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def last(events, tag):
+    return events.Scalars(tag)[-1].value
+
+
+def test_tensorboard_gets_curves_overall_and_per_tensor(events):
+    tags = set(events.Tags()["scalars"])
+    assert {"sparsity", "sparsity_target", "val_acc"} <= tags
+    for tag in ("overall", "net.0.weight", "net.2.weight"):
+        assert {f"sparsity/{tag}", f"sparsity_target/{tag}", f"mask_change/{tag}"} <= tags
+    assert last(events, "sparsity/overall") == last(events, "sparsity_target/overall") == 0.75
+    kept = 0.25 * (512 + 128)
+    layers = [last(events, f"sparsity/net.{i}.weight") for i in (0, 2)]
+    assert (1 - layers[0]) * 512 + (1 - layers[1]) * 128 == kept
+
+
+def test_the_changes_add_up_to_what_was_pruned(events):
+    changes = [event.value for event in events.Scalars("mask_change/overall")]
+    assert sum(changes) == pytest.approx(0.75)
+
+
+def test_tensorboard_gets_layout_histograms_table_and_picture(events):
+    tags = events.Tags()
+    assert set(tags["histograms"]) == {"kept_weights/net.0.weight", "kept_weights/net.2.weight"}
+    assert tags["images"] == ["val_acc_over_sparsity"]
+    summary = [tag for tag in tags["tensors"] if tag.startswith("custom_scalars__config__")]
+    layout = str(events.Tensors(summary[0])[0].tensor_proto)
+    for chart in ("target and achieved", "per layer", "accuracy and sparsity"):
+        assert chart in layout
+    text = str(events.Tensors("sparsity/text_summary")[0].tensor_proto)
+    assert "net.0.weight" in text
+    assert "| all |" in text
+
+
+def test_any_logger_gets_the_scalars(make_model, make_trainer, loader, tmp_path):
+    remember, csv = Remember(), CSVLogger(tmp_path)
+    pruning = PruningCallback(sparsity=0.75)
+    trainer = make_trainer(
+        pruning, SparsityMonitor(quality="val_acc", histograms_every=1), logger=[remember, csv]
+    )
+    trainer.fit(make_model(), loader, loader)
+    updates = [(step, m) for step, m in remember.metrics if "mask_change/overall" in m]
+    assert len(updates) == pruning.pruner.updates > 3
+    assert updates[-1][1]["sparsity/overall"] == 0.75
+    assert "sparsity/net.0.weight" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
+
+
+def test_the_quality_is_recorded_at_each_sparsity(make_model, make_trainer, loader):
+    monitor, pruning = SparsityMonitor(quality="val_acc"), PruningCallback(sparsity=0.75)
+    trainer = make_trainer(monitor, pruning, max_epochs=3)
+    trainer.fit(make_model(), loader, loader)
+    sparsities = [sparsity for sparsity, _ in monitor.quality_curve]
+    assert len(sparsities) == 3
+    assert 0 < sparsities[0] < sparsities[-1] == 0.75
+    assert monitor.quality_curve[-1][1] == float(trainer.callback_metrics["val_acc"])
+    resumed = SparsityMonitor(quality="val_acc")
+    resumed.load_state_dict(monitor.state_dict())
+    assert resumed.quality_curve == monitor.quality_curve
+
+
+def test_an_unknown_quality_lists_what_is_logged_before_training(make_model, make_trainer, loader):
+    pruning = PruningCallback()
+    with pytest.raises(ValueError, match=r"quality='val_accuracy'; logged are \['val_acc'\]"):
+        make_trainer(pruning, SparsityMonitor(quality="val_accuracy")).fit(
+            make_model(), loader, loader
+        )
+    assert pruning.masks == {}
+
+
+def test_a_monitor_alone_is_refused(make_model, make_trainer, loader):
+    with pytest.raises(ValueError, match="need a PruningCallback beside a SparsityMonitor"):
+        make_trainer(SparsityMonitor()).fit(make_model(), loader)
+
+
+def test_a_picture_without_matplotlib_names_the_extra(
+    make_model, make_trainer, loader, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    trainer = make_trainer(
+        PruningCallback(), SparsityMonitor(quality="val_acc"), logger=TensorBoardLogger(tmp_path)
+    )
+    with pytest.raises(ModuleNotFoundError, match=r"lightning-prune\[plots\]"):
+        trainer.fit(make_model(), loader, loader)
+
+
+def test_a_bad_interval_is_refused():
+    with pytest.raises(ValueError, match="need histograms_every >= 1 or null, got .*=0"):
+        SparsityMonitor(histograms_every=0)
