@@ -55,5 +55,4 @@ def main() -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         parser_class=PruneArgumentParser,
-        save_config_kwargs={"overwrite": True},
     )

@@ -72,7 +72,7 @@ data: toy.Data
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "toy.py").write_text(MODULE)
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "recipe.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "toy", raising=False)
@@ -91,7 +91,7 @@ def main(folder, monkeypatch):
 def test_fit_runs_code_of_the_current_directory(folder):
     command = Path(sys.executable).with_name("lightning-prune")
     run = subprocess.run(
-        [command, "fit", "--config", "config.yaml", "--trainer.enable_checkpointing", "true"],
+        [command, "fit", "--config", "recipe.yaml", "--trainer.enable_checkpointing", "true"],
         capture_output=True,
         text=True,
         check=True,
@@ -103,10 +103,10 @@ def test_fit_runs_code_of_the_current_directory(folder):
 
 
 def test_the_other_subcommands_work_on_its_checkpoint(main, folder, capsys):
-    main(["fit", "--config", "config.yaml"])
+    main(["fit", "--config", "recipe.yaml"])
     (checkpoint,) = folder.glob("**/*.ckpt")
     for command in ("validate", "test", "predict"):
-        main([command, "--config", "config.yaml", "--ckpt_path", str(checkpoint)])
+        main([command, "--config", "recipe.yaml", "--ckpt_path", str(checkpoint)])
     assert capsys.readouterr().out.count("val_acc") >= 2
 
 
@@ -118,7 +118,7 @@ def printed_config(main, capsys, name):
 
 
 def test_print_config_round_trips(main, folder, capsys):
-    printed = printed_config(main, capsys, "config.yaml")
+    printed = printed_config(main, capsys, "recipe.yaml")
     (folder / "printed.yaml").write_text(printed)
     assert printed_config(main, capsys, "printed.yaml") == printed
     recipe = yaml.safe_load(printed)["trainer"]["callbacks"][0]["init_args"]
@@ -136,8 +136,8 @@ def test_help_names_the_callbacks(main, folder, capsys):
 
 def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
     text = CONFIG.replace('{"*": 0.75, "*.bias": null}', '"0.75"')
-    (folder / "config.yaml").write_text(text)
-    main(["fit", "--config", "config.yaml"])
+    (folder / "recipe.yaml").write_text(text)
+    main(["fit", "--config", "recipe.yaml"])
     assert "0.7500" in capsys.readouterr().out
 
 
@@ -163,9 +163,9 @@ def test_a_wrong_config_gets_an_error_that_names_the_candidates(
     right, wrong, message, main, folder, capsys
 ):
     assert right in CONFIG
-    (folder / "config.yaml").write_text(CONFIG.replace(right, wrong))
+    (folder / "recipe.yaml").write_text(CONFIG.replace(right, wrong))
     with pytest.raises(SystemExit) as end:
-        main(["fit", "--config", "config.yaml"])
+        main(["fit", "--config", "recipe.yaml"])
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert message in error
