@@ -53,7 +53,7 @@ seed_everything: 1
 trainer:
   max_epochs: 2
   accelerator: cpu
-  logger: false
+  logger: {class_path: CSVLogger, init_args: {save_dir: logs}}
   enable_progress_bar: false
   callbacks:
     - class_path: lightning_prune.PruningCallback
