@@ -1,0 +1,1 @@
+"""Small real trainings, to run and to copy from."""

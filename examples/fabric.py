@@ -1,0 +1,49 @@
+"""Pruning with Lightning Fabric: `python -m examples.fabric`."""
+
+import argparse
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+from torch.utils.data import DataLoader
+
+from examples.digits_data import convolutional_net, load_digits_splits
+from lightning_prune import Pruner
+
+
+def main() -> None:
+    """Train, prune nine weights of ten on the way, and test."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=20)
+    epochs = parser.parse_args().epochs
+
+    fabric = Fabric(devices=1)
+    fabric.launch()
+    fabric.seed_everything(0)
+    train, _, test = load_digits_splits()
+    net = convolutional_net()
+    adamw = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    model, optimizer = fabric.setup(net, adamw)
+    loader = fabric.setup_dataloaders(DataLoader(train, batch_size=32, shuffle=True))
+
+    pruner = Pruner(sparsity=0.9)
+    pruner.attach(net, adamw, steps=epochs * len(loader))  # what Fabric wraps, not its wrappers
+    for epoch in range(epochs):
+        model.train()
+        for images, labels in loader:
+            optimizer.zero_grad()
+            fabric.backward(nn.functional.cross_entropy(model(images), labels))
+            pruner.before_step(adamw)
+            optimizer.step()
+        fabric.print(f"epoch {epoch}: sparsity {pruner.sparsity:.4f}")
+    pruner.detach()
+
+    model.eval()
+    images, labels = (tensor.to(fabric.device) for tensor in test.tensors)
+    with torch.no_grad():
+        accuracy = (model(images).argmax(1) == labels).float().mean()
+    fabric.print(f"test accuracy {accuracy:.4f} at sparsity {pruner.sparsity:.4f}")
+
+
+if __name__ == "__main__":
+    main()

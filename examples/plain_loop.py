@@ -1,0 +1,45 @@
+"""Pruning in a plain PyTorch loop, without Lightning: `python -m examples.plain_loop`."""
+
+import argparse
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from examples.digits_data import convolutional_net, load_digits_splits
+from lightning_prune import Pruner
+
+
+def main() -> None:
+    """Train, prune nine weights of ten on the way, and test."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=20)
+    epochs = parser.parse_args().epochs
+
+    torch.manual_seed(0)
+    train, _, test = load_digits_splits()
+    loader = DataLoader(train, batch_size=32, shuffle=True)
+    model = convolutional_net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+    pruner = Pruner(sparsity=0.9)
+    pruner.attach(model, optimizer, steps=epochs * len(loader))
+    for epoch in range(epochs):
+        model.train()
+        for images, labels in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            pruner.before_step(optimizer)
+            optimizer.step()
+        print(f"epoch {epoch}: sparsity {pruner.sparsity:.4f}, target {pruner.sparsity_target:.4f}")
+    pruner.detach()
+
+    model.eval()
+    images, labels = test.tensors
+    with torch.no_grad():
+        accuracy = (model(images).argmax(1) == labels).float().mean()
+    print(f"test accuracy {accuracy:.4f} at sparsity {pruner.sparsity:.4f}")
+
+
+if __name__ == "__main__":
+    main()
