@@ -77,7 +77,9 @@ def test_any_logger_gets_the_scalars(make_model, make_trainer, loader, tmp_path)
     updates = [(step, m) for step, m in remember.metrics if "mask_change/overall" in m]
     assert len(updates) == pruning.pruner.updates > 3
     assert updates[-1][1]["sparsity/overall"] == 0.75
-    assert "sparsity/net.0.weight" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
+    assert (
+        "sparsity/net.0.weight" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
+    )
 
 
 def test_the_quality_is_recorded_at_each_sparsity(make_model, make_trainer, loader):
@@ -120,5 +122,5 @@ def test_a_picture_without_matplotlib_names_the_extra(
 
 
 def test_a_bad_interval_is_refused():
-    with pytest.raises(ValueError, match="need histograms_every >= 1 or null, got .*=0"):
+    with pytest.raises(ValueError, match="got histograms_every=0"):
         SparsityMonitor(histograms_every=0)

@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_prune import _ranking
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+TINY = 1e-40  # a denormal in single precision
+values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, TINY, -TINY, 3.0, math.inf, -math.inf]) | (
+    st.floats(-10, 10, width=16)
+)
+lists = st.lists(values, min_size=1, max_size=40)
+
+
+def twin(scores, keep):
+    """The k best by a full stable sort."""
+    order = scores.double().flatten().argsort(descending=True, stable=True)
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[order[:keep]] = True
+    return mask.view(scores.shape)
+
+
+def test_ranking_meets_the_reference(vectors):
+    for case in vectors["ranking"]["cases"]:
+        mask = _ranking.best(torch.tensor(case["scores"], dtype=torch.float32), case["keep"])
+        assert mask.int().tolist() == case["mask"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(numbers=lists, data=st.data())
+def test_best_is_the_top_of_a_stable_sort(dtype, numbers, data):
+    scores = torch.tensor(numbers, dtype=dtype)
+    keep = data.draw(st.integers(0, len(numbers)))
+    assert torch.equal(_ranking.best(scores, keep), twin(scores, keep))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(pool=st.lists(lists, min_size=1, max_size=4), data=st.data())
+def test_a_pool_is_ranked_as_if_it_were_one_tensor(dtype, pool, data):
+    tensors = [torch.tensor(numbers, dtype=dtype) for numbers in pool]
+    sizes = [len(numbers) for numbers in pool]
+    keep = data.draw(st.integers(0, sum(sizes)))
+    expected = [int(part.sum()) for part in twin(torch.cat(tensors), keep).split(sizes)]
+    assert _ranking.best_of_pool(tensors, keep) == expected
+
+
+def test_a_pool_may_mix_dtypes():
+    pool = [torch.tensor([1.0, 3.0], dtype=torch.bfloat16), torch.tensor([2.0], dtype=torch.double)]
+    assert _ranking.best_of_pool(pool, 2) == [1, 1]
+
+
+@given(st.lists(st.lists(values, min_size=5, max_size=5), min_size=1, max_size=5), st.data())
+def test_rows_are_ranked_alone(rows, data):
+    scores = torch.tensor(rows)
+    keep = [data.draw(st.integers(0, 5)) for _ in rows]
+    masks = _ranking.best_of_rows(scores, torch.tensor(keep))
+    for row, mask, k in zip(scores, masks, keep, strict=True):
+        assert torch.equal(mask, twin(row, k))
+
+
+@given(st.integers(0, 10**9), st.floats(0, 1))
+def test_the_number_kept_is_the_one_rounding_rule(atoms, sparsity):
+    assert _ranking.number_kept(atoms, sparsity) == round(atoms * (1 - sparsity))
+
+
+@pytest.mark.slow
+def test_more_entries_than_quantile_takes_are_ranked_exactly():
+    scores = torch.rand(2**24 + 5)
+    keep = 12_345_678
+    mask = _ranking.best(scores, keep)
+    assert int(mask.sum()) == keep
+    assert scores[mask].min() >= scores[~mask].max()
+    assert _ranking.best_of_pool([scores[:1000], scores[1000:]], keep) == [
+        int(mask[:1000].sum()),
+        int(mask[1000:].sum()),
+    ]

@@ -1,0 +1,127 @@
+import dataclasses
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_prune import (
+    CosineSchedule,
+    ExponentialSchedule,
+    MultiStepSchedule,
+    OneShotSchedule,
+    PolynomialSchedule,
+    Schedule,
+)
+from tests.conftest import answers
+
+moments = st.floats(0, 1)
+
+
+def ramp(kind, reference, **kwargs):
+    return kind(begin=reference["begin"], end=reference["end"], unit="step", **kwargs)
+
+
+@pytest.mark.parametrize("name", ["polynomial", "polynomial_from_zero"])
+def test_polynomial_meets_the_reference(name, vectors):
+    reference = vectors[name]
+    initial = reference.get("initial", 0.0)
+    schedule = ramp(PolynomialSchedule, reference, power=reference["power"], initial=initial)
+    for step, absolute in reference["absolute"].items():
+        assert reference["final_sparsity"] * schedule(int(step)) == pytest.approx(absolute)
+    assert schedule(reference["begin"] - 1) == 0
+
+
+def test_cosine_meets_the_reference(vectors):
+    schedule = ramp(CosineSchedule, vectors["cosine"])
+    for step, relative in vectors["cosine"]["relative"].items():
+        assert schedule(int(step)) == pytest.approx(relative)
+
+
+def test_exponential_meets_the_reference(vectors):
+    reference = vectors["exponential"]
+    schedule = ramp(ExponentialSchedule, reference, rate=reference["rate"])
+    for step, absolute in reference["absolute"].items():
+        assert reference["final_sparsity"] * schedule(int(step)) == pytest.approx(absolute)
+    assert reference["rate"] == pytest.approx(ExponentialSchedule().rate)
+
+
+def test_exponential_removes_the_same_share_of_what_is_left():
+    schedule = ExponentialSchedule(begin=0, end=4, unit="step", rate=-math.log(1 - 0.9))
+    left = [1 - 0.9 * schedule(step) for step in range(5)]
+    shares = [after / before for before, after in itertools.pairwise(left)]
+    assert shares == pytest.approx([0.1**0.25] * 4)
+
+
+def test_due_points_meet_the_reference(vectors):
+    for case in vectors["updates"]["cases"]:
+        schedule = PolynomialSchedule(
+            begin=case["begin"], end=case["end"], every=case["every"], unit="step"
+        )
+        due = {schedule.last_due(step) for step in range(case["end"] + 10)} - {None}
+        assert sorted(due) == case["due"]
+
+
+@pytest.mark.parametrize("end", [0.3, 0.7, 1.0])
+def test_a_hundredth_of_the_ramp_is_the_default_interval(end):
+    schedule = CosineSchedule(begin=0.1, end=end)
+    due = {schedule.last_due(i / 10_000) for i in range(10_001)} - {None}
+    assert len(due) == 101
+    assert max(due) == end
+
+
+@pytest.mark.parametrize("kind", answers(Schedule))
+@given(earlier=moments, later=moments)
+def test_a_schedule_stays_in_bounds_and_never_falls(kind, earlier, later):
+    schedule = kind()
+    earlier, later = sorted((earlier, later))
+    assert 0 <= schedule(earlier) <= schedule(later) <= 1
+    assert schedule(schedule.end) == schedule(1.0) == 1
+
+
+@pytest.mark.parametrize("kind", answers(Schedule))
+@given(earlier=moments, later=moments)
+def test_due_points_are_passed_points_and_never_go_back(kind, earlier, later):
+    schedule = kind()
+    earlier, later = sorted((earlier, later))
+    first, second = schedule.last_due(earlier), schedule.last_due(later)
+    assert schedule.last_due(1.0) == schedule.end
+    if first is None:
+        assert schedule(earlier) == 0
+    else:
+        assert first <= earlier + 1e-9
+        assert second >= first
+
+
+@pytest.mark.parametrize("kind", answers(Schedule))
+def test_a_schedule_is_a_value(kind):
+    assert kind() == kind()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().unit = "step"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PolynomialSchedule(begin=0.5, end=0.4), "need end >= begin=0.5, got end=0.4"),
+        (lambda: PolynomialSchedule(every=0), "need every > 0"),
+        (lambda: PolynomialSchedule(begin=-0.1), "need a finite begin >= 0, got begin=-0.1"),
+        (lambda: PolynomialSchedule(end=math.nan), "need a finite end >= 0, got end=nan"),
+        (lambda: PolynomialSchedule(end=2), "need end <= 1 with unit='fraction'"),
+        (lambda: PolynomialSchedule(begin=0, end=1.5, unit="step"), "whole number of steps"),
+        (lambda: PolynomialSchedule(unit="steps"), "got unit='steps'"),
+        (lambda: PolynomialSchedule(initial=1.1), "need 0 <= initial <= 1, got initial=1.1"),
+        (lambda: PolynomialSchedule(power=0), "got power=0"),
+        (lambda: ExponentialSchedule(rate=-1), "need a finite rate > 0, got rate=-1"),
+        (lambda: CosineSchedule(unit="step"), "whole number of steps, got begin=0.1"),
+        (lambda: OneShotSchedule(end=1.1), "need end <= 1"),
+        (lambda: MultiStepSchedule(milestones=()), "need rising milestones"),
+        (lambda: MultiStepSchedule(milestones=(0.5, 0.5)), "need rising milestones"),
+        (lambda: MultiStepSchedule(fractions=(0.5, 1)), "one fraction in"),
+        (lambda: MultiStepSchedule(fractions=(0.5, 0.4, 1)), "never falling"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
