@@ -1,0 +1,112 @@
+"""Photographs TensorBoard's pages of a run: `python docs/screenshot.py --logdir lightning_logs`."""
+
+import argparse
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+CHARTS = ("target and achieved", "per layer", "accuracy and sparsity")
+_TIMEOUT = 60  # seconds to wait for a page
+_DRAWING = 3  # seconds that the curves take
+
+
+@contextmanager
+def tensorboard(logdir: Path) -> Iterator[str]:
+    """Yield the address of a TensorBoard on a free port of loopback, and stop it afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast", "false"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + _TIMEOUT
+        while not _answers(f"{url}/data/runs"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"TensorBoard did not start on {logdir}")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def browser(width: int = 1400, height: int = 880) -> Iterator[webdriver.Chrome]:
+    """Yield a headless Chromium that talks to nothing but loopback, and close it afterwards."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    with tempfile.TemporaryDirectory() as profile:
+        for flag in (
+            "headless",
+            "no-sandbox",
+            "disable-gpu",
+            "disable-quic",
+            "no-first-run",
+            "disable-background-networking",
+            "disable-component-update",
+            "disable-sync",
+            f"user-data-dir={profile}",
+            f"window-size={width},{height}",
+        ):
+            options.add_argument(f"--{flag}")
+        driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+def open_page(driver: webdriver.Chrome, url: str, page: str, *texts: str) -> str:
+    """Return what a page of TensorBoard says, once it says all of these texts."""
+
+    def said(driver: webdriver.Chrome) -> str | None:
+        text = driver.find_element(By.TAG_NAME, "body").text
+        return text if all(wanted in text for wanted in texts) else None
+
+    driver.get(f"{url}/#{page}")
+    driver.refresh()  # a new fragment alone does not change the page
+    return WebDriverWait(driver, _TIMEOUT).until(said, f"{page} never said {texts}")
+
+
+def main() -> None:
+    """Photograph the pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--logdir", type=Path, required=True, help="folder of the event files")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(exist_ok=True)
+    with tensorboard(arguments.logdir) as url, browser() as driver:
+        for name, page, texts in (
+            ("tensorboard", "custom_scalars", CHARTS),
+            ("picture", "images", ("over_sparsity",)),
+            ("table", "text", ("tensor", "sparsity")),
+        ):
+            open_page(driver, url, page, *texts)
+            time.sleep(_DRAWING)
+            driver.save_screenshot(str(arguments.output / f"{name}.png"))
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    main()
