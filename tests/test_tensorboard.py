@@ -46,7 +46,7 @@ def test_the_curves_the_layout_the_picture_and_the_table_are_seen_in_a_browser(t
 
         text = open_page(driver, url, "custom_scalars", "pruning", *CHARTS, "Matches (4)")
         assert "Matches (0)" not in text
-        curves = wait_for(driver, "vz-line-chart2 path", "e.getAttribute('d')?.length > 100")
+        curves = wait_for(driver, "path.line", "e.getAttribute('d')?.length > 100")
         assert curves >= 2 + 4 + 2
 
         open_page(driver, url, "images", "val_acc_over_sparsity")
