@@ -14,7 +14,7 @@ def number_kept(atoms: int, sparsity: float) -> int:
 
     Half to even, in double precision: ``round(atoms * (1 - sparsity))``.
 
-    Example:
+    Examples:
         >>> [number_kept(n, 0.5) for n in (1, 2, 3)]
         [0, 1, 2]
     """
@@ -28,7 +28,7 @@ def best(scores: Tensor, keep: int) -> Tensor:
         scores: Scores of any shape and floating dtype, without NaN; infinities are ranked.
         keep: Number of entries to keep, in ``[0, scores.numel()]``.
 
-    Example:
+    Examples:
         >>> best(torch.tensor([1.0, 2.0, 1.0]), 2).tolist()
         [True, True, False]
     """
@@ -51,7 +51,7 @@ def best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
         scores: ``(rows, columns)``.
         keep: Number to keep in each row, ``(rows,)``.
 
-    Example:
+    Examples:
         >>> best_of_rows(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([1, 1])).tolist()
         [[False, True], [True, False]]
     """
@@ -69,7 +69,7 @@ def best_of_pool(pool: Sequence[Tensor], keep: int) -> list[int]:
     tensor and only counts would have to travel between shards. Of equal scores the earlier tensor
     comes first.
 
-    Example:
+    Examples:
         >>> best_of_pool([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0, 2.0])], 2)
         [1, 1]
     """

@@ -102,7 +102,7 @@ class GlobalAllocation(Allocation):
     https://arxiv.org/abs/1506.02626, as named by Blalock et al. (2020),
     https://arxiv.org/abs/2003.03033.
 
-    Example:
+    Examples:
         >>> def atoms(*scores):
         ...     scores = torch.tensor(scores)
         ...     best = scores == scores.max()
@@ -131,7 +131,7 @@ class LAMPAllocation(Allocation):
     Sparsity for the Magnitude-based Pruning" (2021), https://arxiv.org/abs/2010.07611. The best
     atom of a tensor scores 1 unless it is tied, so no tensor is emptied.
 
-    Example:
+    Examples:
         >>> lamp(torch.tensor([3.0, 1.0, 2.0])).round(decimals=3).tolist()
         [1.0, 0.071, 0.308]
     """

@@ -20,7 +20,7 @@ def sparsity(weights: nn.Module | Iterable[Tensor]) -> Tensor:
     Returns:
         Zeros over entries, a float64 scalar in [0, 1]; NaN if there are no entries.
 
-    Example:
+    Examples:
         >>> sparsity([torch.tensor([0.0, 1.0]), torch.tensor([0.0, -0.0])]).item()
         0.75
     """
@@ -33,7 +33,7 @@ class Sparsity(Metric):
 
     .. math:: \frac{\#\{w = 0\}}{\#\{w\}}
 
-    Example:
+    Examples:
         >>> metric = Sparsity()
         >>> metric.update(nn.Linear(2, 2))
         >>> metric.update([torch.zeros(4)])

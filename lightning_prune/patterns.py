@@ -70,7 +70,7 @@ class UnstructuredPattern(Pattern):
             as Sun et al., "A Simple and Effective Pruning Approach for LLMs" (2023),
             https://arxiv.org/abs/2306.11695, recommend for language models.
 
-    Example:
+    Examples:
         >>> UnstructuredPattern()(torch.tensor([[4.0, 3.0], [1.0, 2.0]]), keep=2).tolist()
         [[True, True], [False, False]]
         >>> UnstructuredPattern(per_row=True)(torch.tensor([[4.0, 3.0], [1.0, 2.0]]), 2).tolist()
@@ -104,7 +104,7 @@ class NMPattern(Pattern):
     Raises:
         ValueError: If not ``1 <= n < m``.
 
-    Example:
+    Examples:
         >>> NMPattern(n=1, m=2).bounds(
         ...     torch.tensor([[3.0, 4.0, 7.0, 6.0]]), torch.ones(1, 4, dtype=torch.bool), due=3
         ... )[0].tolist()
@@ -164,7 +164,7 @@ class BlockPattern(Pattern):
     Raises:
         ValueError: If a side is less than 1.
 
-    Example:
+    Examples:
         >>> pattern = BlockPattern(shape=(1, 2))
         >>> atoms = pattern.to_atoms(torch.tensor([[1.0, 3.0, 0.0, 1.0]]))
         >>> atoms.tolist(), pattern.to_entries(pattern(atoms, keep=1), (1, 4)).tolist()

@@ -41,7 +41,7 @@ class Pruner:
     Raises:
         ValueError: If an argument is out of range, or two of them clash.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(10, 10)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> pruner = Pruner(sparsity=0.9)

@@ -103,7 +103,7 @@ class PolynomialSchedule(Ramp):
     Raises:
         ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
 
-    Example:
+    Examples:
         >>> schedule = PolynomialSchedule(begin=100, end=200, unit="step")
         >>> [schedule(step) for step in (99, 100, 150, 200, 999)]
         [0.0, 0.0, 0.875, 1.0, 1.0]
@@ -142,7 +142,7 @@ class CosineSchedule(Ramp):
     Raises:
         ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
 
-    Example:
+    Examples:
         >>> schedule = CosineSchedule(begin=0, end=2, unit="epoch")
         >>> [round(schedule(epoch), 3) for epoch in (0, 0.5, 1, 2)]
         [0.0, 0.146, 0.5, 1.0]
@@ -173,7 +173,7 @@ class ExponentialSchedule(Ramp):
     Raises:
         ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
 
-    Example:
+    Examples:
         >>> schedule = ExponentialSchedule(begin=0, end=2, unit="step", rate=-math.log(1 - 0.75))
         >>> [round(0.75 * schedule(step), 6) for step in (0, 1, 2)]
         [0.0, 0.5, 0.75]
@@ -202,7 +202,7 @@ class OneShotSchedule(Schedule):
     Raises:
         ValueError: If ``end`` is negative, or past 1 as a fraction.
 
-    Example:
+    Examples:
         >>> schedule = OneShotSchedule(end=100, unit="step")
         >>> [schedule(step) for step in (99, 100)]
         [0.0, 1.0]
@@ -238,7 +238,7 @@ class MultiStepSchedule(Schedule):
     Raises:
         ValueError: If the milestones do not rise, or the fractions do not fit them.
 
-    Example:
+    Examples:
         >>> schedule = MultiStepSchedule(milestones=(1, 2), fractions=(0.8, 1), unit="epoch")
         >>> [schedule(epoch) for epoch in (0, 1, 2)]
         [0.0, 0.8, 1.0]

@@ -37,7 +37,7 @@ class PruningCallback(Callback):
     Raises:
         ValueError: If an argument is out of range, or two of them clash.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(
         ...     callbacks=[PruningCallback(sparsity=0.9)], logger=False, accelerator="cpu",
