@@ -13,12 +13,13 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prune import PruningCallback, Sparsity
+from lightning_prune import Sparsity
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED_POINTS = 1.0
@@ -26,7 +27,16 @@ ALLOWED_POINTS = 1.0
 
 def train(seed: int, sparsity: float, arguments: list[str]) -> float:
     """Return the test accuracy in points after training the config at this sparsity."""
+    config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
+    (pruning,) = (
+        callback
+        for callback in config["trainer"]["callbacks"]
+        if callback["class_path"] == "lightning_prune.PruningCallback"
+    )
+    pruning["init_args"]["sparsity"] = sparsity
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
         cli = LightningCLI(
             LightningModule,
             LightningDataModule,
@@ -34,7 +44,7 @@ def train(seed: int, sparsity: float, arguments: list[str]) -> float:
             subclass_mode_data=True,
             run=False,
             args=[
-                *("--config", str(ROOT / "configs" / "digits.yaml")),
+                *("--config", str(path)),
                 *("--seed_everything", str(seed)),
                 *("--trainer.logger", "false"),
                 *("--trainer.default_root_dir", folder),
@@ -43,10 +53,6 @@ def train(seed: int, sparsity: float, arguments: list[str]) -> float:
                 *arguments,
             ],
         )
-        callbacks = cli.trainer.callbacks
-        index = next(i for i, c in enumerate(callbacks) if isinstance(c, PruningCallback))
-        schedule = callbacks[index].pruner.schedule
-        callbacks[index] = PruningCallback(sparsity=sparsity, schedule=schedule)
         cli.trainer.fit(cli.model, cli.datamodule)
         counted = Sparsity()
         counted.update(cli.model)

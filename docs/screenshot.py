@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 CHARTS = ("target and achieved", "per layer", "accuracy and sparsity")
 _TIMEOUT = 60  # seconds to wait for a page
 _DRAWING = 3  # seconds that the curves take
+_STOPPING = 10  # seconds that TensorBoard may take to stop
 
 
 @contextmanager
@@ -41,14 +43,34 @@ def tensorboard(logdir: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(_STOPPING)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
-def browser(width: int = 1400, height: int = 880) -> Iterator[webdriver.Chrome]:
-    """Yield a headless Chromium that talks to nothing but loopback, and close it afterwards."""
+def browser(
+    width: int = 1400, height: int = 880, chromium: str | None = None
+) -> Iterator[webdriver.Chrome]:
+    """Yield a headless Chromium that talks to nothing but loopback, and close it afterwards.
+
+    Args:
+        width: Of the window, in pixels.
+        height: Of the window, in pixels.
+        chromium: Path of the browser; by default the one on the search path.
+
+    Raises:
+        RuntimeError: If Chromium or its driver is missing; Selenium would download them.
+    """
+    chromium, driver_path = chromium or shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver_path is None:
+        raise RuntimeError(
+            f"need Chromium and its driver, got chromium={chromium}, chromedriver={driver_path}"
+        )
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
+    options.binary_location = chromium
     with tempfile.TemporaryDirectory() as profile:
         for flag in (
             "headless",
@@ -63,21 +85,30 @@ def browser(width: int = 1400, height: int = 880) -> Iterator[webdriver.Chrome]:
             f"window-size={width},{height}",
         ):
             options.add_argument(f"--{flag}")
-        driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+        driver = webdriver.Chrome(options, Service(driver_path))
         try:
             yield driver
         finally:
             driver.quit()
 
 
-def open_page(driver: webdriver.Chrome, url: str, page: str, *texts: str) -> str:
-    """Return what a page of TensorBoard says, once it says all of these texts."""
+def open_page(driver: webdriver.Chrome, url: str, page: str, *texts: str, tags: str = "") -> str:
+    """Return what a page of TensorBoard says, once it says all of these texts.
+
+    Args:
+        driver: The browser.
+        url: Address of TensorBoard.
+        page: Name of the page, such as ``"custom_scalars"``.
+        *texts: What to wait for.
+        tags: Regular expression of the tags that ``"timeseries"`` shows; empty for all.
+    """
+    query = f"?tagFilter={urllib.parse.quote(tags)}" if tags else ""
 
     def said(driver: webdriver.Chrome) -> str | None:
         text = driver.find_element(By.TAG_NAME, "body").text
         return text if all(wanted in text for wanted in texts) else None
 
-    driver.get(f"{url}/#{page}")
+    driver.get(f"{url}/{query}#{page}")
     driver.refresh()  # a new fragment alone does not change the page
     return WebDriverWait(driver, _TIMEOUT).until(said, f"{page} never said {texts}")
 
@@ -87,15 +118,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--logdir", type=Path, required=True, help="folder of the event files")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images")
+    parser.add_argument("--chromium", help="path of the browser, if it is not on the search path")
     arguments = parser.parse_args()
-    arguments.output.mkdir(exist_ok=True)
-    with tensorboard(arguments.logdir) as url, browser() as driver:
-        for name, page, texts in (
-            ("tensorboard", "custom_scalars", CHARTS),
-            ("picture", "images", ("over_sparsity",)),
-            ("table", "text", ("tensor", "sparsity")),
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    window = browser(width=1560, height=680, chromium=arguments.chromium)
+    with tensorboard(arguments.logdir) as url, window as driver:
+        for name, page, texts, tags in (
+            ("tensorboard", "custom_scalars", CHARTS, ""),
+            ("scalars", "timeseries", ("sparsity", "2 cards"), "^(sparsity|val_acc)$"),
+            ("picture", "images", ("over_sparsity",), ""),
+            ("table", "text", ("tensor", "sparsity"), ""),
         ):
-            open_page(driver, url, page, *texts)
+            open_page(driver, url, page, *texts, tags=tags)
             time.sleep(_DRAWING)
             driver.save_screenshot(str(arguments.output / f"{name}.png"))
 

@@ -7,7 +7,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
-from examples.digits_data import convolutional_net, load_digits_splits
+from examples.digits_data import accuracy, convolutional_net, load_digits_splits
 from lightning_prune import Pruner
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     fabric = Fabric(devices=1)
     fabric.launch()
     fabric.seed_everything(0)
-    train, _, test = load_digits_splits()
+    train, validation, test = load_digits_splits()
     net = convolutional_net()
     adamw = torch.optim.AdamW(net.parameters(), lr=3e-3)
     model, optimizer = fabric.setup(net, adamw)
@@ -35,14 +35,12 @@ def main() -> None:
             fabric.backward(nn.functional.cross_entropy(model(images), labels))
             pruner.before_step(adamw)
             optimizer.step()
-        fabric.print(f"epoch {epoch}: sparsity {pruner.sparsity:.4f}")
+        reached = accuracy(model, validation)
+        fabric.print(f"epoch {epoch}: accuracy {reached:.4f} at sparsity {pruner.sparsity:.4f}")
     pruner.detach()
 
-    model.eval()
-    images, labels = (tensor.to(fabric.device) for tensor in test.tensors)
-    with torch.no_grad():
-        accuracy = (model(images).argmax(1) == labels).float().mean()
-    fabric.print(f"test accuracy {accuracy:.4f} at sparsity {pruner.sparsity:.4f}")
+    reached = accuracy(model, test)
+    fabric.print(f"test accuracy {reached:.4f} at sparsity {pruner.sparsity:.4f}")
 
 
 if __name__ == "__main__":

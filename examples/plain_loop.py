@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from examples.digits_data import convolutional_net, load_digits_splits
+from examples.digits_data import accuracy, convolutional_net, load_digits_splits
 from lightning_prune import Pruner
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     epochs = parser.parse_args().epochs
 
     torch.manual_seed(0)
-    train, _, test = load_digits_splits()
+    train, validation, test = load_digits_splits()
     loader = DataLoader(train, batch_size=32, shuffle=True)
     model = convolutional_net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -31,14 +31,12 @@ def main() -> None:
             nn.functional.cross_entropy(model(images), labels).backward()
             pruner.before_step(optimizer)
             optimizer.step()
-        print(f"epoch {epoch}: sparsity {pruner.sparsity:.4f}, target {pruner.sparsity_target:.4f}")
+        reached = accuracy(model, validation)
+        print(f"epoch {epoch}: accuracy {reached:.4f} at sparsity {pruner.sparsity:.4f}")
     pruner.detach()
 
-    model.eval()
-    images, labels = test.tensors
-    with torch.no_grad():
-        accuracy = (model(images).argmax(1) == labels).float().mean()
-    print(f"test accuracy {accuracy:.4f} at sparsity {pruner.sparsity:.4f}")
+    reached = accuracy(model, test)
+    print(f"test accuracy {reached:.4f} at sparsity {pruner.sparsity:.4f}")
 
 
 if __name__ == "__main__":

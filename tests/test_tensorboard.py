@@ -42,7 +42,7 @@ def test_the_curves_the_layout_the_picture_and_the_table_are_seen_in_a_browser(t
     )
     trainer.fit(DigitsClassifier(), DigitsDataModule())
     with tensorboard(tmp_path) as url, browser() as driver:
-        open_page(driver, url, "timeseries", "sparsity", "sparsity_target", "val_acc")
+        open_page(driver, url, "scalars", "sparsity", "sparsity_target", "val_acc")
 
         text = open_page(driver, url, "custom_scalars", "pruning", *CHARTS, "Matches (4)")
         assert "Matches (0)" not in text
