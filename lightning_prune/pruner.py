@@ -1,26 +1,23 @@
 """The engine: composes the five answers, owns the masks, and keeps pruned weights at zero."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import _ranking
+from lightning_prune._answers import Sparsity, checked_targets, default_allocation, refuse_clashes
 from lightning_prune._distributed import is_sharded
-from lightning_prune.allocations import Allocation, ERKAllocation, UniformAllocation
+from lightning_prune._state import packed, refuse_foreign_masks, unpacked
+from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.groups import Group, PrunedTensor, Selection, select
-from lightning_prune.patterns import NMPattern, Pattern, UnstructuredPattern
-from lightning_prune.schedules import PolynomialSchedule, Schedule
-
-Sparsity = float | Mapping[str, float | None]
-Clock = Callable[[int], float]
+from lightning_prune.patterns import Pattern, UnstructuredPattern
+from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
 
 
 class Pruner:
@@ -66,12 +63,12 @@ class Pruner:
         keep_zeros: bool = False,
     ) -> None:
         self.pattern = pattern or UnstructuredPattern()
-        self.targets = _checked_targets(sparsity)
+        self.targets = checked_targets(sparsity)
         self.schedule = schedule or PolynomialSchedule()
-        self.allocation = allocation or _default_allocation(self.pattern)
+        self.allocation = allocation or default_allocation(self.pattern)
         self.criterion = criterion or MagnitudeCriterion()
         self.keep_zeros = keep_zeros
-        _refuse_clashes(self.allocation, self.criterion, self.pattern)
+        refuse_clashes(self.allocation, self.criterion, self.pattern)
         for target in self.targets.values():
             if target is not None:
                 self.pattern.check_sparsity(target)
@@ -169,7 +166,7 @@ class Pruner:
         if not selection.tensors and not selection.waiting:
             raise ValueError(_nothing_to_prune(selection.dense))
         if self._loaded is not None:
-            _refuse_foreign_masks(self._loaded, model)
+            refuse_foreign_masks(self._loaded, model)
         steps_done = [] if self._loaded is None else list(self._loaded["steps"])
         self._model, self._optimizers, self._clock = model, optimizers, clock
         self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
@@ -248,7 +245,7 @@ class Pruner:
         """Return masks (one bit an entry), step counts and what the criterion has gathered."""
         return {
             "steps": list(self._steps),
-            "masks": {tensor.name: _packed(tensor.mask) for tensor in self.tensors},
+            "masks": {tensor.name: packed(tensor.mask) for tensor in self.tensors},
             "shapes": {tensor.name: list(tensor.mask.shape) for tensor in self.tensors},
             "observed": {tensor.name: dict(tensor.state) for tensor in self.tensors},
         }
@@ -303,8 +300,8 @@ class Pruner:
         tensor.step = self._steps[tensor.optimizer]
         device = tensor.mask.device
         if self._loaded is not None and tensor.name in self._loaded["masks"]:
-            packed = self._loaded["masks"][tensor.name]
-            tensor.prune_to(_unpacked(packed, tensor.mask.shape).to(device))
+            bits = self._loaded["masks"][tensor.name]
+            tensor.prune_to(unpacked(bits, tensor.mask.shape).to(device))
             observed = self._loaded["observed"].get(tensor.name, {})
             tensor.state = {key: value.to(device) for key, value in observed.items()}
         elif self.keep_zeros:
@@ -403,94 +400,9 @@ class Pruner:
         return due / total if total else 0.0
 
 
-def planned_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | None) -> Clock:
-    """Return the clock of a plain loop; its last planned step serves the schedule's end.
-
-    Args:
-        schedule: The schedule whose unit is read.
-        steps: Planned optimizer steps, if known.
-        steps_per_epoch: Optimizer steps in an epoch, if known.
-
-    Raises:
-        ValueError: If the unit needs a number that is not given, or the plan ends before ``end``.
-    """
-    per_unit = {"step": 1, "epoch": steps_per_epoch, "fraction": steps}[schedule.unit]
-    if not per_unit:
-        argument = {"epoch": "steps_per_epoch", "fraction": "steps"}[schedule.unit]
-        raise ValueError(
-            f"need {argument} with unit='{schedule.unit}', got {argument}={per_unit}; pass it, or "
-            "count in steps: PolynomialSchedule(begin=..., end=..., unit='step')"
-        )
-    if steps is not None and schedule.end * per_unit > steps:
-        raise ValueError(
-            f"need end within the {steps} planned steps, got end={schedule.end} with "
-            f"unit='{schedule.unit}'"
-        )
-
-    def clock(done: int) -> float:
-        last = steps is not None and done + 1 >= steps
-        return max(done / per_unit, schedule.end) if last else done / per_unit
-
-    return clock
-
-
-def _checked_targets(sparsity: Sparsity) -> dict[str, float | None]:
-    if not isinstance(sparsity, Mapping):
-        return {"*": _checked_target(sparsity, f"sparsity={sparsity!r}")}
-    if not sparsity:
-        raise ValueError("need at least one glob, got sparsity={}")
-    return {
-        glob: None
-        if target is None
-        else _checked_target(target, f"sparsity={{{glob!r}: {target!r}}}")
-        for glob, target in sparsity.items()
-    }
-
-
-def _checked_target(target: object, shown: str) -> float:
-    if isinstance(target, bool) or not isinstance(target, int | float):
-        raise ValueError(f"need a number in [0, 1] as sparsity, got {shown}")
-    if not 0 <= target <= 1:
-        raise ValueError(f"need 0 <= sparsity <= 1, got {shown}")
-    return float(target)
-
-
-def _default_allocation(pattern: Pattern) -> Allocation:
-    uniform = pattern.couples_tensors or isinstance(pattern, NMPattern)
-    return UniformAllocation() if uniform else ERKAllocation()
-
-
-def _refuse_clashes(allocation: Allocation, criterion: Criterion, pattern: Pattern) -> None:
-    if allocation.needs_unsigned_scores and criterion.signed:
-        raise ValueError(
-            f"need scores >= 0 for {type(allocation).__name__}, got "
-            f"criterion={type(criterion).__name__}, whose scores can be negative"
-        )
-    if allocation.needs_single_tensors and pattern.couples_tensors:
-        raise ValueError(
-            f"need a pattern inside single tensors for {type(allocation).__name__}, got "
-            f"pattern={type(pattern).__name__}; use UniformAllocation or GlobalAllocation"
-        )
-
-
 def _nothing_to_prune(dense: Mapping[str, str]) -> str:
     reasons = ", ".join(f"'{name}' ({reason})" for name, reason in dense.items())
     return f"need at least one prunable weight, got none: {reasons or 'no parameters'}"
-
-
-def _refuse_foreign_masks(state: Mapping[str, Any], model: nn.Module) -> None:
-    """Raise ValueError if masks of the state have no parameter in the model, or another shape."""
-    shapes = {
-        name.replace("_orig_mod.", ""): list(parameter.shape)
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
-    differences = [
-        f"'{name}' is {shape} in the state and {shapes.get(name, 'absent')} in the model"
-        for name, shape in state["shapes"].items()
-        if shapes.get(name) != shape
-    ]
-    if differences:
-        raise ValueError(f"need masks that fit the model, got {'; '.join(differences)}")
 
 
 def _ownership(optimizer: Optimizer) -> tuple[int, int, int]:
@@ -505,15 +417,6 @@ def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:
     for value in state.values():
         if isinstance(value, Tensor) and value.shape == mask.shape:
             value.mul_(mask)
-
-
-def _packed(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(mask.cpu().numpy().ravel()))
-
-
-def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
-    bits = np.unpackbits(packed.cpu().numpy(), count=math.prod(shape))
-    return torch.from_numpy(bits.astype(bool)).view(shape)
 
 
 def _yaml(target: float | None) -> str:

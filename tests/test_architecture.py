@@ -15,6 +15,8 @@ FLOORS = {
     "groups": 1,
     "criteria": 1,
     "pruner": 2,
+    "_answers": 2,
+    "_state": 2,
     "metrics": 2,
     "_tables": 2,
     "_cli_errors": 2,

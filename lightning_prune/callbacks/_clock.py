@@ -5,8 +5,7 @@ import math
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
-from lightning_prune.pruner import Clock, planned_clock
-from lightning_prune.schedules import Schedule
+from lightning_prune.schedules import Clock, Schedule, planned_clock
 
 
 def trainer_clock(trainer: Trainer, schedule: Schedule) -> Clock:

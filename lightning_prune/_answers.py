@@ -1,0 +1,55 @@
+"""Whether the answers to the five questions are good ones, alone and together."""
+
+from collections.abc import Mapping
+
+from lightning_prune.allocations import Allocation, ERKAllocation, UniformAllocation
+from lightning_prune.criteria import Criterion
+from lightning_prune.patterns import NMPattern, Pattern
+
+Sparsity = float | Mapping[str, float | None]
+
+
+def checked_targets(sparsity: Sparsity) -> dict[str, float | None]:
+    """Return the final sparsity by glob.
+
+    Raises:
+        ValueError: If a sparsity is not a number in [0, 1].
+    """
+    if not isinstance(sparsity, Mapping):
+        return {"*": _checked_target(sparsity, f"sparsity={sparsity!r}")}
+    if not sparsity:
+        raise ValueError("need at least one glob, got sparsity={}")
+    return {
+        glob: None
+        if target is None
+        else _checked_target(target, f"sparsity={{{glob!r}: {target!r}}}")
+        for glob, target in sparsity.items()
+    }
+
+
+def _checked_target(target: object, shown: str) -> float:
+    if isinstance(target, bool) or not isinstance(target, int | float):
+        raise ValueError(f"need a number in [0, 1] as sparsity, got {shown}")
+    if not 0 <= target <= 1:
+        raise ValueError(f"need 0 <= sparsity <= 1, got {shown}")
+    return float(target)
+
+
+def default_allocation(pattern: Pattern) -> Allocation:
+    """Return the allocation that suits a pattern."""
+    uniform = pattern.couples_tensors or isinstance(pattern, NMPattern)
+    return UniformAllocation() if uniform else ERKAllocation()
+
+
+def refuse_clashes(allocation: Allocation, criterion: Criterion, pattern: Pattern) -> None:
+    """Raise ValueError, naming the two, if two answers cannot work together."""
+    if allocation.needs_unsigned_scores and criterion.signed:
+        raise ValueError(
+            f"need scores >= 0 for {type(allocation).__name__}, got "
+            f"criterion={type(criterion).__name__}, whose scores can be negative"
+        )
+    if allocation.needs_single_tensors and pattern.couples_tensors:
+        raise ValueError(
+            f"need a pattern inside single tensors for {type(allocation).__name__}, got "
+            f"pattern={type(pattern).__name__}; use UniformAllocation or GlobalAllocation"
+        )
