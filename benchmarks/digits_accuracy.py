@@ -35,7 +35,7 @@ def train(seed: int, sparsity: float, arguments: list[str]) -> float:
     )
     pruning["init_args"]["sparsity"] = sparsity
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
+        path = Path(folder) / "digits.yaml"
         path.write_text(yaml.safe_dump(config))
         cli = LightningCLI(
             LightningModule,

@@ -14,6 +14,7 @@ _UNKNOWN_OPTION = re.compile(r"given class_path '([\w.]+)':\n\s*Option '([\w.*]+
 _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'")
 _UNKNOWN_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _UNKNOWN_MODULE = re.compile(r"No module named '([\w.]+)'")
+_TWICE = re.compile(r"Found more than one stateful callback of type `(\w+)`")
 _BAD_VALUE = re.compile(r"^[\s-]*(need [^\n]+, got [^\n]+)$", re.MULTILINE)
 
 
@@ -50,6 +51,11 @@ def _causes(message: str, keys: Sequence[str]) -> Iterator[str]:
         yield f"unknown class '{name}' in module '{module}'{_suggestion(name, classes)}"
     for module in _UNKNOWN_MODULE.findall(message):
         yield f"unknown module '{module}'; it is searched in the current directory, too"
+    for name in _TWICE.findall(message):
+        yield (
+            f"need one {name} in a Trainer, got two; `--trainer.callbacks+=` adds to those of a "
+            "config instead of changing them"
+        )
     yield from _BAD_VALUE.findall(message)
 
 

@@ -39,7 +39,7 @@ class PruneCLI(LightningCLI):
         """Build model, data and Trainer from the config."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             if explained(str(error)) is None:
                 raise
             self.parser.error(str(error))

@@ -202,7 +202,7 @@ class Pruner:
         for tensor in self._owned(index):
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
-                gradient.mul_(tensor.mask)
+                gradient.masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
 
     def detach(self, *, completed: bool = True) -> None:
         """Take the hooks away and leave the zeros in the weights for good, as +0.0.
@@ -343,7 +343,7 @@ class Pruner:
         optimizer = self._optimizers[index]
         for tensor in self._owned(index):
             if changed[tensor.name]:
-                tensor.parameter.detach().mul_(tensor.mask)
+                tensor.parameter.detach().masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
 
     def _pools(self, optimizers: Sequence[int] | range) -> Iterator[list[Group]]:
@@ -416,7 +416,7 @@ def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:
     """Zero an optimizer's statistics of pruned entries: whatever has the shape of the tensor."""
     for value in state.values():
         if isinstance(value, Tensor) and value.shape == mask.shape:
-            value.mul_(mask)
+            value.masked_fill_(~mask, 0)
 
 
 def _yaml(target: float | None) -> str:

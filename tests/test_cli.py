@@ -146,7 +146,7 @@ def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
     [
         ("PolynomialSchedule", "PolinomialSchedule", "did you mean 'PolynomialSchedule'?"),
         ("GlobalAllocation", "GlobalAlocation", "did you mean 'GlobalAllocation'?"),
-        ("NMPattern", "NPattern", "BlockPattern, NMPattern, UnstructuredPattern"),
+        ("NMPattern", "NPattern", "did you mean 'NMPattern'? It can be: BlockPattern"),
         ("prune.PruningCallback", "prune.PrunningCallback", "did you mean 'PruningCallback'?"),
         ("lightning_prune.PruningC", "PrunningC", "did you mean 'PruningCallback'?"),
         ("begin: 0.1", "beginn: 0.1", "did you mean 'begin'? It can be: begin, end, every"),
@@ -170,3 +170,10 @@ def test_a_wrong_config_gets_an_error_that_names_the_candidates(
     error = capsys.readouterr().err
     assert message in error
     assert "Does not validate against any" not in error
+
+
+def test_a_second_pruning_callback_is_refused(main, folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "recipe.yaml", "--trainer.callbacks+=PruningCallback"])
+    assert end.value.code == 2
+    assert "need one PruningCallback in a Trainer, got two" in capsys.readouterr().err

@@ -46,10 +46,11 @@ class SparsityMonitor(Callback):
         self._logged_updates = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a monitor with nothing to watch, or without what its picture needs."""
+        """Start afresh; refuse to watch nothing, or to draw without what that needs."""
         if stage != "fit":
             return
         self._pruner(trainer)
+        self.quality_curve = []
         if self.quality and _boards(trainer) and importlib.util.find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
                 f"need matplotlib to draw quality={self.quality!r} in TensorBoard: "

@@ -90,6 +90,8 @@ def test_the_quality_is_recorded_at_each_sparsity(make_model, make_trainer, load
     assert len(sparsities) == 3
     assert 0 < sparsities[0] < sparsities[-1] == 0.75
     assert monitor.quality_curve[-1][1] == float(trainer.callback_metrics["val_acc"])
+    make_trainer(monitor, PruningCallback(), max_epochs=2).fit(make_model(), loader, loader)
+    assert len(monitor.quality_curve) == 2  # afresh
     resumed = SparsityMonitor(quality="val_acc")
     resumed.load_state_dict(monitor.state_dict())
     assert resumed.quality_curve == monitor.quality_curve
