@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def packed(mask: Tensor) -> Tensor:
@@ -22,14 +23,17 @@ def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
 
 def refuse_foreign_masks(state: Mapping[str, Any], model: nn.Module) -> None:
     """Raise ValueError if masks of the state have no parameter in the model, or another shape."""
-    shapes = {
-        name.replace("_orig_mod.", ""): list(parameter.shape)
+    parameters = {
+        name.replace("_orig_mod.", ""): parameter
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
-    differences = [
-        f"'{name}' is {shape} in the state and {shapes.get(name, 'absent')} in the model"
-        for name, shape in state["shapes"].items()
-        if shapes.get(name) != shape
-    ]
+    differences = []
+    for name, shape in state["shapes"].items():
+        parameter = parameters.get(name)
+        if parameter is None:
+            differences.append(f"'{name}' is {shape} in the state and absent in the model")
+        elif not is_lazy(parameter) and list(parameter.shape) != shape:
+            found = list(parameter.shape)
+            differences.append(f"'{name}' is {shape} in the state and {found} in the model")
     if differences:
         raise ValueError(f"need masks that fit the model, got {'; '.join(differences)}")

@@ -171,12 +171,14 @@ class Selection:
     """What is pruned and what stays dense, and why.
 
     Args:
-        tensors: The tensors to prune, in the order of the model.
+        names: All parameters, in the order of the model.
+        tensors: The tensors to prune, in that order.
         dense: For every other parameter the reason, by name.
         waiting: Whether some of the dense ones may still join, when they are unfrozen, initialised
             or given to an optimizer.
     """
 
+    names: tuple[str, ...]
     tensors: tuple[PrunedTensor, ...]
     dense: Mapping[str, str]
     waiting: bool
@@ -267,7 +269,7 @@ def select(
                     mask=torch.ones_like(parameter, dtype=torch.bool, requires_grad=False),
                 )
             )
-    return Selection(tensors=tuple(tensors), dense=dense, waiting=waiting)
+    return Selection(names=tuple(found), tensors=tuple(tensors), dense=dense, waiting=waiting)
 
 
 def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:

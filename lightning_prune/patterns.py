@@ -51,6 +51,10 @@ class Pattern(ABC):
         """
         return torch.zeros_like(alive), alive
 
+    def holds(self, alive: Tensor, due: int) -> bool:
+        """Whether nothing has to go for the pattern's sake, where ``due`` atoms may be kept."""
+        return True
+
     @abstractmethod
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the atoms that keeps exactly ``keep``.
@@ -142,9 +146,16 @@ class NMPattern(Pattern):
         groups = inputs_last.reshape(-1, self.m)
         quota = torch.full((len(groups),), self.n, device=groups.device)
         n_best = _ranking.best_of_rows(groups, quota).view(inputs_last.shape).movedim(-1, 1) & alive
-        if due * self.m >= scores.numel() * self.n:
+        if due * self.m > scores.numel() * self.n:
             return n_best, alive
+        if due * self.m == scores.numel() * self.n:
+            return n_best, n_best
         return torch.zeros_like(alive), n_best
+
+    def holds(self, alive: Tensor, due: int) -> bool:
+        """Whether at most n of each m are alive, once no more than n/m are due."""
+        groups = alive.movedim(1, -1).reshape(-1, self.m).sum(1)
+        return due * self.m > alive.numel() * self.n or bool((groups <= self.n).all())
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class Pruner:
         self.changed: dict[str, float] = {}
         """Share of each tensor's mask entries that the last update changed, by name."""
         self._groups: list[Group] = []
-        self._selection = Selection(tensors=(), dense={}, waiting=False)
+        self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
         self._model: nn.Module | None = None
         self._optimizers: list[Optimizer] = []
         self._steps: list[int] = []
@@ -168,11 +169,12 @@ class Pruner:
         if self._loaded is not None:
             refuse_foreign_masks(self._loaded, model)
         steps_done = [] if self._loaded is None else list(self._loaded["steps"])
-        self._model, self._optimizers, self._clock = model, optimizers, clock
+        self._optimizers, self._clock = optimizers, clock
         self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
         self._in_step, self._served, self._ownership = set(), {}, {}
         self._groups, self.updates, self.changed = [], 0, {}
         self._adopt(selection)
+        self._model = model
         for index, optimizer in enumerate(optimizers):
             self._ownership[index] = _ownership(optimizer)
             # Compiled optimizers would trace the hook and recompile at each step.
@@ -184,6 +186,8 @@ class Pruner:
 
         Call it when the gradients are complete (unscaled, reduced over replicas) and before they
         are clipped. Further calls before the step itself, as by the closure of LBFGS, only mask.
+        With a gradient scaler, call it after ``unscale_`` and only if the scaler will not skip the
+        step: what it skips must be neither observed nor counted.
 
         Args:
             optimizer: The optimizer that will step next.
@@ -199,7 +203,7 @@ class Pruner:
             if point is not None and point != self._served.get(index):
                 self._served[index] = point
                 self._update(index)
-        for tensor in self._owned(index):
+        for tensor in self.tensors:  # another optimizer may hold the same parameter
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
                 gradient.masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
@@ -243,11 +247,15 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        waiting = self._loaded or {"masks": {}, "shapes": {}, "observed": {}}
+        masks = {tensor.name: packed(tensor.mask) for tensor in self.tensors}
+        shapes = {tensor.name: list(tensor.mask.shape) for tensor in self.tensors}
+        observed = {tensor.name: dict(tensor.state) for tensor in self.tensors}
         return {
             "steps": list(self._steps),
-            "masks": {tensor.name: packed(tensor.mask) for tensor in self.tensors},
-            "shapes": {tensor.name: list(tensor.mask.shape) for tensor in self.tensors},
-            "observed": {tensor.name: dict(tensor.state) for tensor in self.tensors},
+            "masks": waiting["masks"] | masks,
+            "shapes": waiting["shapes"] | shapes,
+            "observed": waiting["observed"] | observed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -284,16 +292,18 @@ class Pruner:
         return selection
 
     def _adopt(self, selection: Selection) -> None:
-        """Take up the tensors that are new, masked as restored or as `keep_zeros` finds them."""
-        assert self._model is not None
-        known = {tensor.name: tensor for tensor in (g.members[0] for g in self._groups)}
+        """Take up the tensors that are new, masked as restored or as `keep_zeros` finds them.
+
+        What is being pruned stays so, also where it has been frozen since.
+        """
+        known = {group.name: group.members[0] for group in self._groups}
         for tensor in selection.tensors:
             if tensor.name not in known:
                 self._restore(tensor)
-        tensors = tuple(known.get(tensor.name, tensor) for tensor in selection.tensors)
-        self._selection = Selection(
-            tensors=tensors, dense=selection.dense, waiting=selection.waiting
-        )
+                known[tensor.name] = tensor
+        tensors = tuple(known[name] for name in selection.names if name in known)
+        dense = {name: why for name, why in selection.dense.items() if name not in known}
+        self._selection = replace(selection, tensors=tensors, dense=dense)
         self._groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
 
     def _restore(self, tensor: PrunedTensor) -> None:
@@ -317,6 +327,8 @@ class Pruner:
     def _select_again(self, index: int) -> None:
         """Take up what this optimizer has gained; it is due at once what the schedule says."""
         assert self._model is not None
+        if self._loaded is not None:  # a lazy layer has a shape only now
+            refuse_foreign_masks(self._loaded, self._model)
         self._adopt(self._fitting_selection(self._model, self._optimizers))
         self._ownership[index] = _ownership(self._optimizers[index])
         self._served.pop(index, None)
@@ -328,9 +340,7 @@ class Pruner:
         before = {tensor.name: tensor.kept for tensor in self._owned(index)}
         for pool in self._pools([index]):
             share = self.schedule(self._served[index])
-            total = sum(group.blank_scores().numel() for group in pool)
-            alive = sum(int(group.alive().sum()) for group in pool)
-            if _ranking.number_kept(total, pool[0].sparsity * share) < alive:
+            if not self._is_satisfied(pool, pool[0].sparsity * share):
                 scores = {group.name: group.scores(self.criterion.score) for group in pool}
                 for group, atoms in zip(pool, self._allocate(pool, scores, share), strict=True):
                     group.keep(atoms)
@@ -345,6 +355,15 @@ class Pruner:
             if changed[tensor.name]:
                 tensor.parameter.detach().masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
+
+    def _is_satisfied(self, pool: Sequence[Group], target: float) -> bool:
+        """Whether no more is kept than due, and nowhere more than the pattern holds."""
+        alive = [group.alive() for group in pool]
+        due = _ranking.number_kept(sum(atoms.numel() for atoms in alive), target)
+        return sum(int(atoms.sum()) for atoms in alive) <= due and all(
+            self.pattern.holds(atoms, _ranking.number_kept(atoms.numel(), target))
+            for atoms in alive
+        )
 
     def _pools(self, optimizers: Sequence[int] | range) -> Iterator[list[Group]]:
         """Yield the groups that share a budget: the same glob and optimizer, or each alone."""
@@ -377,8 +396,9 @@ class Pruner:
             )
         self._in_step.remove(index)
         self._steps[index] += 1
-        for tensor in self._owned(index):
+        for tensor in self.tensors:  # another optimizer may hold the same parameter
             tensor.parameter.detach().mul_(tensor.mask)
+        for tensor in self._owned(index):
             tensor.step = self._steps[index]
 
     def _owned(self, index: int) -> Iterator[PrunedTensor]:

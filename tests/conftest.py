@@ -4,6 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine is no reason to fail.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -88,17 +88,18 @@ def test_global_keeps_the_best_of_all_scores_together(pool, data):
     assert list(GlobalAllocation()(free, due).values()) == [int(part.sum()) for part in parts]
 
 
-@given(pools(), st.data())
-def test_erk_is_monotone_once_caps_are_what_is_kept(pool, data):
+@pytest.mark.parametrize("kind", answers(Allocation))
+@given(pool=pools(), data=st.data())
+def test_an_allocation_is_monotone_once_caps_are_what_is_kept(kind, pool, data):
     floor, cap = (sum(getattr(a, side) for a in pool.values()) for side in ("floor", "cap"))
-    first = ERKAllocation()(pool, data.draw(st.integers(floor, cap)))
+    first = kind()(pool, data.draw(st.integers(floor, cap)))
     shrunk = {
         name: dataclasses.replace(
             atoms, allowed=_ranking.best(atoms.ranked(), first[name]) & atoms.allowed
         )
         for name, atoms in pool.items()
     }
-    second = ERKAllocation()(shrunk, data.draw(st.integers(floor, sum(first.values()))))
+    second = kind()(shrunk, data.draw(st.integers(floor, sum(first.values()))))
     assert all(second[name] <= first[name] for name in pool)
 
 

@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lightning_prune
 
 ROOT = Path(lightning_prune.__file__).parent
@@ -46,6 +48,11 @@ def test_every_room_is_on_a_floor():
     assert {room for room, _ in rooms()} == set(FLOORS)
 
 
+def test_no_room_is_for_leftovers():
+    names = {path.stem for path in ROOT.rglob("*.py")}
+    assert not names & {"utils", "base", "registry", "config"}
+
+
 def test_imports_point_down():
     for room, path in rooms():
         for name in imports(path):
@@ -61,6 +68,7 @@ def test_only_the_top_floor_knows_lightning():
             assert not packages & {"lightning", "pytorch_lightning"}, path
 
 
+@pytest.mark.slow
 def test_the_engine_runs_without_importing_lightning():
     code = (
         "import sys, torch; from lightning_prune import Pruner\n"

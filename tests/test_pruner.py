@@ -409,6 +409,108 @@ def test_a_step_without_the_pruner_is_an_error():
         pruner.attach(model, optimizer, steps=STEPS)
 
 
+def test_a_layer_that_is_frozen_later_keeps_its_mask():
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    pruner = Pruner(
+        sparsity=0.5,
+        schedule=OneShotSchedule(end=0),
+        allocation=UniformAllocation(),
+        criterion=RandomCriterion(),
+    )
+    pruner.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, pruner, steps=1)
+    before = {name: mask.clone() for name, mask in pruner.masks.items()}
+    for frozen in (True, False):
+        model[2].requires_grad_(not frozen)
+        train(model, optimizer, pruner, steps=1)
+        assert list(pruner.masks) == list(before)
+        assert all(torch.equal(pruner.masks[name], before[name]) for name in before)
+    assert int((model[2].weight == 0).sum()) == 400
+
+
+def test_masks_of_a_layer_that_is_frozen_at_the_resume_are_not_lost():
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    first = Pruner(sparsity=0.5, schedule=OneShotSchedule(end=0))
+    first.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, first, steps=1)
+    first.detach()
+    model[2].requires_grad_(False)
+    second = Pruner(sparsity=0.5, schedule=OneShotSchedule(end=0))
+    second.load_state_dict(first.state_dict())
+    second.attach(model, optimizer, steps=STEPS)
+    assert set(second.state_dict()["masks"]) == set(first.masks)
+
+
+def test_masks_of_a_lazy_layer_are_restored_once_it_has_a_shape():
+    def start():
+        model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 4))
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        pruner = Pruner(sparsity=0.5, schedule=OneShotSchedule(end=0), criterion=RandomCriterion())
+        return model, optimizer, pruner
+
+    def step(model, optimizer, pruner):
+        model(torch.randn(2, 6)).sum().backward()
+        pruner.before_step(optimizer)
+        optimizer.step()
+
+    model, optimizer, pruner = start()
+    pruner.attach(model, optimizer, steps=2)
+    step(model, optimizer, pruner)
+    again, its_optimizer, its_pruner = start()
+    its_pruner.load_state_dict(pruner.state_dict())
+    its_pruner.attach(again, its_optimizer, steps=2)
+    step(again, its_optimizer, its_pruner)
+    for name, mask in pruner.masks.items():
+        assert torch.equal(mask, its_pruner.masks[name])
+
+
+def test_a_refused_model_leaves_the_pruner_free_for_another():
+    model = Net()
+    nn.init.zeros_(model[2].weight)
+    pruner = Pruner(keep_zeros=True)
+    with pytest.raises(ValueError, match="keep_zeros=True"):
+        pruner.attach(model, OPTIMIZERS["sgd"](model.parameters()), steps=STEPS)
+    model = Net()
+    pruner.attach(model, OPTIMIZERS["sgd"](model.parameters()), steps=STEPS)
+
+
+@pytest.mark.parametrize("zeros", [0.3, 0.5, 0.6])
+def test_nm_is_reached_also_from_zeros_that_were_anywhere(zeros):
+    model = Net()
+    for layer in (model[0], model[2], model[4]):
+        layer.weight.detach()[torch.rand(layer.weight.shape) < zeros] = 0
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    pruner = Pruner(sparsity=0.5, pattern=NMPattern(n=2, m=4), keep_zeros=True)
+    pruner.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, pruner)
+    for mask in pruner.masks.values():
+        assert (mask.movedim(1, -1).reshape(-1, 4).sum(1) <= 2).all()
+
+
+def test_zeros_hold_where_two_optimizers_share_a_weight():
+    model = Net()
+    both = [OPTIMIZERS["sgd"](model.parameters()) for _ in range(2)]
+    pruner = Pruner(sparsity=0.5, schedule=OneShotSchedule(end=0))
+    pruner.attach(model, both, steps=STEPS)
+    for optimizer in (*both, *both):
+        train(model, optimizer, pruner, steps=1)
+        assert not pruned_weights(model, pruner).any()
+
+
+def test_zeros_hold_under_infinite_gradients():
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    pruner = Pruner(sparsity=0.5, schedule=OneShotSchedule(end=0))
+    pruner.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, pruner, steps=1)
+    model[2].weight.grad.fill_(math.inf)
+    pruner.before_step(optimizer)
+    optimizer.step()
+    assert not pruned_weights(model, pruner).any()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_scores_that_are_not_finite_name_the_tensor(value):
     model = Net()

@@ -52,9 +52,12 @@ def test_a_pool_may_mix_dtypes():
     assert _ranking.best_of_pool(pool, 2) == [1, 1]
 
 
-@given(st.lists(st.lists(values, min_size=5, max_size=5), min_size=1, max_size=5), st.data())
-def test_rows_are_ranked_alone(rows, data):
-    scores = torch.tensor(rows)
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    rows=st.lists(st.lists(values, min_size=5, max_size=5), min_size=1, max_size=5), data=st.data()
+)
+def test_rows_are_ranked_alone(dtype, rows, data):
+    scores = torch.tensor(rows, dtype=dtype)
     keep = [data.draw(st.integers(0, 5)) for _ in rows]
     masks = _ranking.best_of_rows(scores, torch.tensor(keep))
     for row, mask, k in zip(scores, masks, keep, strict=True):

@@ -106,6 +106,13 @@ def test_a_schedule_is_a_value(kind):
     [
         (lambda: PolynomialSchedule(begin=0.5, end=0.4), "need end >= begin=0.5, got end=0.4"),
         (lambda: PolynomialSchedule(every=0), "need every > 0"),
+        (lambda: PolynomialSchedule(every=-0.1), "need a finite every >= 0, got every=-0.1"),
+        (lambda: PolynomialSchedule(every=math.nan), "need a finite every >= 0, got every=nan"),
+        (lambda: PolynomialSchedule(every=5), "need every <= 1 with unit='fraction'"),
+        (lambda: CosineSchedule(end=math.inf), "need a finite end >= 0, got end=inf"),
+        (lambda: OneShotSchedule(unit="Step"), "got unit='Step'"),
+        (lambda: MultiStepSchedule(milestones=(0.1, math.nan)), "need a finite milestones"),
+        (lambda: MultiStepSchedule(milestones=(1, 2.5), unit="step"), "whole number of steps"),
         (lambda: PolynomialSchedule(begin=-0.1), "need a finite begin >= 0, got begin=-0.1"),
         (lambda: PolynomialSchedule(end=math.nan), "need a finite end >= 0, got end=nan"),
         (lambda: PolynomialSchedule(end=2), "need end <= 1 with unit='fraction'"),
