@@ -59,3 +59,15 @@ def test_the_benchmark_of_accuracy_runs():
     )
     assert "the price of sparsity 0.9" in run.stdout, run.stderr
     assert run.returncode == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_zeros_in_place_runs():
+    run = subprocess.run(
+        [sys.executable, "benchmarks/zeros_in_place.py", "--repeats", "3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "dense over sparse" in run.stdout
