@@ -6,10 +6,10 @@ from lightning_prune.allocations import Allocation, ERKAllocation, UniformAlloca
 from lightning_prune.criteria import Criterion
 from lightning_prune.patterns import NMPattern, Pattern
 
-Sparsity = float | Mapping[str, float | None]
+SparsityTargets = float | Mapping[str, float | None]
 
 
-def checked_targets(sparsity: Sparsity) -> dict[str, float | None]:
+def checked_targets(sparsity: SparsityTargets) -> dict[str, float | None]:
     """Return the final sparsity by glob.
 
     Raises:

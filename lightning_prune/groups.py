@@ -344,12 +344,12 @@ def _deciding_globs(
             if not matched:
                 raise ValueError(
                     f"need a glob that matches a parameter or module, got sparsity={{{glob!r}: "
-                    f"{_yaml(sparsity[glob])}}}; prunable by default are {_listed(usual)}"
+                    f"{as_yaml(sparsity[glob])}}}; prunable by default are {_listed(usual)}"
                 )
             if not any(is_lazy(found[n][0]) or found[n][0].is_floating_point() for n in matched):
                 raise ValueError(
                     f"need floating-point parameters, got sparsity={{{glob!r}: "
-                    f"{_yaml(sparsity[glob])}}} for {_listed(matched)} of "
+                    f"{as_yaml(sparsity[glob])}}} for {_listed(matched)} of "
                     f"{found[matched[0]][0].dtype}"
                 )
         deciding.update(dict.fromkeys(matched, glob))
@@ -361,7 +361,8 @@ def _output_axis(owner: nn.Module) -> int:
     return int(isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D")
 
 
-def _yaml(value: float | None) -> str:
+def as_yaml(value: float | None) -> str:
+    """Return a target as one writes it in a config."""
     return "null" if value is None else str(value)
 
 

@@ -11,12 +11,17 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import _ranking
-from lightning_prune._answers import Sparsity, checked_targets, default_allocation, refuse_clashes
+from lightning_prune._answers import (
+    SparsityTargets,
+    checked_targets,
+    default_allocation,
+    refuse_clashes,
+)
 from lightning_prune._distributed import is_sharded
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
 from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
-from lightning_prune.groups import Group, PrunedTensor, Selection, select
+from lightning_prune.groups import Group, PrunedTensor, Selection, as_yaml, select
 from lightning_prune.patterns import Pattern, UnstructuredPattern
 from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
 
@@ -56,7 +61,7 @@ class Pruner:
     def __init__(
         self,
         *,
-        sparsity: Sparsity = 0.9,
+        sparsity: SparsityTargets = 0.9,
         schedule: Schedule | None = None,
         allocation: Allocation | None = None,
         criterion: Criterion | None = None,
@@ -283,7 +288,7 @@ class Pruner:
             except ValueError as error:
                 misfits[tensor.name] = f"{error} in '{tensor.name}' of shape {tensor.shape}"
         if misfits:
-            globs = "".join(f'\n  "{glob}": {_yaml(t)}' for glob, t in self.targets.items())
+            globs = "".join(f'\n  "{glob}": {as_yaml(t)}' for glob, t in self.targets.items())
             nulls = "".join(f'\n  "{name}": null' for name in misfits)
             raise ValueError(
                 "; ".join(misfits.values())
@@ -437,7 +442,3 @@ def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:
     for value in state.values():
         if isinstance(value, Tensor) and value.shape == mask.shape:
             value.masked_fill_(~mask, 0)
-
-
-def _yaml(target: float | None) -> str:
-    return "null" if target is None else f"{target:g}"
