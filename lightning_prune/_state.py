@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_prune.groups import named_parameters
+
 
 def packed(mask: Tensor) -> Tensor:
     """Return a mask in one bit an entry, as uint8."""
@@ -23,10 +25,7 @@ def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
 
 def refuse_foreign_masks(state: Mapping[str, Any], model: nn.Module) -> None:
     """Raise ValueError if masks of the state have no parameter in the model, or another shape."""
-    parameters = {
-        name.replace("_orig_mod.", ""): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
+    parameters = named_parameters(model)
     differences = []
     for name, shape in state["shapes"].items():
         parameter = parameters.get(name)

@@ -281,6 +281,18 @@ def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter by each of its names, without what `torch.compile` adds to them."""
+    return {
+        _plain(name): parameter
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
 def _parameters(module: nn.Module) -> _Found:
     """Return each parameter once, under its first name, with all places where it hangs."""
     modules = dict(module.named_modules(remove_duplicate=False))
@@ -293,7 +305,7 @@ def _parameters(module: nn.Module) -> _Found:
             parametrized_by = type(owner[-1]).__name__
             path, _, attribute = path.rpartition("parametrizations.")
             owner = modules[path.rstrip(".")]
-        name = raw.replace("_orig_mod.", "")  # what `torch.compile` adds
+        name = _plain(raw)
         place = _Place(name=name, attribute=attribute, owner=owner, parametrized_by=parametrized_by)
         first = first_names.setdefault(id(parameter), name)
         found.setdefault(first, (parameter, []))[1].append(place)

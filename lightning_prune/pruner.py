@@ -21,7 +21,7 @@ from lightning_prune._distributed import is_sharded
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
 from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
-from lightning_prune.groups import Group, PrunedTensor, Selection, as_yaml, select
+from lightning_prune.groups import Group, PrunedTensor, Selection, as_yaml, named_parameters, select
 from lightning_prune.patterns import Pattern, UnstructuredPattern
 from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
 
@@ -212,6 +212,16 @@ class Pruner:
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
                 gradient.masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
+
+    def mask_copy(self, model: nn.Module) -> None:
+        """Zero the pruned weights in a copy of the model, such as an average of its weights.
+
+        Args:
+            model: A module with the same parameter names.
+        """
+        parameters = named_parameters(model)
+        for name, mask in self.masks.items():
+            parameters[name].detach().masked_fill_(~mask.to(parameters[name].device), 0.0)
 
     def detach(self, *, completed: bool = True) -> None:
         """Take the hooks away and leave the zeros in the weights for good, as +0.0.

@@ -62,6 +62,7 @@ class PruningCallback(Callback):
             keep_zeros=keep_zeros,
         )
         self._restored: dict[str, Any] | None = None
+        self._averaged_updates: int | None = None
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -100,8 +101,10 @@ class PruningCallback(Callback):
         """Begin, where weights, optimizers and restored states are there under every strategy."""
         if self._restored:
             self.pruner.load_state_dict(self._restored)
+        self._averaged_updates = None
         clock = trainer_clock(trainer, self.pruner.schedule)
         self.pruner.attach(pl_module, trainer.optimizers, clock=clock)
+        self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
 
     def on_before_optimizer_step(
@@ -120,6 +123,7 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Log what is reached and what is due."""
+        self._mask_averages(trainer)
         pl_module.log("sparsity", self.pruner.sparsity, prog_bar=True, on_step=True, on_epoch=False)
         pl_module.log("sparsity_target", self.pruner.sparsity_target, on_step=True, on_epoch=False)
 
@@ -133,6 +137,19 @@ class PruningCallback(Callback):
     ) -> None:
         """Leave the zeros that were reached, and no hook."""
         self.pruner.detach(completed=False)
+
+    def _mask_averages(self, trainer: Trainer) -> None:
+        """Prune the averaged copies that other callbacks keep, as often as the masks change.
+
+        Between changes an average of zeros stays zero, whichever callback comes first.
+        """
+        if self.pruner.updates == self._averaged_updates:
+            return
+        self._averaged_updates = self.pruner.updates
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            average = getattr(callback, "_average_model", None)
+            if average is not None:
+                self.pruner.mask_copy(getattr(average, "module", average))
 
     def _say(self, trainer: Trainer, title: str) -> None:
         if trainer.is_global_zero:

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import LambdaCallback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    LambdaCallback,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -286,6 +291,30 @@ def test_two_optimizers_prune_to_a_target_each(limits, make_trainer, loader):
     make_trainer(pruning, **limits).fit(model, loader)
     assert int((model.generator.weight == 0).sum()) == 128
     assert int((model.discriminator.weight == 0).sum()) == 192
+
+
+@pytest.mark.parametrize("pruning_first", [True, False])
+@pytest.mark.parametrize(
+    "make_averaging",
+    [
+        lambda: EMAWeightAveraging(decay=0.9),
+        WeightAveraging,
+        lambda: StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
+    ],
+    ids=["ema", "average", "swa"],
+)
+def test_the_averaged_model_has_exactly_the_live_masks(
+    make_averaging, pruning_first, make_model, make_trainer, loader
+):
+    model, pruning = make_model(), PruningCallback(sparsity=0.75)
+    callbacks = [pruning, make_averaging()]
+    make_trainer(*(callbacks if pruning_first else callbacks[::-1]), max_epochs=4).fit(
+        model, loader, loader
+    )
+    parameters = dict(model.named_parameters())
+    for name, mask in pruning.masks.items():
+        assert torch.equal(parameters[name] != 0, mask)
+    assert zeros(model) == round(PRUNABLE * 0.75)
 
 
 def test_swa_extra_epoch_does_not_count(make_model, make_trainer, loader):
