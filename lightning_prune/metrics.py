@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.groups import prunable_weights
+from lightning_prune.selection import prunable_weights
 
 
 def sparsity(weights: nn.Module | Iterable[Tensor]) -> Tensor:

@@ -21,9 +21,10 @@ from lightning_prune._distributed import is_sharded
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
 from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
-from lightning_prune.groups import Group, PrunedTensor, Selection, as_yaml, named_parameters, select
+from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.patterns import Pattern, UnstructuredPattern
 from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
+from lightning_prune.selection import Selection, as_yaml, named_parameters, select
 
 
 class Pruner:

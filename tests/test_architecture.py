@@ -15,6 +15,7 @@ FLOORS = {
     "patterns": 0,
     "allocations": 0,
     "groups": 1,
+    "selection": 1,
     "criteria": 1,
     "pruner": 2,
     "_answers": 2,

@@ -1,0 +1,239 @@
+"""Which tensors of a model are pruned at all, and why the others are not."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim import Optimizer
+
+from lightning_prune.groups import PrunedTensor
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# What becomes of a weight under these is zero where the weight is.
+_SCALINGS = ("_WeightNorm", "_SpectralNorm")
+_LISTED_NAMES = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What is pruned and what stays dense, and why.
+
+    Args:
+        names: All parameters, in the order of the model.
+        tensors: The tensors to prune, in that order.
+        dense: For every other parameter the reason, by name.
+        waiting: Whether some of the dense ones may still join, when they are unfrozen, initialised
+            or given to an optimizer.
+    """
+
+    names: tuple[str, ...]
+    tensors: tuple[PrunedTensor, ...]
+    dense: Mapping[str, str]
+    waiting: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """One of the places where a parameter hangs in the model."""
+
+    name: str
+    attribute: str
+    owner: nn.Module
+    parametrized_by: str | None = None
+
+    def matches(self, glob: str) -> bool:
+        """Whether the glob matches the parameter's name or that of a module around it."""
+        parts = self.name.split(".")
+        names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return any(fnmatchcase(name, glob) for name in names)
+
+    def reason_to_stay_dense(self) -> str | None:
+        if isinstance(self.owner, _EMBEDDINGS):
+            return "embedding"
+        if isinstance(self.owner, _NORMALISATIONS):
+            return "normalisation"
+        if "weight" not in self.attribute:
+            return "not named *weight*"
+        if self.attribute == "weight_g" or self.name.endswith(".weight.original0"):
+            return "magnitude of a weight_norm"
+        if self.parametrized_by not in (None, *_SCALINGS):
+            return f"parametrized by {self.parametrized_by}"
+        return None
+
+
+_Found = dict[str, tuple[nn.Parameter, list[_Place]]]
+
+
+def select(
+    module: nn.Module, optimizers: Sequence[Optimizer], sparsity: Mapping[str, float | None]
+) -> Selection:
+    """Choose the tensors to prune.
+
+    By default those are the trainable floating-point parameters that an optimizer owns, named
+    ``*weight*``, with two or more dimensions, whose owners are neither embeddings nor
+    normalisations. The globs (``fnmatchcase``, of parameter or module names) choose among them and
+    the last that matches decides. A glob that matches none of them is tried against all parameters.
+
+    Args:
+        module: The model.
+        optimizers: What trains it.
+        sparsity: Final sparsity, or None for dense, by glob.
+
+    Raises:
+        ValueError: If a glob matches nothing, or only parameters that are not floating-point.
+    """
+    owner_of = {
+        id(parameter): index
+        for index, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    found = _parameters(module)
+    unusual = {name: _why_unusual(*entry) for name, entry in found.items()}
+    deciding = _deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
+    tensors: list[PrunedTensor] = []
+    dense: dict[str, str] = {}
+    waiting = False
+    for name, (parameter, places) in found.items():
+        glob = deciding.get(name)
+        target = None if glob is None else sparsity[glob]
+        unready = _why_unready(parameter, owner_of)
+        if glob is None:
+            dense[name] = unusual[name] or "no glob matches"
+        elif target is None:
+            dense[name] = "sparsity null"
+        elif unready:
+            dense[name] = unready
+            waiting = True
+        else:
+            tensors.append(
+                PrunedTensor(
+                    name=name,
+                    parameter=parameter,
+                    sparsity=target,
+                    glob=glob,
+                    optimizer=owner_of[id(parameter)],
+                    output_axis=_output_axis(places[0].owner),
+                    mask=torch.ones_like(parameter, dtype=torch.bool, requires_grad=False),
+                )
+            )
+    return Selection(names=tuple(found), tensors=tuple(tensors), dense=dense, waiting=waiting)
+
+
+def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return by name what is pruned by default in a model, whoever trains it."""
+    return {
+        name: parameter
+        for name, (parameter, places) in _parameters(module).items()
+        if not is_lazy(parameter) and not _why_unusual(parameter, places)
+    }
+
+
+def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter by each of its names, without what `torch.compile` adds to them."""
+    return {
+        _plain(name): parameter
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
+def _parameters(module: nn.Module) -> _Found:
+    """Return each parameter once, under its first name, with all places where it hangs."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    first_names: dict[int, str] = {}
+    found: _Found = {}
+    for raw, parameter in module.named_parameters(remove_duplicate=False):
+        path, _, attribute = raw.rpartition(".")
+        owner, parametrized_by = modules[path], None
+        if isinstance(owner, ParametrizationList):
+            parametrized_by = type(owner[-1]).__name__
+            path, _, attribute = path.rpartition("parametrizations.")
+            owner = modules[path.rstrip(".")]
+        name = _plain(raw)
+        place = _Place(name=name, attribute=attribute, owner=owner, parametrized_by=parametrized_by)
+        first = first_names.setdefault(id(parameter), name)
+        found.setdefault(first, (parameter, []))[1].append(place)
+    return found
+
+
+def _why_unusual(parameter: nn.Parameter, places: Sequence[_Place]) -> str | None:
+    """Return why a parameter is not pruned unless it is named; None if it is."""
+    reasons = [place.reason_to_stay_dense() for place in places]
+    if "embedding" in reasons and len(places) > 1:
+        return "tied to an embedding"
+    reason = next(filter(None, reasons), None)
+    if reason or is_lazy(parameter):
+        return reason
+    if not parameter.is_floating_point():
+        return "not floating-point"
+    if parameter.ndim < 2:
+        return "fewer than 2 dimensions"
+    return None
+
+
+def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
+    """Return why a parameter cannot be pruned now, though it is chosen; None if it can."""
+    if is_lazy(parameter):
+        return "not initialised yet"
+    if not parameter.requires_grad:
+        return "frozen"
+    if id(parameter) not in owner_of:
+        return "no optimizer owns it"
+    if parameter.numel() == 0:
+        return "empty"
+    return None
+
+
+def _deciding_globs(
+    found: _Found, usual: Sequence[str], sparsity: Mapping[str, float | None]
+) -> dict[str, str]:
+    """Return the glob that decides on each parameter that any matches."""
+    deciding: dict[str, str] = {}
+    for glob in sparsity:
+
+        def matching(names: Iterable[str], glob: str = glob) -> list[str]:
+            return [n for n in names if any(place.matches(glob) for place in found[n][1])]
+
+        matched = matching(usual)
+        if not matched and glob != "*":
+            matched = matching(found)
+            if not matched:
+                raise ValueError(
+                    f"need a glob that matches a parameter or module, got sparsity={{{glob!r}: "
+                    f"{as_yaml(sparsity[glob])}}}; prunable by default are {_listed(usual)}"
+                )
+            if not any(is_lazy(found[n][0]) or found[n][0].is_floating_point() for n in matched):
+                raise ValueError(
+                    f"need floating-point parameters, got sparsity={{{glob!r}: "
+                    f"{as_yaml(sparsity[glob])}}} for {_listed(matched)} of "
+                    f"{found[matched[0]][0].dtype}"
+                )
+        deciding.update(dict.fromkeys(matched, glob))
+    return deciding
+
+
+def _output_axis(owner: nn.Module) -> int:
+    """Return the axis of the output channels: Hugging Face's Conv1D is input first, too."""
+    return int(isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D")
+
+
+def as_yaml(value: float | None) -> str:
+    """Return a target as one writes it in a config."""
+    return "null" if value is None else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_LISTED_NAMES])
+    rest = len(names) - _LISTED_NAMES
+    return f"{shown} and {rest} more" if rest > 0 else shown or "none"
