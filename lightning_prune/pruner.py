@@ -89,7 +89,8 @@ class Pruner:
         self._optimizers: list[Optimizer] = []
         self._steps: list[int] = []
         self._in_step: set[int] = set()
-        self._served: dict[int, float] = {}
+        self._served: dict[int, float] = {}  # last due point since attach(), by optimizer
+        self._due: dict[int, float] = {}  # the same, a restored state's included
         self._ownership: dict[int, tuple[int, int, int]] = {}
         self._hooks: list[RemovableHandle] = []
         self._loaded: dict[str, Any] | None = None
@@ -127,7 +128,7 @@ class Pruner:
 
     def target(self, tensor: PrunedTensor) -> float:
         """Return the sparsity that has been due for a tensor's pool since the last due point."""
-        point = self._served.get(tensor.optimizer)
+        point = self._due.get(tensor.optimizer)
         return 0.0 if point is None else tensor.sparsity * self.schedule(point)
 
     def plan(self) -> dict[str, float | None]:
@@ -174,7 +175,9 @@ class Pruner:
             raise ValueError(_nothing_to_prune(selection.dense))
         if self._loaded is not None:
             refuse_foreign_masks(self._loaded, model)
-        steps_done = [] if self._loaded is None else list(self._loaded["steps"])
+        loaded = self._loaded or {"steps": [], "due": {}}
+        steps_done = list(loaded["steps"])
+        self._due = {int(index): point for index, point in loaded["due"].items()}
         self._optimizers, self._clock = optimizers, clock
         self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
         self._in_step, self._served, self._ownership = set(), {}, {}
@@ -207,7 +210,7 @@ class Pruner:
                 tensor.state = self.criterion.observe(tensor, tensor.state)
             point = self.schedule.last_due(self._clock(self._steps[index]))
             if point is not None and point != self._served.get(index):
-                self._served[index] = point
+                self._served[index] = self._due[index] = point
                 self._update(index)
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             gradient = tensor.parameter.grad
@@ -269,6 +272,7 @@ class Pruner:
         observed = {tensor.name: dict(tensor.state) for tensor in self.tensors}
         return {
             "steps": list(self._steps),
+            "due": {str(index): point for index, point in self._due.items()},
             "masks": waiting["masks"] | masks,
             "shapes": waiting["shapes"] | shapes,
             "observed": waiting["observed"] | observed,
@@ -276,7 +280,7 @@ class Pruner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state that the next `attach` restores; the recipe remains that of this object."""
-        missing = {"steps", "masks", "shapes", "observed"} - set(state)
+        missing = {"steps", "due", "masks", "shapes", "observed"} - set(state)
         if missing:
             raise ValueError(f"need the state of a Pruner, got one without {sorted(missing)}")
         if self._model is not None:

@@ -210,6 +210,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(criterion, tmp_path):
     train(model, optimizer, pruner, steps=5)
     state = [model.state_dict(), optimizer.state_dict(), pruner.state_dict()]
     torch.save(state, tmp_path / "state.pt")
+    reached = (pruner.sparsity, pruner.sparsity_target)
     train(model, optimizer, pruner, steps=STEPS - 5, first=5)
 
     again, its_optimizer, its_pruner = start(Net(seed=1))
@@ -217,6 +218,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(criterion, tmp_path):
     for part, value in zip((again, its_optimizer, its_pruner), state, strict=True):
         part.load_state_dict(value)
     its_pruner.attach(again, its_optimizer, steps=STEPS)
+    assert its_pruner.sparsity == reached[0]
+    assert its_pruner.sparsity_target == reached[1] > 0
     train(again, its_optimizer, its_pruner, steps=STEPS - 5, first=5)
 
     for name, value in model.state_dict().items():
