@@ -120,7 +120,7 @@ def select(
                     sparsity=target,
                     glob=glob,
                     optimizer=owner_of[id(parameter)],
-                    output_axis=_output_axis(places[0].owner),
+                    output_axis=_output_axis(parameter, places[0].owner),
                     mask=torch.ones_like(parameter, dtype=torch.bool, requires_grad=False),
                 )
             )
@@ -223,9 +223,10 @@ def _deciding_globs(
     return deciding
 
 
-def _output_axis(owner: nn.Module) -> int:
+def _output_axis(parameter: nn.Parameter, owner: nn.Module) -> int:
     """Return the axis of the output channels: Hugging Face's Conv1D is input first, too."""
-    return int(isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D")
+    inputs_first = isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
+    return int(inputs_first and parameter.ndim > 1)
 
 
 def as_yaml(value: float | None) -> str:

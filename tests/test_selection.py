@@ -77,6 +77,7 @@ def test_the_output_axis_of_input_first_layers_is_the_second():
     assert chosen(nn.ConvTranspose2d(4, 3, 2)).tensors[0].shape == (3, 4, 2, 2)
     assert chosen(Conv1D()).tensors[0].shape == (6, 4)
     assert chosen(nn.Linear(4, 3)).tensors[0].shape == (3, 4)
+    assert chosen(nn.ConvTranspose2d(4, 3, 2), {"bias": 0.5}).tensors[0].shape == (3,)
 
 
 def test_everything_else_stays_dense_with_its_reason():
