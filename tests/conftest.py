@@ -12,6 +12,16 @@ settings.load_profile("untimed")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let `docs/works_with.py` find in the JUnit results which case a test shows."""
+    for item in items:
+        for marker in item.iter_markers("works_with"):
+            section, case = marker.args
+            path, line, _ = item.location
+            shown = {"section": section, "case": case, "order": [path, line], **marker.kwargs}
+            item.user_properties.append(("works_with", json.dumps(shown)))
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)

@@ -1,0 +1,79 @@
+"""Writes the tables of `works_with.md` from the results of the tests.
+
+    pytest -n 2 --junitxml results.xml && python docs/works_with.py results.xml
+
+A test claims a row by ``@pytest.mark.works_with(section, case)``, or with ``refused=True`` if what it
+shows is that the case is refused by name. With ``--check`` nothing is written, and a page that says
+something else than the results is an error.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+PAGE = Path(__file__).with_name("works_with.md")
+PLACE = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def rows_by_section(results: Path) -> dict[str, dict[str, list[dict]]]:
+    """Return what was shown by section and case, in the order of the test files."""
+    shown: list[dict] = []
+    for case in ElementTree.parse(results).iter("testcase"):
+        outcome = {child.tag for child in case} & {"failure", "error", "skipped"}
+        for entry in case.iter("property"):
+            if entry.get("name") == "works_with":
+                row = json.loads(entry.get("value", ""))
+                row["outcome"] = min(outcome, default="passed")
+                row["test"] = case.get("name", "").split("[")[0]
+                shown.append(row)
+    sections: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for row in sorted(shown, key=lambda row: row["order"]):
+        sections[row["section"]][row["case"]].append(row)
+    return sections
+
+
+def table(cases: dict[str, list[dict]]) -> str:
+    """Return a Markdown table with one row a case."""
+    lines = ["", "| case | outcome | shown by |", "|---|---|---|"]
+    for case, rows in cases.items():
+        tests = sorted({f"`{Path(row['order'][0]).name}::{row['test']}`" for row in rows})
+        lines.append(f"| {case} | {outcome(rows)} | {', '.join(tests)} |")
+    return "\n".join([*lines, "", ""])
+
+
+def outcome(rows: list[dict]) -> str:
+    """Return in words what the tests of one case say."""
+    outcomes = {row["outcome"] for row in rows}
+    if outcomes & {"failure", "error"}:
+        return "**fails**"
+    if "passed" not in outcomes:
+        return "not run here"
+    return "refused by name" if all(row.get("refused") for row in rows) else "holds"
+
+
+def main() -> None:
+    """Write the tables, or compare them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="JUnit XML of a whole test run")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    arguments = parser.parse_args()
+    sections = rows_by_section(arguments.results)
+    page = PAGE.read_text()
+    places = {match[2] for match in PLACE.finditer(page)}
+    if places != set(sections):
+        sys.exit(f"need the same sections, got {sorted(places)} on the page and {sorted(sections)}")
+    new = PLACE.sub(lambda match: match[1] + table(sections[match[2]]) + match[3], page)
+    if not arguments.check:
+        PAGE.write_text(new)
+    elif new != page:
+        sys.exit(
+            f"need the tables of {PAGE.name} to say what the tests do, got others; run {__doc__}"
+        )
+
+
+if __name__ == "__main__":
+    main()
