@@ -93,7 +93,8 @@ class Pruner:
         self._due: dict[int, float] = {}  # the same, a restored state's included
         self._ownership: dict[int, tuple[int, int, int]] = {}
         self._hooks: list[RemovableHandle] = []
-        self._loaded: dict[str, Any] | None = None
+        self._pending: dict[str, Any] | None = None  # what the next attach() restores
+        self._loaded: dict[str, Any] | None = None  # what it has restored
 
     @property
     def tensors(self) -> tuple[PrunedTensor, ...]:
@@ -168,6 +169,7 @@ class Pruner:
         """
         if self._model is not None:
             raise RuntimeError("need a detached Pruner, got one that is attached; call detach()")
+        self._loaded, self._pending = self._pending, None
         optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
         clock = clock or planned_clock(self.schedule, steps, steps_per_epoch)
         selection = self._fitting_selection(model, optimizers)
@@ -243,7 +245,7 @@ class Pruner:
             return
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._model, self._loaded = [], None, None
+        self._hooks, self._model = [], None
         revived = [
             tensor.name
             for tensor in self.tensors
@@ -285,7 +287,7 @@ class Pruner:
             raise ValueError(f"need the state of a Pruner, got one without {sorted(missing)}")
         if self._model is not None:
             raise RuntimeError("need load_state_dict() before attach(), got an attached Pruner")
-        self._loaded = dict(state)
+        self._pending = dict(state)
 
     # -- selection -------------------------------------------------------------------------------
 
@@ -333,7 +335,7 @@ class Pruner:
             bits = self._loaded["masks"][tensor.name]
             tensor.prune_to(unpacked(bits, tensor.mask.shape).to(device))
             observed = self._loaded["observed"].get(tensor.name, {})
-            tensor.state = {key: value.to(device) for key, value in observed.items()}
+            tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
         elif self.keep_zeros:
             group = Group(members=(tensor,), pattern=self.pattern)
             nonzero = tensor.output_first(tensor.parameter.detach() != 0).float()

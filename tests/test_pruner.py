@@ -11,6 +11,7 @@ from lightning_prune import (
     Criterion,
     ERKAllocation,
     LAMPAllocation,
+    MagnitudeCriterion,
     NMPattern,
     OneShotSchedule,
     Pattern,
@@ -257,6 +258,29 @@ def test_a_higher_target_goes_on_from_the_present_masks():
         assert not (second.masks[name] & ~mask).any()
 
 
+class InPlace(MagnitudeCriterion):
+    """Counts observations in the tensor that it was given."""
+
+    def observe(self, tensor, state):
+        return {"seen": state["seen"].add_(1)} if state else {"seen": torch.ones(())}
+
+
+def test_a_state_is_not_changed_by_the_pruner_that_was_given_it():
+    def start(state=None):
+        model = Net()
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        pruner = Pruner(criterion=InPlace())
+        if state:
+            pruner.load_state_dict(state)
+        pruner.attach(model, optimizer, steps=STEPS)
+        train(model, optimizer, pruner, steps=1)
+        return pruner.state_dict()
+
+    first = start()
+    assert start(first)["observed"]["0.weight"]["seen"] == 2
+    assert first["observed"]["0.weight"]["seen"] == 1
+
+
 def test_masks_of_another_model_are_refused_with_the_differences():
     pruner = Pruner()
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -443,6 +467,8 @@ def test_masks_of_a_layer_that_is_frozen_at_the_resume_are_not_lost():
     second = Pruner(sparsity=0.5, schedule=OneShotSchedule(end=0))
     second.load_state_dict(first.state_dict())
     second.attach(model, optimizer, steps=STEPS)
+    assert set(second.state_dict()["masks"]) == set(first.masks)
+    second.detach(completed=False)
     assert set(second.state_dict()["masks"]) == set(first.masks)
 
 

@@ -1,0 +1,219 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_prune import (
+    BlockPattern,
+    CosineSchedule,
+    ERKAllocation,
+    ExponentialSchedule,
+    GlobalAllocation,
+    LAMPAllocation,
+    MagnitudeCriterion,
+    MultiStepSchedule,
+    NMPattern,
+    OneShotSchedule,
+    PolynomialSchedule,
+    PruningCallback,
+    RandomCriterion,
+    UniformAllocation,
+    UnstructuredPattern,
+)
+from tests.callbacks.conftest import Classifier
+from tests.callbacks.runs import (
+    BATCHES,
+    EPOCHS,
+    STEPS,
+    SaliencySum,
+    Save,
+    dataset,
+    fit,
+)
+
+ROOT = Path(__file__).parents[2]
+CRITERIA = {
+    "magnitude": MagnitudeCriterion(),
+    "random": RandomCriterion(),
+    "a criterion with state": SaliencySum(),
+}
+ALL_CRITERIA = [
+    pytest.param(
+        criterion,
+        id=name,
+        marks=pytest.mark.works_with("Stop and resume", f"after any step, {name}"),
+    )
+    for name, criterion in CRITERIA.items()
+]
+plain = {"loader": DataLoader(dataset(), batch_size=8)}
+
+
+class Scheduled(Classifier):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+@st.composite
+def recipes(draw: Any) -> tuple[dict[str, Any], int]:
+    """Draw the five answers, but for what is refused by name, and a number of batches a step."""
+    accumulate = draw(st.sampled_from([1, 2]))
+    steps = EPOCHS * -(-BATCHES // accumulate)
+    unit, step = draw(
+        st.sampled_from([("fraction", 1 / steps), ("epoch", EPOCHS / steps), ("step", 1)])
+    )
+    begin, end = sorted(draw(st.lists(st.integers(0, steps), min_size=2, max_size=2, unique=True)))
+    every = draw(st.sampled_from([None, 2 * step]))
+    ramp = {"begin": begin * step, "end": end * step, "every": every, "unit": unit}
+    pattern = draw(
+        st.sampled_from(
+            [
+                UnstructuredPattern(),
+                UnstructuredPattern(per_row=True),
+                NMPattern(n=1, m=4),
+                NMPattern(n=2, m=4),
+                BlockPattern(shape=(4, 4)),
+                BlockPattern(shape=(1, 2)),
+            ]
+        )
+    )
+    recipe = {
+        "sparsity": draw(
+            st.sampled_from([0.75, 0.9, 1.0, {"*": 0.9, "net.2": 0.75}, {"net.0": 0.8}])
+        ),
+        "schedule": draw(
+            st.sampled_from(
+                [
+                    PolynomialSchedule(**ramp),
+                    PolynomialSchedule(**ramp, initial=0.3, power=1),
+                    CosineSchedule(**ramp),
+                    ExponentialSchedule(**ramp),
+                    OneShotSchedule(end=end * step, unit=unit),
+                    MultiStepSchedule(milestones=(begin * step, end * step), unit=unit),
+                ]
+            )
+        ),
+        "allocation": draw(
+            st.sampled_from(
+                [
+                    None,
+                    UniformAllocation(),
+                    GlobalAllocation(),
+                    ERKAllocation(scale=0.5),
+                    LAMPAllocation(),
+                ]
+            )
+        ),
+        "criterion": draw(
+            st.sampled_from([MagnitudeCriterion(), RandomCriterion(seed=3), SaliencySum()])
+        ),
+        "pattern": pattern,
+    }
+    return recipe, accumulate
+
+
+# -- interrupted ---------------------------------------------------------------------------------
+
+
+KILLED = """
+import sys, torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_prune import PruningCallback
+from tests.callbacks.runs import SaliencySum, fit
+torch.set_num_threads(1)
+keep = ModelCheckpoint(
+    dirpath=sys.argv[1], filename="{step}", every_n_train_steps=1, save_top_k=-1
+)
+fit(keep, pruning=PruningCallback(criterion=SaliencySum()), max_epochs=100)
+"""
+
+
+# -- the state -----------------------------------------------------------------------------------
+
+
+class Wide(LightningModule):
+    """A large and many small tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1024, 512), *[nn.Linear(16, 3) for _ in range(30)])
+
+    def training_step(self, batch, batch_idx):
+        return sum(p.square().mean() for p in self.parameters())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def size(value: Any) -> int:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.tell()
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for pair in value.items() for part in pair for leaf in leaves(part)]
+    if isinstance(value, list):
+        return [leaf for part in value for leaf in leaves(part)]
+    return [value]
+
+
+# -- another recipe ------------------------------------------------------------------------------
+
+
+def checkpoint(folder: Path, step: int = STEPS, **recipe: Any) -> Path:
+    fit(Save(folder), pruning=PruningCallback(**recipe) if recipe else None)
+    return folder / f"{step}.ckpt"
+
+
+class Counting(SaliencySum):
+    """Keeps any weight, and counts its observations."""
+
+    def observe(self, tensor, state):
+        counts = state["counts"] + 1 if state else torch.ones_like(tensor.parameter).detach()
+        return {"counts": counts}
+
+    def score(self, tensor, state):
+        return state["counts"]
+
+
+# -- without us ----------------------------------------------------------------------------------
+
+
+# -- what does not fit ---------------------------------------------------------------------------
+
+
+class Renamed(Classifier):
+    """The same net with another width and another name for the last layer."""
+
+    strict_loading = False
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU())
+        self.head = nn.Linear(32, 4)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.head(self.net(batch[0])), batch[1])
+
+
+@pytest.mark.works_with(
+    "Stop and resume",
+    "a state that does not fit the model: the differences are listed",
+    refused=True,
+)
+def test_a_state_that_does_not_fit_is_refused_with_the_differences_and_forgotten(tmp_path):
+    path = checkpoint(tmp_path, 9, sparsity=0.75)
+    pruning, model = PruningCallback(sparsity=0.75), Renamed()
+    with pytest.raises(ValueError, match=r"'net.2.weight' is \[4, 32\] in the state and absent"):
+        fit(pruning=pruning, model=model, resume=path)
+    fit(pruning=pruning, model=model)  # the refused state does not stick
+    assert pruning.sparsity == 0.75
