@@ -434,7 +434,7 @@ class Pruner:
 
     def _ended(self) -> bool:
         owners = {tensor.optimizer for tensor in self.tensors}
-        return all(self._served.get(index) == self.schedule.end for index in owners)
+        return all(self._due.get(index) == self.schedule.end for index in owners)
 
     def _mean_target(self, target: Callable[[PrunedTensor], float]) -> float:
         total = sum(tensor.total for tensor in self.tensors)

@@ -95,12 +95,15 @@ class PruningCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        if self._restored:  # training has not started, or there is nothing left to train
+            return self._restored
         return self.pruner.state_dict() if self.pruner.tensors else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, where weights, optimizers and restored states are there under every strategy."""
-        if self._restored:
-            self.pruner.load_state_dict(self._restored)
+        restored, self._restored = self._restored, None
+        if restored:
+            self.pruner.load_state_dict(restored)
         self._averaged_updates = None
         clock = trainer_clock(trainer, self.pruner.schedule)
         self.pruner.attach(pl_module, trainer.optimizers, clock=clock)

@@ -35,6 +35,7 @@ from tests.callbacks.runs import (
     Save,
     dataset,
     fit,
+    frozen,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +173,20 @@ def leaves(value: Any) -> list[Any]:
 def checkpoint(folder: Path, step: int = STEPS, **recipe: Any) -> Path:
     fit(Save(folder), pruning=PruningCallback(**recipe) if recipe else None)
     return folder / f"{step}.ckpt"
+
+
+@pytest.mark.works_with("Stop and resume", "when nothing is left to train: quiet, and masks kept")
+@pytest.mark.parametrize("at", ["last batch", "end"])
+def test_resuming_a_finished_run_says_nothing_and_loses_nothing(at, tmp_path):
+    save, first = Save(tmp_path, at={"last batch"}), PruningCallback(criterion=SaliencySum())
+    run = fit(save, pruning=first)
+    run.trainer.save_checkpoint(tmp_path / "end.ckpt")
+    path = tmp_path / ("end.ckpt" if at == "end" else f"{STEPS}.ckpt")
+    again = fit(pruning=PruningCallback(criterion=SaliencySum()), resume=path, seed=1)
+    assert again.state == run.state
+    again.trainer.save_checkpoint(tmp_path / "copy.ckpt")
+    copy = torch.load(tmp_path / "copy.ckpt", weights_only=True)["callbacks"]["PruningCallback"]
+    assert frozen(copy) == run.state
 
 
 class Counting(SaliencySum):
