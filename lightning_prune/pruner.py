@@ -212,8 +212,9 @@ class Pruner:
                 tensor.state = self.criterion.observe(tensor, tensor.state)
             point = self.schedule.last_due(self._clock(self._steps[index]))
             if point is not None and point != self._served.get(index):
+                is_new = point != self._due.get(index)  # else it was served before the resume
                 self._served[index] = self._due[index] = point
-                self._update(index)
+                self._update(index, is_new=is_new)
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
@@ -357,7 +358,7 @@ class Pruner:
 
     # -- update ----------------------------------------------------------------------------------
 
-    def _update(self, index: int) -> None:
+    def _update(self, index: int, *, is_new: bool) -> None:
         """Bring the masks of an optimizer's tensors to what is due, and clean up behind them."""
         before = {tensor.name: tensor.kept for tensor in self._owned(index)}
         for pool in self._pools([index]):
@@ -370,8 +371,9 @@ class Pruner:
             tensor.name: (before[tensor.name] - tensor.kept) / tensor.total
             for tensor in self._owned(index)
         }
-        self.updates += 1
-        self.changed = changed
+        if is_new or any(changed.values()):
+            self.updates += 1
+            self.changed = changed
         optimizer = self._optimizers[index]
         for tensor in self._owned(index):
             if changed[tensor.name]:

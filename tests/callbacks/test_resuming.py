@@ -23,6 +23,7 @@ from lightning_prune import (
     PolynomialSchedule,
     PruningCallback,
     RandomCriterion,
+    SparsityMonitor,
     UniformAllocation,
     UnstructuredPattern,
 )
@@ -60,6 +61,26 @@ class Scheduled(Classifier):
         optimizer = super().configure_optimizers()
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+@pytest.mark.works_with("Stop and resume", "the curves of `SparsityMonitor`")
+def test_the_monitor_logs_the_same_points_after_a_resume(tmp_path):
+    schedule = PolynomialSchedule(begin=2, end=10, every=4, unit="step")
+
+    def run(*callbacks, **options):
+        pruning = PruningCallback(schedule=schedule, criterion=RandomCriterion())
+        return fit(SparsityMonitor(), *callbacks, pruning=pruning, **options)
+
+    whole = run()
+    assert [step for step, logged in whole.curve.items() if "sparsity/overall" in logged] == [
+        2,
+        6,
+        10,
+    ]
+    run(Save(tmp_path))
+    for step in (1, 4, 6, 8, 13):
+        resumed = run(resume=tmp_path / f"{step}.ckpt", seed=1)
+        assert resumed.curve == whole.after(step).curve, step
 
 
 @st.composite
