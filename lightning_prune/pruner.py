@@ -278,17 +278,20 @@ class Pruner:
             "due": {str(index): point for index, point in self._due.items()},
             "masks": waiting["masks"] | masks,
             "shapes": waiting["shapes"] | shapes,
+            "criterion": type(self.criterion).__name__,
             "observed": waiting["observed"] | observed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state that the next `attach` restores; the recipe remains that of this object."""
-        missing = {"steps", "due", "masks", "shapes", "observed"} - set(state)
+        missing = {"steps", "due", "masks", "shapes", "criterion", "observed"} - set(state)
         if missing:
             raise ValueError(f"need the state of a Pruner, got one without {sorted(missing)}")
         if self._model is not None:
             raise RuntimeError("need load_state_dict() before attach(), got an attached Pruner")
         self._pending = dict(state)
+        if state["criterion"] != type(self.criterion).__name__:
+            self._pending["observed"] = {}  # means nothing to another criterion
 
     # -- selection -------------------------------------------------------------------------------
 

@@ -221,6 +221,16 @@ class Counting(SaliencySum):
         return state["counts"]
 
 
+@pytest.mark.works_with("Stop and resume", "with another criterion: it gathers afresh")
+def test_another_criterion_does_not_inherit_what_the_first_has_gathered(tmp_path):
+    path = checkpoint(tmp_path, 9, criterion=SaliencySum())
+    pruning = PruningCallback(criterion=Counting())
+    fit(pruning=pruning, resume=path)
+    state = pruning.state_dict()
+    assert all(set(gathered) == {"counts"} for gathered in state["observed"].values())
+    assert all(gathered["counts"].max() == STEPS - 9 for gathered in state["observed"].values())
+
+
 # -- without us ----------------------------------------------------------------------------------
 
 
