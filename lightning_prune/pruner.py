@@ -151,6 +151,7 @@ class Pruner:
         steps: int | None = None,
         steps_per_epoch: int | None = None,
         clock: Clock | None = None,
+        steps_done: Sequence[int] = (),
     ) -> None:
         """Choose the tensors, restore what `load_state_dict` was given, and begin.
 
@@ -162,6 +163,8 @@ class Pruner:
             steps_per_epoch: Optimizer steps in an epoch; needed for a schedule in epochs.
             clock: Instead of these two, a function from the owner's completed steps to the moment
                 in the schedule's unit.
+            steps_done: Steps that each optimizer has taken already, if there is no state that knows
+                them: for a model that was trained without pruning so far.
 
         Raises:
             ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
@@ -177,11 +180,10 @@ class Pruner:
             raise ValueError(_nothing_to_prune(selection.dense))
         if self._loaded is not None:
             refuse_foreign_masks(self._loaded, model)
-        loaded = self._loaded or {"steps": [], "due": {}}
-        steps_done = list(loaded["steps"])
+        loaded = self._loaded or {"steps": steps_done, "due": {}}
         self._due = {int(index): point for index, point in loaded["due"].items()}
         self._optimizers, self._clock = optimizers, clock
-        self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
+        self._steps = [*loaded["steps"], *[0] * len(optimizers)][: len(optimizers)]
         self._in_step, self._served, self._ownership = set(), {}, {}
         self._groups, self.updates, self.changed = [], 0, {}
         self._adopt(selection)

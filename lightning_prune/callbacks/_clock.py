@@ -45,6 +45,28 @@ def trainer_clock(trainer: Trainer, schedule: Schedule) -> Clock:
     return lambda done: _fraction(trainer)
 
 
+def steps_done(trainer: Trainer, schedule: Schedule) -> list[int]:
+    """Return the steps that each optimizer has taken before pruning began.
+
+    Args:
+        trainer: The Trainer, at or after ``on_train_start``.
+        schedule: The schedule whose unit is read.
+
+    Raises:
+        ValueError: If the schedule counts steps of which only the sum over optimizers is known.
+    """
+    optimizers = len(trainer.optimizers)
+    if trainer.global_step and optimizers > 1:
+        if schedule.unit == "step":
+            raise ValueError(
+                f"need the steps of each of the {optimizers} optimizers for unit='step', got a "
+                f"checkpoint without pruning that knows their sum, {trainer.global_step}; count "
+                "with unit='fraction' or unit='epoch'"
+            )
+        return [0] * optimizers
+    return [trainer.global_step] * optimizers
+
+
 def _fraction(trainer: Trainer) -> float:
     if _is_last(trainer):
         return 1.0

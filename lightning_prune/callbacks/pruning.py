@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_prune._tables import pruning_table
 from lightning_prune.allocations import Allocation
-from lightning_prune.callbacks._clock import trainer_clock
+from lightning_prune.callbacks._clock import steps_done, trainer_clock
 from lightning_prune.criteria import Criterion
 from lightning_prune.patterns import Pattern
 from lightning_prune.pruner import Pruner
@@ -105,8 +105,12 @@ class PruningCallback(Callback):
         if restored:
             self.pruner.load_state_dict(restored)
         self._averaged_updates = None
-        clock = trainer_clock(trainer, self.pruner.schedule)
-        self.pruner.attach(pl_module, trainer.optimizers, clock=clock)
+        self.pruner.attach(
+            pl_module,
+            trainer.optimizers,
+            clock=trainer_clock(trainer, self.pruner.schedule),
+            steps_done=() if restored else steps_done(trainer, self.pruner.schedule),
+        )
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
 

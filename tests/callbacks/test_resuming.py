@@ -38,6 +38,7 @@ from tests.callbacks.runs import (
     fit,
     frozen,
 )
+from tests.callbacks.test_pruning import Gan
 
 ROOT = Path(__file__).parents[2]
 CRITERIA = {
@@ -232,6 +233,42 @@ def test_another_criterion_does_not_inherit_what_the_first_has_gathered(tmp_path
 
 
 # -- without us ----------------------------------------------------------------------------------
+
+
+@pytest.mark.works_with("Stop and resume", "a checkpoint written without the callback")
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        OneShotSchedule(end=10, unit="step"),
+        OneShotSchedule(end=2, unit="epoch"),
+        OneShotSchedule(end=2 / 3),
+    ],
+)
+def test_a_dense_checkpoint_goes_on_as_if_the_callback_had_been_there(schedule, tmp_path):
+    path = checkpoint(tmp_path, 7)
+
+    def pruning():
+        return PruningCallback(sparsity=0.75, schedule=schedule, criterion=RandomCriterion())
+
+    whole, resumed = fit(pruning=pruning()), fit(pruning=pruning(), resume=path, seed=1)
+    assert [logged["sparsity"] for logged in resumed.curve.values()] == [0] * 3 + [0.75] * 5
+    assert not whole.after(7).differences(resumed)
+
+
+@pytest.mark.works_with(
+    "Stop and resume",
+    "a checkpoint without the callback, two optimizers, a schedule in steps",
+    refused=True,
+)
+def test_steps_of_several_optimizers_that_nobody_counted_are_refused(tmp_path):
+    fit(Save(tmp_path, at={"epoch"}), model=Gan())
+    path = tmp_path / f"{2 * BATCHES}.ckpt"
+    pruning = PruningCallback(schedule=OneShotSchedule(end=10, unit="step"))
+    with pytest.raises(ValueError, match=r"steps of each of the 2 optimizers.*unit='fraction'"):
+        fit(pruning=pruning, model=Gan(), resume=path)
+    by_epoch = PruningCallback(sparsity=0.5, schedule=OneShotSchedule(end=2, unit="epoch"))
+    fit(pruning=by_epoch, model=Gan(), resume=path)
+    assert by_epoch.sparsity == 0.5
 
 
 # -- what does not fit ---------------------------------------------------------------------------
