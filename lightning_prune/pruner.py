@@ -259,7 +259,8 @@ class Pruner:
         if completed and revived:
             raise RuntimeError(
                 f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
-                "something wrote into them after the last optimizer step; they are 0 again"
+                "something wrote into them after the last optimizer step, or it is NaN, which a "
+                "mask does not take away; they are 0 again"
             )
         if completed and self.final_sparsity > 0 and not self._ended():
             warnings.warn(

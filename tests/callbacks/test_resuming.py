@@ -1,13 +1,23 @@
 import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule
-from torch import nn
-from torch.utils.data import DataLoader
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from lightning_prune import (
     BlockPattern,
@@ -57,11 +67,124 @@ ALL_CRITERIA = [
 plain = {"loader": DataLoader(dataset(), batch_size=8)}
 
 
+@pytest.mark.parametrize("criterion", ALL_CRITERIA)
+def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(criterion, tmp_path):
+    def pruning():
+        return PruningCallback(criterion=criterion)
+
+    whole, save = fit(pruning=pruning()), Save(tmp_path)
+    assert not whole.differences(fit(save, pruning=pruning()))
+    assert save.saved == list(range(1, STEPS + 1))
+    for step in save.saved:
+        resumed = fit(pruning=pruning(), resume=tmp_path / f"{step}.ckpt", seed=1)
+        assert not whole.after(step).differences(resumed), step
+
+
+@pytest.mark.parametrize("at", ["last batch", "epoch", "validation"])
+@pytest.mark.works_with("Stop and resume", "at the end of an epoch, plain `DataLoader` in order")
+def test_a_plain_loader_resumes_exactly_at_the_end_of_an_epoch(at, tmp_path):
+    def pruning():
+        return PruningCallback(criterion=SaliencySum())
+
+    whole, save = fit(pruning=pruning(), validate=True, **plain), Save(tmp_path, at={at})
+    fit(save, pruning=pruning(), validate=True, **plain)
+    for step in (BATCHES, 2 * BATCHES):
+        assert step in save.saved
+        path = tmp_path / f"{step}.ckpt"
+        resumed = fit(pruning=pruning(), resume=path, seed=1, validate=True, **plain)
+        assert not whole.after(step).differences(resumed)
+
+
+@pytest.mark.works_with(
+    "Stop and resume", "at the end of an epoch, plain `DataLoader` shuffled by `DistributedSampler`"
+)
+def test_a_sampler_that_is_told_the_epoch_shuffles_alike_after_the_resume(tmp_path):
+    def again(*callbacks, **options):
+        sampler = DistributedSampler(dataset(), num_replicas=1, rank=0, shuffle=True)
+        loader = DataLoader(dataset(), batch_size=8, sampler=sampler)
+        return fit(*callbacks, pruning=PruningCallback(), loader=loader, **options)
+
+    whole = again()
+    assert fit(pruning=PruningCallback(), **plain).weights != whole.weights
+    again(Save(tmp_path, at={"epoch"}))
+    for step in (BATCHES, 2 * BATCHES):
+        resumed = again(resume=tmp_path / f"{step}.ckpt", seed=1)
+        assert not whole.after(step).differences(resumed)
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 on torch 2.13
+@pytest.mark.works_with(
+    "Stop and resume", "within an epoch, torchdata's `StatefulDataLoader`, shuffled"
+)
+def test_a_stateful_loader_resumes_exactly_within_an_epoch(tmp_path):
+    def again(*callbacks, **options):
+        sampler = StatefulDistributedSampler(dataset(), num_replicas=1, rank=0, shuffle=True)
+        loader = StatefulDataLoader(dataset(), batch_size=8, sampler=sampler)
+        pruning = PruningCallback(criterion=SaliencySum())
+        return fit(*callbacks, pruning=pruning, loader=loader, **options)
+
+    whole, save = again(), Save(tmp_path)
+    again(save)
+    within = [step for step in save.saved if step % BATCHES]
+    assert len(within) == EPOCHS * (BATCHES - 1)
+    for step in within:
+        resumed = again(resume=tmp_path / f"{step}.ckpt", seed=1)
+        assert not whole.after(step).differences(resumed), step
+
+
+@pytest.mark.works_with(
+    "Stop and resume", "within an epoch, plain `DataLoader`: curve and sparsities, not the weights"
+)
+def test_a_plain_loader_repeats_data_within_an_epoch_but_the_curve_is_the_same(tmp_path):
+    def run(*callbacks, pruning, **options):
+        return fit(*callbacks, pruning=pruning, **plain, **options)
+
+    for make_pruning in (PruningCallback, lambda: None):
+        whole = run(pruning=make_pruning())
+        run(Save(tmp_path), pruning=make_pruning())
+        resumed = run(pruning=make_pruning(), resume=tmp_path / "7.ckpt", seed=1)
+        assert resumed.weights != whole.weights  # also without us
+        assert resumed.curve == whole.after(7).curve
+
+
 class Scheduled(Classifier):
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+@pytest.mark.parametrize(
+    ("make_model", "options"),
+    [
+        pytest.param(
+            *case, id=name, marks=pytest.mark.works_with("Stop and resume", f"after a step, {name}")
+        )
+        for name, case in {
+            "accumulated gradients": (Classifier, {"accumulate_grad_batches": 2}),
+            "clipped gradients": (Classifier, {"gradient_clip_val": 0.1}),
+            "a learning rate per step": (Scheduled, {}),
+            "`max_steps` alone": (Classifier, {"max_steps": 12, "max_epochs": -1}),
+            "validation within the epoch": (
+                Classifier,
+                {"validate": True, "val_check_interval": 2},
+            ),
+            "two optimizers by hand": (Gan, {}),
+        }.items()
+    ],
+)
+def test_whatever_else_the_trainer_does_resumes_exactly(make_model, options, tmp_path):
+    def run(*callbacks, seed=0, **more):
+        torch.manual_seed(seed)
+        pruning = PruningCallback(criterion=SaliencySum())
+        return fit(*callbacks, pruning=pruning, model=make_model(), **options, **more)
+
+    whole, save = run(), Save(tmp_path)
+    run(save)
+    for step in save.saved[1:-1:2]:
+        resumed = run(resume=tmp_path / f"{step}.ckpt", seed=1)
+        first = min(resumed.curve, default=STEPS)  # loggers count batches
+        assert not whole.after(first).differences(resumed), step
 
 
 @pytest.mark.works_with("Stop and resume", "the curves of `SparsityMonitor`")
@@ -142,7 +265,67 @@ def recipes(draw: Any) -> tuple[dict[str, Any], int]:
     return recipe, accumulate
 
 
+@pytest.mark.slow
+@pytest.mark.works_with("Stop and resume", "any recipe, interrupted twice at random (hypothesis)")
+@settings(
+    max_examples=40,
+    phases=[Phase.generate],  # to shrink a failure would take minutes
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(
+    drawn=recipes(),
+    optimizer=st.sampled_from(["adamw", "sgd", "adagrad"]),
+    stops=st.lists(st.floats(0, 0.999), min_size=2, max_size=2),
+)
+def test_any_recipe_resumes_exactly_from_any_step(drawn, optimizer, stops):
+    recipe, accumulate = drawn
+
+    def run(*callbacks, seed=0, **options):
+        torch.manual_seed(seed)
+        return fit(
+            *callbacks,
+            pruning=PruningCallback(**recipe),
+            model=Classifier(optimizer),
+            accumulate_grad_batches=accumulate,
+            **options,
+        )
+
+    whole = run()
+    with tempfile.TemporaryDirectory() as folder:
+        resume = None
+        for life in range(2):
+            save = Save(Path(folder))
+            run(save, resume=resume, seed=life)
+            if save.saved:  # else the first stop was the last step
+                step = save.saved[int(stops[life] * len(save.saved))]
+                resume = Path(folder) / f"{step}.ckpt"
+        resumed = run(resume=resume, seed=2)
+    first = min(resumed.curve, default=STEPS)
+    assert not whole.after(first).differences(resumed)
+
+
 # -- interrupted ---------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # no ModelCheckpoint
+@pytest.mark.parametrize("exception", [KeyError, KeyboardInterrupt])
+@pytest.mark.works_with("Stop and resume", "after an exception or Ctrl-C, `save_on_exception`")
+def test_an_exception_in_the_ramp_resumes_exactly(exception, tmp_path):
+    def pruning():
+        return PruningCallback(criterion=SaliencySum())
+
+    def fail(trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 8:
+            raise exception
+
+    whole = fit(pruning=pruning())
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="left", save_on_exception=True)
+    with pytest.raises((KeyError, KeyboardInterrupt, SystemExit)):
+        fit(LambdaCallback(on_train_batch_end=fail), keep, pruning=pruning())
+    (left,) = tmp_path.glob("*left*.ckpt")
+    assert torch.load(left, weights_only=True)["callbacks"]["PruningCallback"]["steps"] == [8]
+    resumed = fit(pruning=pruning(), resume=left, seed=1)
+    assert not whole.after(8).differences(resumed)
 
 
 KILLED = """
@@ -156,6 +339,36 @@ keep = ModelCheckpoint(
 )
 fit(keep, pruning=PruningCallback(criterion=SaliencySum()), max_epochs=100)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # no ModelCheckpoint
+@pytest.mark.works_with("Stop and resume", "after SIGKILL in the ramp, from the last checkpoint")
+def test_a_killed_run_resumes_exactly_from_its_last_checkpoint(tmp_path):
+    def pruning():
+        return PruningCallback(criterion=SaliencySum())
+
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # what the victim leaves behind
+    folder = tmp_path / "checkpoints"
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, folder], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    ) as victim:
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(folder.glob("*.ckpt"))) < 100:
+                assert victim.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            victim.kill()
+    assert victim.returncode == -signal.SIGKILL
+    left = sorted(folder.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+    last = int(left[-1].stem.split("=")[1])
+    reached = torch.load(left[-1], weights_only=True)["callbacks"]["PruningCallback"]
+    assert 0 < reached["due"]["0"] < 0.75
+    whole = fit(pruning=pruning(), max_epochs=100)
+    resumed = fit(pruning=pruning(), resume=left[-1], seed=1, max_epochs=100)
+    assert not whole.after(last).differences(resumed)
 
 
 # -- the state -----------------------------------------------------------------------------------
@@ -181,6 +394,23 @@ def size(value: Any) -> int:
     return buffer.tell()
 
 
+@pytest.mark.works_with("Stop and resume", "masks and counters in 1/30 of the weights + 1 KiB each")
+def test_masks_and_counters_take_a_thirtieth_of_the_weights_and_a_kibibyte_a_tensor(tmp_path):
+    sizes = {}
+    for name, criterion in (("none", None), ("masks", RandomCriterion()), ("sums", SaliencySum())):
+        pruning = PruningCallback(criterion=criterion) if criterion else None
+        model = Wide()
+        fit(Save(tmp_path, at={"epoch"}), pruning=pruning, model=model, max_epochs=1)
+        sizes[name] = (tmp_path / f"{BATCHES}.ckpt").stat().st_size
+    weights = [p for p in model.parameters() if p.ndim == 2]
+    in_fp32 = 4 * sum(p.numel() for p in weights)
+    assert len(weights) == 31
+    assert sizes["masks"] - sizes["none"] <= in_fp32 / 30 + 1024 * len(weights)
+    assert sizes["masks"] - sizes["none"] >= in_fp32 / 32
+    # An accumulator of a criterion comes on top, here one in fp32.
+    assert in_fp32 <= sizes["sums"] - sizes["masks"] <= in_fp32 + 1024 * len(weights)
+
+
 def leaves(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [leaf for pair in value.items() for part in pair for leaf in leaves(part)]
@@ -189,12 +419,53 @@ def leaves(value: Any) -> list[Any]:
     return [value]
 
 
+@pytest.mark.works_with("Stop and resume", "`weights_only=True`")
+def test_the_state_is_plain_and_loads_with_weights_only(tmp_path):
+    pruning = PruningCallback(criterion=SaliencySum())
+    fit(Save(tmp_path), pruning=pruning)
+    state = torch.load(tmp_path / "9.ckpt", weights_only=True)["callbacks"]["PruningCallback"]
+    assert {type(leaf) for leaf in leaves(state)} <= {Tensor, int, float, str}
+    assert set(state["observed"]) == set(pruning.masks)
+
+
 # -- another recipe ------------------------------------------------------------------------------
 
 
 def checkpoint(folder: Path, step: int = STEPS, **recipe: Any) -> Path:
     fit(Save(folder), pruning=PruningCallback(**recipe) if recipe else None)
     return folder / f"{step}.ckpt"
+
+
+@pytest.mark.works_with("Stop and resume", "with a higher target: goes on from the present masks")
+def test_a_higher_target_goes_on_from_the_present_masks(tmp_path):
+    path = checkpoint(tmp_path, 9, sparsity=0.5, schedule=OneShotSchedule(end=0))
+    before = torch.load(path, weights_only=True)["state_dict"]
+    second = PruningCallback(sparsity=0.75, schedule=OneShotSchedule(end=12, unit="step"))
+    resumed = fit(pruning=second, resume=path)
+    curve = [round(logged["sparsity"], 6) for logged in resumed.curve.values()]
+    assert curve == [0.5] * 3 + [0.75] * 3
+    for name, mask in second.masks.items():
+        assert not (mask & (before[name] == 0)).any()
+
+
+@pytest.mark.works_with("Stop and resume", "with a lower target: nothing comes back")
+def test_a_lower_target_brings_nothing_back(tmp_path):
+    path = checkpoint(tmp_path, 9, sparsity=0.75, schedule=OneShotSchedule(end=0))
+    second = PruningCallback(sparsity=0.5, schedule=OneShotSchedule(end=0))
+    resumed = fit(pruning=second, resume=path)
+    assert second.sparsity == 0.75
+    assert [logged["sparsity_target"] for logged in resumed.curve.values()] == [0.5] * 6
+
+
+@pytest.mark.works_with("Stop and resume", "for longer: keeps the sparsity reached")
+def test_a_finished_run_goes_on_for_longer_at_its_sparsity(tmp_path):
+    first = PruningCallback(sparsity=0.75)
+    run = fit(pruning=first)
+    run.trainer.save_checkpoint(tmp_path / "last.ckpt")
+    second = PruningCallback(sparsity=0.75)
+    resumed = fit(pruning=second, resume=tmp_path / "last.ckpt", max_epochs=2 * EPOCHS)
+    assert {logged["sparsity"] for logged in resumed.curve.values()} == {0.75}
+    assert all(torch.equal(mask, first.masks[name]) for name, mask in second.masks.items())
 
 
 @pytest.mark.works_with("Stop and resume", "when nothing is left to train: quiet, and masks kept")
@@ -269,6 +540,15 @@ def test_steps_of_several_optimizers_that_nobody_counted_are_refused(tmp_path):
     by_epoch = PruningCallback(sparsity=0.5, schedule=OneShotSchedule(end=2, unit="epoch"))
     fit(pruning=by_epoch, model=Gan(), resume=path)
     assert by_epoch.sparsity == 0.5
+
+
+@pytest.mark.works_with("Stop and resume", "a checkpoint with the callback, continued without it")
+def test_a_pruned_checkpoint_goes_on_without_the_callback(tmp_path):
+    path = checkpoint(tmp_path, 9, sparsity=0.75, schedule=OneShotSchedule(end=0))
+    with pytest.warns(UserWarning, match="PruningCallback"):  # Lightning says what is missing
+        resumed = fit(resume=path)
+    assert len(resumed.curve) == 0
+    assert resumed.trainer.global_step == STEPS
 
 
 # -- what does not fit ---------------------------------------------------------------------------
