@@ -31,7 +31,7 @@ def rows_by_section(results: Path) -> dict[str, dict[str, list[dict]]]:
                 row["test"] = case.get("name", "").split("[")[0]
                 shown.append(row)
     sections: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-    for row in sorted(shown, key=lambda row: row["order"]):
+    for row in sorted(shown, key=lambda row: (row["order"], row["case"])):
         sections[row["section"]][row["case"]].append(row)
     return sections
 
