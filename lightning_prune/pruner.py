@@ -16,10 +16,11 @@ from lightning_prune._answers import (
     checked_targets,
     default_allocation,
     refuse_clashes,
+    refuse_shards,
 )
-from lightning_prune._distributed import is_sharded
+from lightning_prune._distributed import gathered, laid_out_like, local, reshard, total
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
-from lightning_prune.allocations import Allocation
+from lightning_prune.allocations import Allocation, Atoms
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.patterns import Pattern, UnstructuredPattern
@@ -84,6 +85,7 @@ class Pruner:
         self.changed: dict[str, float] = {}
         """Share of each tensor's mask entries that the last update changed, by name."""
         self._groups: list[Group] = []
+        self._plan: Mapping[str, float | None] = {}
         self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
         self._model: nn.Module | None = None
         self._optimizers: list[Optimizer] = []
@@ -107,14 +109,14 @@ class Pruner:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The masks by qualified parameter name; True keeps."""
-        return {tensor.name: tensor.mask for tensor in self.tensors}
+        """The masks by qualified parameter name; True keeps. They are sharded as the parameters."""
+        return {t.name: laid_out_like(t.parameter, t.mask) for t in self.tensors}
 
     @property
     def sparsity(self) -> float:
         """Fraction of zeros in the pruned tensors together, counted from the masks."""
-        total = sum(tensor.total for tensor in self.tensors)
-        return 1 - sum(tensor.kept for tensor in self.tensors) / total if total else 0.0
+        entries = sum(tensor.total for tensor in self.tensors)
+        return 1 - sum(tensor.kept for tensor in self.tensors) / entries if entries else 0.0
 
     @property
     def sparsity_target(self) -> float:
@@ -131,16 +133,10 @@ class Pruner:
         point = self._due.get(tensor.optimizer)
         return 0.0 if point is None else tensor.sparsity * self.schedule(point)
 
-    def plan(self) -> dict[str, float | None]:
-        """Return the final sparsity of each tensor; None where only the training will tell."""
-        planned: dict[str, float | None] = dict.fromkeys(self.masks)
-        if self.allocation.needs_scores:
-            return planned
-        for pool in self._pools(range(len(self._optimizers))):
-            scores = {group.name: group.blank_scores() for group in pool}
-            for group, keep in zip(pool, self._allocate(pool, scores, 1.0), strict=True):
-                planned[group.name] = 1 - int(keep.sum()) / keep.numel()
-        return planned
+    @property
+    def plan(self) -> Mapping[str, float | None]:
+        """The final sparsity of each tensor; None where only the training will tell."""
+        return self._plan
 
     def attach(
         self,
@@ -215,7 +211,7 @@ class Pruner:
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
-                gradient.masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
+                local(gradient).masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.
@@ -224,8 +220,9 @@ class Pruner:
             model: A module with the same parameter names.
         """
         parameters = named_parameters(model)
-        for name, mask in self.masks.items():
-            parameters[name].detach().masked_fill_(~mask.to(parameters[name].device), 0.0)
+        for tensor in self.tensors:
+            weights = local(parameters[tensor.name])
+            weights.masked_fill_(~tensor.mask.to(weights.device), 0.0)
 
     def detach(self, *, completed: bool = True) -> None:
         """Take the hooks away and leave the zeros in the weights for good, as +0.0.
@@ -247,11 +244,11 @@ class Pruner:
         revived = [
             tensor.name
             for tensor in self.tensors
-            if (tensor.parameter.detach()[~tensor.mask] != 0).any()
+            if completed and total((tensor.weights[~tensor.mask] != 0).sum(), tensor.shard)
         ]
         for tensor in self.tensors:
-            tensor.parameter.detach().masked_fill_(~tensor.mask, 0.0)
-        if completed and revived:
+            tensor.weights.masked_fill_(~tensor.mask, 0.0)
+        if revived:
             raise RuntimeError(
                 f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
                 "something wrote into them after the last optimizer step; they are 0 again"
@@ -265,10 +262,14 @@ class Pruner:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        """Return masks (one bit an entry), step counts and what the criterion has gathered.
+
+        Masks are whole, so the state fits any number of processes; with sharded parameters all
+        processes must call this together.
+        """
         waiting = self._loaded or {"masks": {}, "shapes": {}, "observed": {}}
-        masks = {tensor.name: packed(tensor.mask) for tensor in self.tensors}
-        shapes = {tensor.name: list(tensor.mask.shape) for tensor in self.tensors}
+        masks = {t.name: packed(gathered(t.mask, t.shard)) for t in self.tensors}
+        shapes = {tensor.name: list(tensor.parameter.shape) for tensor in self.tensors}
         observed = {tensor.name: dict(tensor.state) for tensor in self.tensors}
         return {
             "steps": list(self._steps),
@@ -290,14 +291,12 @@ class Pruner:
     # -- selection -------------------------------------------------------------------------------
 
     def _fitting_selection(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> Selection:
+        reshard(model)
         selection = select(model, optimizers, self.targets)
         misfits: dict[str, str] = {}
         for tensor in selection.tensors:
-            if is_sharded(tensor.parameter):
-                raise RuntimeError(
-                    f"need whole parameters, got the sharded '{tensor.name}'; pruning sharded "
-                    "models (FSDP2, tensor parallelism) is not supported yet: use DDP"
-                )
+            if tensor.shard is not None:
+                refuse_shards(tensor.name, self.allocation, self.criterion, self.pattern)
             try:
                 self.pattern.check_shape(tensor.shape)
             except ValueError as error:
@@ -325,24 +324,34 @@ class Pruner:
         dense = {name: why for name, why in selection.dense.items() if name not in known}
         self._selection = replace(selection, tensors=tensors, dense=dense)
         self._groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
+        self._plan = self._planned()
+
+    def _planned(self) -> dict[str, float | None]:
+        planned: dict[str, float | None] = {group.name: None for group in self._groups}
+        if not self.allocation.needs_scores:
+            for pool in self._pools(range(len(self._optimizers))):
+                scores = {group.name: group.blank_scores() for group in pool}
+                for name, (atoms, keep) in self._allocate(pool, scores, 1.0).items():
+                    planned[name] = 1 - keep / atoms.total
+        return planned
 
     def _restore(self, tensor: PrunedTensor) -> None:
         tensor.step = self._steps[tensor.optimizer]
         device = tensor.mask.device
         if self._loaded is not None and tensor.name in self._loaded["masks"]:
-            bits = self._loaded["masks"][tensor.name]
-            tensor.prune_to(unpacked(bits, tensor.mask.shape).to(device))
+            whole = unpacked(self._loaded["masks"][tensor.name], tensor.parameter.shape)
+            tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
             observed = self._loaded["observed"].get(tensor.name, {})
             tensor.state = {key: value.to(device) for key, value in observed.items()}
         elif self.keep_zeros:
             group = Group(members=(tensor,), pattern=self.pattern)
-            nonzero = tensor.output_first(tensor.parameter.detach() != 0).float()
+            nonzero = tensor.output_first(tensor.weights != 0).float()
             group.keep(self.pattern.to_atoms(nonzero) > 0)
             if tensor.kept == 0:
                 raise ValueError(
                     f"need a weight that is not 0 with keep_zeros=True, got none in '{tensor.name}'"
                 )
-        tensor.parameter.detach().mul_(tensor.mask)
+        tensor.weights.mul_(tensor.mask)
 
     def _select_again(self, index: int) -> None:
         """Take up what this optimizer has gained; it is due at once what the schedule says."""
@@ -362,8 +371,10 @@ class Pruner:
             share = self.schedule(self._served[index])
             if not self._is_satisfied(pool, pool[0].sparsity * share):
                 scores = {group.name: group.scores(self.criterion.score) for group in pool}
-                for group, atoms in zip(pool, self._allocate(pool, scores, share), strict=True):
-                    group.keep(atoms)
+                for group, chosen in zip(
+                    pool, self._allocate(pool, scores, share).values(), strict=True
+                ):
+                    group.keep(group.choose(*chosen))
         changed = {
             tensor.name: (before[tensor.name] - tensor.kept) / tensor.total
             for tensor in self._owned(index)
@@ -373,16 +384,16 @@ class Pruner:
         optimizer = self._optimizers[index]
         for tensor in self._owned(index):
             if changed[tensor.name]:
-                tensor.parameter.detach().masked_fill_(~tensor.mask, 0.0)
+                tensor.weights.masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
 
     def _is_satisfied(self, pool: Sequence[Group], target: float) -> bool:
         """Whether no more is kept than due, and nowhere more than the pattern holds."""
         alive = [group.alive() for group in pool]
-        due = _ranking.number_kept(sum(atoms.numel() for atoms in alive), target)
-        return sum(int(atoms.sum()) for atoms in alive) <= due and all(
-            self.pattern.holds(atoms, _ranking.number_kept(atoms.numel(), target))
-            for atoms in alive
+        due = _ranking.number_kept(sum(group.total for group in pool), target)
+        kept = sum(int(total(a.sum(), g.shard)) for a, g in zip(alive, pool, strict=True))
+        return kept <= due and all(
+            self.pattern.holds(a, _ranking.number_kept(a.numel(), target)) for a in alive
         )
 
     def _pools(self, optimizers: Sequence[int] | range) -> Iterator[list[Group]]:
@@ -397,14 +408,14 @@ class Pruner:
 
     def _allocate(
         self, pool: Sequence[Group], scores: Mapping[str, Tensor], share: float
-    ) -> list[Tensor]:
-        """Return the mask of each group's atoms at a share of the final sparsity."""
+    ) -> dict[str, tuple[Atoms, int]]:
+        """Return each group's atoms, and how many of them stay at a share of the final sparsity."""
         target = pool[0].sparsity * share
         atoms = {group.name: group.atoms(scores[group.name], target) for group in pool}
         due = _ranking.number_kept(sum(a.total for a in atoms.values()), target)
         floor, cap = sum(a.floor for a in atoms.values()), sum(a.cap for a in atoms.values())
         keep = self.allocation(atoms, min(max(due, floor), cap))
-        return [self.pattern(a.ranked(), keep[name]) for name, a in atoms.items()]
+        return {name: (a, keep[name]) for name, a in atoms.items()}
 
     # -- step ------------------------------------------------------------------------------------
 
@@ -417,7 +428,7 @@ class Pruner:
         self._in_step.remove(index)
         self._steps[index] += 1
         for tensor in self.tensors:  # another optimizer may hold the same parameter
-            tensor.parameter.detach().mul_(tensor.mask)
+            tensor.weights.mul_(tensor.mask)
         for tensor in self._owned(index):
             tensor.step = self._steps[index]
 
@@ -435,9 +446,9 @@ class Pruner:
         return all(self._served.get(index) == self.schedule.end for index in owners)
 
     def _mean_target(self, target: Callable[[PrunedTensor], float]) -> float:
-        total = sum(tensor.total for tensor in self.tensors)
+        entries = sum(tensor.total for tensor in self.tensors)
         due = sum(target(tensor) * tensor.total for tensor in self.tensors)
-        return due / total if total else 0.0
+        return due / entries if entries else 0.0
 
 
 def _nothing_to_prune(dense: Mapping[str, str]) -> str:
@@ -455,5 +466,5 @@ def _ownership(optimizer: Optimizer) -> tuple[int, int, int]:
 def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:
     """Zero an optimizer's statistics of pruned entries: whatever has the shape of the tensor."""
     for value in state.values():
-        if isinstance(value, Tensor) and value.shape == mask.shape:
-            value.masked_fill_(~mask, 0)
+        if isinstance(value, Tensor) and local(value).shape == mask.shape:
+            local(value).masked_fill_(~mask, 0)
