@@ -84,8 +84,8 @@ class PruningCallback(Callback):
             )
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise ValueError(
-                "need a strategy that leaves parameters whole, got "
-                f"{type(trainer.strategy).__name__}; use DDP"
+                "need a strategy that leaves parameters in their shape, got "
+                f"{type(trainer.strategy).__name__}; use ModelParallelStrategy (FSDP2) or DDP"
             )
         self._restored = None
 
