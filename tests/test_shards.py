@@ -26,8 +26,8 @@ from lightning_prune import (
 )
 from lightning_prune._distributed import local
 from lightning_prune._state import unpacked
-from tests.processes import processes
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 RECIPES = list(
     itertools.product(
         (UniformAllocation(), ERKAllocation(), GlobalAllocation()),
@@ -111,18 +111,6 @@ def masks_by_recipe(shard=lambda net: net):
     return [masks_of(pruned_once(shard(make_net()), *recipe)) for recipe in RECIPES]
 
 
-@pytest.fixture(scope="module")
-def two():
-    with processes(2) as run:
-        yield run
-
-
-@pytest.fixture(scope="module")
-def four():
-    with processes(4) as run:
-        yield run
-
-
 def assert_same(recipes, ones, others):
     for recipe, one, other in zip(recipes, ones, others, strict=True):
         assert one.keys() == other.keys()
@@ -136,7 +124,6 @@ SHOWS = pytest.mark.works_with(
 
 
 @SHOWS
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", [by_fsdp, by_tensor])
 def test_two_processes_choose_the_masks_of_one(layout, two):
     whole = masks_by_recipe()
@@ -145,7 +132,6 @@ def test_two_processes_choose_the_masks_of_one(layout, two):
 
 
 @SHOWS
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", [by_both, by_hybrid])
 def test_four_processes_choose_the_masks_of_one(layout, four):
     whole = masks_by_recipe()
@@ -161,7 +147,6 @@ def masks_after(state, layout):
 
 
 @pytest.mark.works_with("Replicas and shards", "Resume on another number of processes")
-@pytest.mark.slow
 def test_masks_go_on_from_any_number_of_processes(two, four):
     first = (UniformAllocation(), RandomCriterion(), 0.5)
     state = pruned_once(make_net(), *first).state_dict()
@@ -202,7 +187,6 @@ def largest_while_ranking(allocation):
 
 
 @pytest.mark.works_with("Replicas and shards", "No process holds more of a weight than its shard")
-@pytest.mark.slow
 @pytest.mark.parametrize("allocation", [UniformAllocation(), GlobalAllocation(), ERKAllocation()])
 def test_nothing_larger_than_a_shard_is_made_while_ranking(allocation, two):
     for largest, shard in two(largest_while_ranking, allocation):
@@ -231,7 +215,6 @@ class GatheringCriterion(Criterion):
     "LAMP, N:M, blocks, per row, a criterion that gathers: on shards",
     refused=True,
 )
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
@@ -257,7 +240,6 @@ def error_of_a_nan():
 
 
 @pytest.mark.works_with("Faults", "NaN in a weight")
-@pytest.mark.slow
 def test_a_nan_in_one_shard_is_an_error_on_all_processes(two):
     for error in two(error_of_a_nan):
         assert "got 1 NaN or infinite ones of 396" in error
@@ -276,7 +258,6 @@ def seen_of_masks(layout):
 @pytest.mark.works_with(
     "Replicas and shards", "`masks`, `sparsity` and `Sparsity` speak of the whole"
 )
-@pytest.mark.slow
 def test_masks_are_sharded_as_the_parameters_and_counted_whole(two):
     pruner = pruned_once(make_net(), *FURTHER)
     for masks, sparsity, audited in two(seen_of_masks, by_fsdp):

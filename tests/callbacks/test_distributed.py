@@ -24,11 +24,10 @@ from lightning_prune import (
 )
 from lightning_prune._state import unpacked
 from tests.conftest import answers
-from tests.processes import processes
 
 SECTION = "Replicas and shards"
 TOTAL = 16 * 34 + 34 * 4
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,18 +138,6 @@ def fit_replicas(folder, criterion):
     return *outcome(pruning, model), torch.rand(())
 
 
-@pytest.fixture(scope="module")
-def two():
-    with processes(2) as run:
-        yield run
-
-
-@pytest.fixture(scope="module")
-def four():
-    with processes(4) as run:
-        yield run
-
-
 @pytest.mark.works_with(SECTION, "DDP, random states differing: the same masks on all processes")
 @pytest.mark.parametrize("criterion", [*answers(Criterion), GradientSum])
 def test_replicas_choose_the_same_masks(criterion, two, tmp_path):
@@ -200,6 +187,29 @@ def test_tensor_parallelism_lands_exactly(world, request, tmp_path):
     outcomes = request.getfixturevalue(world)(fit_shards, tmp_path, 2)
     for masks, weights in outcomes:
         assert_equal(masks, outcomes[0][0])
+        assert_pruned(masks, weights)
+
+
+def fit_shards_with(folder, options):
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    pruning, model = PruningCallback(sparsity=0.75), Sharded()
+    make_trainer(folder, strategy, pruning, **options).fit(model, loader())
+    return outcome(pruning, model)
+
+
+@pytest.mark.works_with(SECTION, "FSDP2 in bf16, with accumulation, with gradient clipping")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16-true"},
+        {"precision": "bf16-mixed"},
+        {"accumulate_grad_batches": 3},
+        {"gradient_clip_val": 0.1},
+    ],
+    ids=str,
+)
+def test_fsdp2_lands_with_other_options_of_the_trainer(options, two, tmp_path):
+    for masks, weights in two(fit_shards_with, tmp_path, options):
         assert_pruned(masks, weights)
 
 
