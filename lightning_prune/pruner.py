@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune import _ranking
 from lightning_prune._answers import (
     SparsityTargets,
     checked_targets,
@@ -19,8 +18,9 @@ from lightning_prune._answers import (
     refuse_shards,
 )
 from lightning_prune._distributed import gathered, laid_out_like, local, reshard, total
+from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
-from lightning_prune.allocations import Allocation, Atoms
+from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.patterns import Pattern, UnstructuredPattern
@@ -84,7 +84,7 @@ class Pruner:
         """Number of updates that were due since `attach`."""
         self.changed: dict[str, float] = {}
         """Share of each tensor's mask entries that the last update changed, by name."""
-        self._groups: list[Group] = []
+        self._pools: list[Pool] = []
         self._plan: Mapping[str, float | None] = {}
         self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
         self._model: nn.Module | None = None
@@ -177,7 +177,8 @@ class Pruner:
         self._optimizers, self._clock = optimizers, clock
         self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
         self._in_step, self._served, self._ownership = set(), {}, {}
-        self._groups, self.updates, self.changed = [], 0, {}
+        self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
+        self.updates, self.changed = 0, {}
         self._adopt(selection)
         self._model = model
         for index, optimizer in enumerate(optimizers):
@@ -315,7 +316,7 @@ class Pruner:
 
         What is being pruned stays so, also where it has been frozen since.
         """
-        known = {group.name: group.members[0] for group in self._groups}
+        known = {tensor.name: tensor for tensor in self.tensors}
         for tensor in selection.tensors:
             if tensor.name not in known:
                 self._restore(tensor)
@@ -323,17 +324,9 @@ class Pruner:
         tensors = tuple(known[name] for name in selection.names if name in known)
         dense = {name: why for name, why in selection.dense.items() if name not in known}
         self._selection = replace(selection, tensors=tensors, dense=dense)
-        self._groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
-        self._plan = self._planned()
-
-    def _planned(self) -> dict[str, float | None]:
-        planned: dict[str, float | None] = {group.name: None for group in self._groups}
-        if not self.allocation.needs_scores:
-            for pool in self._pools(range(len(self._optimizers))):
-                scores = {group.name: group.blank_scores() for group in pool}
-                for name, (atoms, keep) in self._allocate(pool, scores, 1.0).items():
-                    planned[name] = 1 - keep / atoms.total
-        return planned
+        groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
+        self._pools = pools(groups, self.allocation)
+        self._plan = {name: final for pool in self._pools for name, final in pool.plan().items()}
 
     def _restore(self, tensor: PrunedTensor) -> None:
         tensor.step = self._steps[tensor.optimizer]
@@ -367,14 +360,10 @@ class Pruner:
     def _update(self, index: int) -> None:
         """Bring the masks of an optimizer's tensors to what is due, and clean up behind them."""
         before = {tensor.name: tensor.kept for tensor in self._owned(index)}
-        for pool in self._pools([index]):
-            share = self.schedule(self._served[index])
-            if not self._is_satisfied(pool, pool[0].sparsity * share):
-                scores = {group.name: group.scores(self.criterion.score) for group in pool}
-                for group, chosen in zip(
-                    pool, self._allocate(pool, scores, share).values(), strict=True
-                ):
-                    group.keep(group.choose(*chosen))
+        share = self.schedule(self._served[index])
+        for pool in self._pools:
+            if pool.optimizer == index:
+                pool.prune(pool.sparsity * share, self.criterion.score)
         changed = {
             tensor.name: (before[tensor.name] - tensor.kept) / tensor.total
             for tensor in self._owned(index)
@@ -386,36 +375,6 @@ class Pruner:
             if changed[tensor.name]:
                 tensor.weights.masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
-
-    def _is_satisfied(self, pool: Sequence[Group], target: float) -> bool:
-        """Whether no more is kept than due, and nowhere more than the pattern holds."""
-        alive = [group.alive() for group in pool]
-        due = _ranking.number_kept(sum(group.total for group in pool), target)
-        kept = sum(int(total(a.sum(), g.shard)) for a, g in zip(alive, pool, strict=True))
-        return kept <= due and all(
-            self.pattern.holds(a, _ranking.number_kept(a.numel(), target)) for a in alive
-        )
-
-    def _pools(self, optimizers: Sequence[int] | range) -> Iterator[list[Group]]:
-        """Yield the groups that share a budget: the same glob and optimizer, or each alone."""
-        pools: dict[tuple[str, int, str], list[Group]] = {}
-        for group in self._groups:
-            first = group.members[0]
-            if first.optimizer in optimizers:
-                alone = "" if self.allocation.pooled else first.name
-                pools.setdefault((first.glob, first.optimizer, alone), []).append(group)
-        yield from pools.values()
-
-    def _allocate(
-        self, pool: Sequence[Group], scores: Mapping[str, Tensor], share: float
-    ) -> dict[str, tuple[Atoms, int]]:
-        """Return each group's atoms, and how many of them stay at a share of the final sparsity."""
-        target = pool[0].sparsity * share
-        atoms = {group.name: group.atoms(scores[group.name], target) for group in pool}
-        due = _ranking.number_kept(sum(a.total for a in atoms.values()), target)
-        floor, cap = sum(a.floor for a in atoms.values()), sum(a.cap for a in atoms.values())
-        keep = self.allocation(atoms, min(max(due, floor), cap))
-        return {name: (a, keep[name]) for name, a in atoms.items()}
 
     # -- step ------------------------------------------------------------------------------------
 
