@@ -222,8 +222,14 @@ class Pruner:
 
         Args:
             model: A module with the same parameter names.
+
+        Raises:
+            ValueError: If it lacks a parameter that is being pruned.
         """
         parameters = named_parameters(model)
+        lacking = ", ".join(f"'{name}'" for name in self.masks if name not in parameters)
+        if lacking:
+            raise ValueError(f"need a copy with the same parameters, got one without {lacking}")
         for name, mask in self.masks.items():
             parameters[name].detach().masked_fill_(~mask.to(parameters[name].device), 0.0)
 

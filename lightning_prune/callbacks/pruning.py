@@ -127,6 +127,12 @@ class PruningCallback(Callback):
         pl_module.log("sparsity", self.pruner.sparsity, prog_bar=True, on_step=True, on_epoch=False)
         pl_module.log("sparsity_target", self.pruner.sparsity_target, on_step=True, on_epoch=False)
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let averaged copies be saved with the present masks, also ahead of our turn."""
+        self._mask_averages(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the zeros in the weights for good."""
         self.pruner.detach()
