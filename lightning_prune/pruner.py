@@ -150,6 +150,7 @@ class Pruner:
         steps: int | None = None,
         steps_per_epoch: int | None = None,
         clock: Clock | None = None,
+        uncounted: Callable[[Optimizer], bool] = lambda optimizer: False,
     ) -> None:
         """Choose the tensors, restore what `load_state_dict` was given, and begin.
 
@@ -161,6 +162,8 @@ class Pruner:
             steps_per_epoch: Optimizer steps in an epoch; needed for a schedule in epochs.
             clock: Instead of these two, a function from the owner's completed steps to the moment
                 in the schedule's unit.
+            uncounted: Whether the step that an optimizer has just made without `before_step` is
+                none of the training's, such as a trial that will be undone; it is only masked.
 
         Raises:
             ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
@@ -178,7 +181,7 @@ class Pruner:
         loaded = self._loaded or {"steps": [], "due": {}}
         steps_done = list(loaded["steps"])
         self._due = {int(index): point for index, point in loaded["due"].items()}
-        self._optimizers, self._clock = optimizers, clock
+        self._optimizers, self._clock, self._uncounted = optimizers, clock, uncounted
         self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
         self._in_step, self._served, self._ownership = set(), {}, {}
         self._groups, self.updates, self.changed = [], 0, {}
@@ -416,12 +419,14 @@ class Pruner:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self._index(optimizer)
-        if index not in self._in_step:
+        if index in self._in_step:
+            self._in_step.remove(index)
+            self._steps[index] += 1
+        elif not self._uncounted(optimizer):
             raise RuntimeError(
-                "need before_step(optimizer) between backward() and step(), got a step without it"
+                "need before_step(optimizer) between backward() and step(), got a step without it; "
+                "in a LightningModule, step what self.optimizers() returns"
             )
-        self._in_step.remove(index)
-        self._steps[index] += 1
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             tensor.parameter.detach().mul_(tensor.mask)
         for tensor in self._owned(index):

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from rich.console import Console
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from lightning_prune._tables import pruning_table
@@ -103,7 +104,11 @@ class PruningCallback(Callback):
             self.pruner.load_state_dict(self._restored)
         self._averaged_updates = None
         clock = trainer_clock(trainer, self.pruner.schedule)
-        self.pruner.attach(pl_module, trainer.optimizers, clock=clock)
+
+        def uncounted(optimizer: Optimizer) -> bool:
+            return _will_be_skipped(trainer, optimizer)
+
+        self.pruner.attach(pl_module, trainer.optimizers, clock=clock, uncounted=uncounted)
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
 
@@ -165,7 +170,11 @@ class PruningCallback(Callback):
 def _will_be_skipped(trainer: Trainer, optimizer: Optimizer) -> bool:
     """Whether the gradient scaler has found infinite gradients and will leave the step out."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None:
+    if scaler is None or not scaler.is_enabled():
         return False
-    found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
-    return any(bool(value.item()) for value in found.values())
+    state = scaler._per_optimizer_states[id(optimizer)]
+    if state["stage"] is OptState.READY:
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            return True  # Lightning unscales unless there was no loss, and then does not step
+        scaler.unscale_(optimizer)  # a fused optimizer would do so itself, after we have looked
+    return any(bool(value.item()) for value in state["found_inf_per_device"].values())
