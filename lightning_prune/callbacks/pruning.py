@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from rich.console import Console
@@ -112,6 +113,8 @@ class PruningCallback(Callback):
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
 
+    # A compiled optimizer would trace this and compile again at each update.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:

@@ -217,6 +217,37 @@ def test_updates_of_masks_compile_nothing_again(compiled, make_model, make_train
 
 
 @pytest.mark.slow
+@pytest.mark.works_with(SECTION, "a compiled `optimizer.step`: no recompilation by updates")
+def test_a_compiled_step_is_not_compiled_again(make_trainer, loader):
+    graphs = []
+
+    class Manual(With):
+        def __init__(self, make):
+            super().__init__(make)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    for callbacks in ([], [PruningCallback(sparsity=0.75)]):
+        backend = Counting()
+
+        def make(parameters, backend=backend):
+            optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+            optimizer.step = torch.compile(optimizer.step, backend=backend)
+            return optimizer
+
+        model = Manual(make)
+        make_trainer(*callbacks).fit(model, loader)
+        graphs.append(backend.graphs)
+    assert graphs[1] == graphs[0] > 0
+    assert zeros(model) == round(PRUNABLE * 0.75)
+
+
+@pytest.mark.slow
 @pytest.mark.works_with(SECTION, "`torch.compile` with its own backend, inductor")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_inductor_trains_the_pruned_network(make_model, make_trainer, loader):
