@@ -384,6 +384,9 @@ class Pruner:
             if changed[tensor.name]:
                 tensor.parameter.detach().masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
+        if isinstance(optimizer, torch.optim.LBFGS) and any(changed.values()):
+            for state in optimizer.state.values():  # forget directions that pruned weights had
+                state["n_iter"] = 0
 
     def _is_satisfied(self, pool: Sequence[Group], target: float) -> bool:
         """Whether no more is kept than due, and nowhere more than the pattern holds."""

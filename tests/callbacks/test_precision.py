@@ -175,6 +175,20 @@ class Evaluated(Classifier):
         )
 
 
+@pytest.mark.works_with(SECTION, "LBFGS: its evaluations are one step, of the pruned network")
+@pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
+def test_lbfgs_evaluates_only_the_pruned_network(line_search, make_trainer, loader):
+    pruning = PruningCallback(sparsity=0.75)
+    model = Evaluated(pruning, line_search)
+    record = Record(pruning)
+    make_trainer(pruning, record).fit(model, loader)
+    assert pruning.pruner.state_dict()["steps"] == [20]
+    assert model.evaluations > 40
+    assert model.revived == 0
+    assert len(set(record.sparsities)) > 5
+    assert zeros(model) == round(PRUNABLE * 0.75)
+
+
 class Counting:
     """A backend of torch.compile that keeps the graphs it was given and runs them as they are."""
 
