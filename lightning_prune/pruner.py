@@ -187,11 +187,26 @@ class Pruner:
         self._groups, self.updates, self.changed = [], 0, {}
         self._adopt(selection)
         self._model = model
-        for index, optimizer in enumerate(optimizers):
-            self._ownership[index] = _ownership(optimizer)
-            # Compiled optimizers would trace the hook and recompile at each step.
-            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
-            self._hooks.append(optimizer.register_step_post_hook(hook))
+        self._hook_optimizers()
+
+    def follow(self, optimizers: Sequence[Optimizer]) -> None:
+        """Go on with optimizers that were replaced or added; each place keeps its count.
+
+        Args:
+            optimizers: All that train the model from now on.
+        """
+        assert self._model is not None
+        optimizers = list(optimizers)
+        if optimizers == self._optimizers:
+            return
+        selection = self._fitting_selection(self._model, optimizers)
+        for hook in self._hooks:
+            hook.remove()
+        self._optimizers, self._hooks = optimizers, []
+        self._steps += [0] * (len(optimizers) - len(self._steps))
+        self._in_step, self._served = set(), {}
+        self._adopt(selection)
+        self._hook_optimizers()
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe the gradients, update the masks if that is due, and mask weights and gradients.
@@ -327,9 +342,12 @@ class Pruner:
         """
         known = {group.name: group.members[0] for group in self._groups}
         for tensor in selection.tensors:
-            if tensor.name not in known:
+            same = known.get(tensor.name)
+            if same is None or same.parameter is not tensor.parameter:
                 self._restore(tensor)
                 known[tensor.name] = tensor
+            else:
+                same.optimizer = tensor.optimizer
         tensors = tuple(known[name] for name in selection.names if name in known)
         dense = {name: why for name, why in selection.dense.items() if name not in known}
         self._selection = replace(selection, tensors=tensors, dense=dense)
@@ -434,6 +452,13 @@ class Pruner:
             tensor.parameter.detach().mul_(tensor.mask)
         for tensor in self._owned(index):
             tensor.step = self._steps[index]
+
+    def _hook_optimizers(self) -> None:
+        for index, optimizer in enumerate(self._optimizers):
+            self._ownership[index] = _ownership(optimizer)
+            # Compiled optimizers would trace the hook and recompile at each step.
+            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+            self._hooks.append(optimizer.register_step_post_hook(hook))
 
     def _owned(self, index: int) -> Iterator[PrunedTensor]:
         return (tensor for tensor in self.tensors if tensor.optimizer == index)

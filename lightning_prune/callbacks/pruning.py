@@ -119,6 +119,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the engine work on gradients that are complete and not yet clipped."""
+        self.pruner.follow(trainer.optimizers)
         if not _will_be_skipped(trainer, optimizer):
             self.pruner.before_step(optimizer)
 
