@@ -101,10 +101,10 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, where weights, optimizers and restored states are there under every strategy."""
+        clock = trainer_clock(trainer, self.pruner.schedule, resumed=bool(self._restored))
         if self._restored:
             self.pruner.load_state_dict(self._restored)
         self._averaged_updates = None
-        clock = trainer_clock(trainer, self.pruner.schedule)
 
         def uncounted(optimizer: Optimizer) -> bool:
             return _will_be_skipped(trainer, optimizer)

@@ -42,6 +42,42 @@ class RecordSteps(Callback):
             self.sparsities.append(self.pruning.sparsity)
 
 
+@pytest.mark.works_with(SECTION, "gradient accumulation by 1 and by 4: the same curve by step")
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        CosineSchedule(begin=0.1, end=0.75),
+        CosineSchedule(begin=0, end=2, unit="epoch"),
+        CosineSchedule(begin=2, end=19, unit="step"),
+    ],
+    ids=lambda schedule: schedule.unit,
+)
+def test_accumulation_does_not_change_the_curve_by_step(schedule, make_model, make_trainer, loader):
+    curves = []
+    for accumulate in (1, 4):
+        pruning = PruningCallback(sparsity=0.75, schedule=schedule)
+        record = RecordSteps(pruning)
+        batches = DataLoader(loader.dataset, batch_size=8 // accumulate)
+        trainer = make_trainer(pruning, record, accumulate_grad_batches=accumulate)
+        trainer.fit(make_model(), batches)
+        curves.append(record.sparsities)
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 20
+    assert curves[0][-1] == 0.75
+
+
+@pytest.mark.works_with(SECTION, "gradient accumulation by 1 and by 4: the same curve by step")
+def test_accumulation_that_does_not_divide_the_epoch_lands_too(make_model, make_trainer, loader):
+    for accumulate in (
+        {"accumulate_grad_batches": 4},
+        {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 3})]},
+    ):
+        pruning = PruningCallback(sparsity=0.75, schedule=PolynomialSchedule(begin=0, end=1))
+        callbacks = accumulate.pop("callbacks", [])
+        make_trainer(pruning, Record(pruning), *callbacks, **accumulate).fit(make_model(), loader)
+        assert pruning.sparsity == 0.75
+
+
 @pytest.mark.works_with(SECTION, "`max_epochs` and `max_steps`: whichever ends first")
 def test_the_fraction_follows_whichever_ends_first(make_model, make_trainer, loader):
     for limits in ({"max_epochs": 2, "max_steps": 7}, {"max_epochs": 1, "max_steps": 70}):
@@ -100,6 +136,18 @@ def test_data_without_length_is_counted_in_steps(make_model, make_trainer):
     loader = DataLoader(Stream(), batch_size=4)
     make_trainer(pruning, max_steps=12, max_epochs=-1).fit(make_model(), loader)
     assert pruning.sparsity == 0.75
+
+
+@pytest.mark.works_with(SECTION, "data without a length, with `max_steps`, or counted otherwise")
+@pytest.mark.parametrize("end", [1, 1.5, 2])
+def test_the_last_batch_of_data_without_length_serves_the_end(end, make_model, make_trainer):
+    schedule = PolynomialSchedule(begin=0, end=end, unit="epoch")
+    pruning = PruningCallback(sparsity=0.75, schedule=schedule)
+    record = Record(pruning)
+    make_trainer(pruning, record).fit(make_model(), DataLoader(Stream(20), batch_size=4))
+    assert len(record.sparsities) == 10
+    assert record.sparsities[-1] == 0.75
+    assert (record.sparsities[-2] == 0.75) == (end == 1)
 
 
 @pytest.mark.works_with(
@@ -497,6 +545,43 @@ class Trace(Callback):
                 [parameter.tolist() for parameter in pl_module.parameters()],
             ]
         )
+
+
+@pytest.mark.works_with(
+    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+)
+@pytest.mark.parametrize("unit", ["step", "epoch", "fraction"])
+@pytest.mark.parametrize("keep_zeros", [False, True])
+def test_the_same_trainer_goes_on_to_more_epochs(
+    unit, keep_zeros, make_model, make_trainer, loader
+):
+    end = {"step": 20, "epoch": 2, "fraction": 0.75}[unit]
+    schedule = PolynomialSchedule(begin=0, end=end, unit=unit)
+    pruning = PruningCallback(sparsity=0.75, keep_zeros=keep_zeros, schedule=schedule)
+    record, model = Record(pruning), make_model()
+    trainer = make_trainer(pruning, record)
+    trainer.fit(model, loader)
+    assert record.sparsities[-1] == 0.75
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(model, loader)
+    assert len(record.sparsities) == 40
+    assert record.sparsities[-1] == 0.75
+    assert zeros(model) == round(PRUNABLE * 0.75)
+    if keep_zeros:
+        assert set(record.sparsities[20:]) == {0.75}
+
+
+@pytest.mark.works_with(
+    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+)
+def test_steps_that_are_over_are_not_planned_again(make_model, make_trainer, loader):
+    schedule = PolynomialSchedule(begin=0, end=21, unit="step")
+    pruning, model = PruningCallback(schedule=schedule), make_model()
+    trainer = make_trainer(pruning, max_epochs=3)
+    trainer.fit(model, loader)
+    trainer.fit_loop.max_epochs = 5
+    with pytest.raises(ValueError, match="within the 20 planned steps, got end=21"):
+        trainer.fit(model, loader)
 
 
 @pytest.mark.works_with(

@@ -112,6 +112,20 @@ def test_a_step_that_the_scaler_skips_stays_due(name, make_trainer, loader):
         assert 0 < seen["largest"] < 100  # neither infinite nor scaled
 
 
+@pytest.mark.works_with(
+    SECTION, "`16-mixed`: a step that the scaler skips is not observed, not counted and stays due"
+)
+@pytest.mark.parametrize("unit", ["step", "fraction"])
+def test_a_run_with_skipped_steps_ends_on_target(unit, make_model, make_trainer, loader):
+    end = {"step": 160, "fraction": 1.0}[unit]
+    schedule = PolynomialSchedule(begin=0, end=end, unit=unit)
+    pruning = PruningCallback(sparsity=0.75, schedule=schedule)
+    model = make_model()
+    make_trainer(pruning, plugins=half_precision(), max_epochs=16).fit(model, loader)
+    assert pruning.pruner.state_dict()["steps"][0] < 160
+    assert zeros(model) == round(PRUNABLE * 0.75)
+
+
 @pytest.mark.works_with(SECTION, "`16-mixed`: a batch without a loss")
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_batch_without_a_loss_is_not_counted_under_a_scaler(make_trainer, loader):
