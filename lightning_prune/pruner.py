@@ -263,11 +263,12 @@ class Pruner:
         Raises:
             RuntimeError: If something else has written into pruned weights.
         """
+        self._loaded = None
         if self._model is None:
             return
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._model, self._loaded = [], None, None
+        self._hooks, self._model = [], None
         revived = [
             tensor.name
             for tensor in self.tensors

@@ -63,7 +63,9 @@ class PruningCallback(Callback):
             pattern=pattern,
             keep_zeros=keep_zeros,
         )
+        # What the next training starts from; empty if afresh, None once it has begun.
         self._restored: dict[str, Any] | None = None
+        self._training = False
         self._averaged_updates: int | None = None
 
     @property
@@ -89,14 +91,28 @@ class PruningCallback(Callback):
                 "need a strategy that leaves parameters whole, got "
                 f"{type(trainer.strategy).__name__}; use DDP"
             )
-        self._restored = None
+        if stage == "fit":
+            self._restored = {}
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Go back to what was there before a fit that had nothing left to train."""
+        self._restored = self._restored or None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's masks and counts until training starts."""
-        self._restored = state_dict
+        if not self._training:
+            self._restored = state_dict
+        elif state_dict["steps"] != self.pruner.state_dict()["steps"]:
+            raise RuntimeError(
+                "need a checkpoint of the present step to restore in the middle of training, got "
+                f"one of steps {state_dict['steps']} at {self.pruner.state_dict()['steps']}; "
+                "start another fit with ckpt_path"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        if self._restored is not None:
+            return self._restored
         return self.pruner.state_dict() if self.pruner.tensors else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,12 +120,13 @@ class PruningCallback(Callback):
         clock = trainer_clock(trainer, self.pruner.schedule, resumed=bool(self._restored))
         if self._restored:
             self.pruner.load_state_dict(self._restored)
-        self._averaged_updates = None
 
         def uncounted(optimizer: Optimizer) -> bool:
-            return _will_be_skipped(trainer, optimizer)
+            trial = self not in trainer.callbacks  # type: ignore[attr-defined]
+            return trial or _will_be_skipped(trainer, optimizer)
 
         self.pruner.attach(pl_module, trainer.optimizers, clock=clock, uncounted=uncounted)
+        self._restored, self._training, self._averaged_updates = None, True, None
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
 
@@ -144,6 +161,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the zeros in the weights for good."""
+        self._training = False
         self.pruner.detach()
         self._say(trainer, "Pruned")
 
@@ -151,6 +169,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Leave the zeros that were reached, and no hook."""
+        self._training, self._restored = False, self._restored or None
         self.pruner.detach(completed=False)
 
     def _mask_averages(self, trainer: Trainer) -> None:

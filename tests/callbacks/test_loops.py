@@ -548,6 +548,59 @@ class Trace(Callback):
 
 
 @pytest.mark.works_with(
+    SECTION,
+    "`LearningRateFinder` and `BatchSizeFinder`, as callbacks and by `Tuner`: no trace",
+)
+@pytest.mark.parametrize("used_before", [False, True], ids=["new", "used before"])
+@pytest.mark.parametrize(
+    "find", [with_finder, with_tuner, with_late_finder, with_size_finder, with_size_tuner]
+)
+@pytest.mark.slow
+def test_a_finder_leaves_no_trace(find, used_before, make_trainer, loader):
+    runs = []
+    for finder in (find, None):
+        pruning = PruningCallback(sparsity=0.75, schedule=PolynomialSchedule(begin=0, end=0.75))
+        if used_before:
+            make_trainer(pruning).fit(Tuned(loader.dataset, lr=0.1))
+        trace = Trace(pruning)
+        trainer = make_trainer(pruning, trace, max_epochs=4)
+        if finder:
+            model = Tuned(loader.dataset)
+            finder(trainer, model)
+            found = model
+        elif find is with_late_finder:
+            model = Tuned(loader.dataset)
+
+            def set_lr(trainer, module, lr=found.lr):
+                trainer.optimizers[0].param_groups[0]["lr"] = lr
+
+            trainer.callbacks.append(at_epoch(1, set_lr))
+        else:
+            model = Tuned(loader.dataset, lr=found.lr, batch_size=found.batch_size)
+        trainer.fit(model)
+        runs.append([*trace.seen, pruning.state_dict()["steps"]])
+    assert (found.lr, found.batch_size) != (1e-3, 4)
+    assert runs[0] == runs[1]
+    assert zeros(model) == round(PRUNABLE * 0.75)
+
+
+@pytest.mark.works_with(
+    SECTION, "a checkpoint of another step, restored while training", refused=True
+)
+def test_an_older_state_is_refused_while_training(make_model, make_trainer, loader):
+    pruning = PruningCallback()
+    states = []
+
+    def restore(trainer, module, *_):
+        states.append(pruning.state_dict())
+        if trainer.global_step == 3:
+            pruning.load_state_dict(states[0])
+
+    with pytest.raises(RuntimeError, match=r"of the present step.*\[1\] at \[3\].*ckpt_path"):
+        make_trainer(pruning, LambdaCallback(on_train_batch_end=restore)).fit(make_model(), loader)
+
+
+@pytest.mark.works_with(
     SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
 )
 @pytest.mark.parametrize("unit", ["step", "epoch", "fraction"])
@@ -582,6 +635,48 @@ def test_steps_that_are_over_are_not_planned_again(make_model, make_trainer, loa
     trainer.fit_loop.max_epochs = 5
     with pytest.raises(ValueError, match="within the 20 planned steps, got end=21"):
         trainer.fit(model, loader)
+
+
+@pytest.mark.works_with(
+    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+)
+def test_a_fit_with_nothing_left_to_train_keeps_the_masks(
+    make_model, make_trainer, loader, tmp_path
+):
+    pruning, model = PruningCallback(sparsity=0.75), make_model()
+    trainer = make_trainer(pruning)
+    trainer.fit(model, loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    before = pruning.state_dict()["steps"]
+    trainer.fit(model, loader)
+    assert pruning.state_dict()["steps"] == before == [20]
+    again = PruningCallback(sparsity=0.75)
+    make_trainer(again).fit(model, loader, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert again.state_dict()["steps"] == [20]
+
+
+@pytest.mark.works_with(
+    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+)
+def test_a_start_that_failed_leaves_no_masks_for_the_next(
+    make_model, make_trainer, loader, tmp_path
+):
+    pruning = PruningCallback(sparsity=0.75)
+    trainer = make_trainer(pruning)
+    trainer.fit(make_model(), loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    wider = make_model()
+    wider.net[2] = nn.Linear(32, 5)
+    strict = make_trainer(pruning, max_epochs=4)
+    wider.strict_loading = False
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    state["state_dict"] = {}
+    torch.save(state, tmp_path / "masks.ckpt")
+    with pytest.raises(ValueError, match="masks that fit the model"):
+        strict.fit(wider, loader, ckpt_path=tmp_path / "masks.ckpt", weights_only=True)
+    record = Record(pruning)
+    make_trainer(pruning, record).fit(make_model(), loader)
+    assert record.sparsities[0] == 0
 
 
 @pytest.mark.works_with(
