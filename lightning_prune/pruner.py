@@ -281,6 +281,9 @@ class Pruner:
                 f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
                 "something wrote into them after the last optimizer step; they are 0 again"
             )
+        if completed and self._selection.waiting and not self.tensors:
+            reasons = ", ".join(f"'{name}' ({reason})" for name, reason in self.dense.items())
+            warnings.warn(f"nothing was pruned: {reasons}", stacklevel=2)
         if completed and self.final_sparsity > 0 and not self._ended():
             warnings.warn(
                 f"training stopped before the schedule's end={self.schedule.end} "

@@ -214,6 +214,15 @@ def test_stopping_early_warns_with_the_numbers(make_model, make_trainer, loader)
         make_trainer(PruningCallback(), stop, max_epochs=8).fit(make_model(), loader, loader)
 
 
+@pytest.mark.works_with(SECTION, "early stopping before the end: a warning with the numbers")
+def test_a_run_that_pruned_nothing_says_so(make_model, make_trainer, loader):
+    model = make_model()
+    for layer in (model.net[0], model.net[2]):
+        layer.weight.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"nothing was pruned.*'net.0.weight' \(frozen\)"):
+        make_trainer(PruningCallback()).fit(model, loader)
+
+
 class Gan(LightningModule):
     def __init__(self):
         super().__init__()
