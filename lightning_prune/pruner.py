@@ -134,6 +134,11 @@ class Pruner:
         return 0.0 if point is None else tensor.sparsity * self.schedule(point)
 
     @property
+    def steps(self) -> list[int]:
+        """The completed steps of each optimizer, those before a resume included."""
+        return list(self._steps)
+
+    @property
     def plan(self) -> Mapping[str, float | None]:
         """The final sparsity of each tensor; None where only the training will tell."""
         return self._plan
@@ -146,6 +151,7 @@ class Pruner:
         steps: int | None = None,
         steps_per_epoch: int | None = None,
         clock: Clock | None = None,
+        uncounted: Callable[[Optimizer], bool] = lambda optimizer: False,
     ) -> None:
         """Choose the tensors, restore what `load_state_dict` was given, and begin.
 
@@ -157,6 +163,8 @@ class Pruner:
             steps_per_epoch: Optimizer steps in an epoch; needed for a schedule in epochs.
             clock: Instead of these two, a function from the owner's completed steps to the moment
                 in the schedule's unit.
+            uncounted: Whether the step that an optimizer has just made without `before_step` is
+                none of the training's, such as a trial that will be undone; it is only masked.
 
         Raises:
             ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
@@ -174,18 +182,33 @@ class Pruner:
         loaded = self._loaded or {"steps": [], "due": {}}
         steps_done = list(loaded["steps"])
         self._due = {int(index): point for index, point in loaded["due"].items()}
-        self._optimizers, self._clock = optimizers, clock
+        self._optimizers, self._clock, self._uncounted = optimizers, clock, uncounted
         self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
         self._in_step, self._served, self._ownership = set(), {}, {}
         self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
         self.updates, self.changed = 0, {}
         self._adopt(selection)
         self._model = model
-        for index, optimizer in enumerate(optimizers):
-            self._ownership[index] = _ownership(optimizer)
-            # Compiled optimizers would trace the hook and recompile at each step.
-            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
-            self._hooks.append(optimizer.register_step_post_hook(hook))
+        self._hook_optimizers()
+
+    def follow(self, optimizers: Sequence[Optimizer]) -> None:
+        """Go on with optimizers that were replaced or added; each place keeps its count.
+
+        Args:
+            optimizers: All that train the model from now on.
+        """
+        assert self._model is not None
+        optimizers = list(optimizers)
+        if optimizers == self._optimizers:
+            return
+        selection = self._fitting_selection(self._model, optimizers)
+        for hook in self._hooks:
+            hook.remove()
+        self._optimizers, self._hooks = optimizers, []
+        self._steps += [0] * (len(optimizers) - len(self._steps))
+        self._in_step, self._served = set(), {}
+        self._adopt(selection)
+        self._hook_optimizers()
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe the gradients, update the masks if that is due, and mask weights and gradients.
@@ -219,8 +242,14 @@ class Pruner:
 
         Args:
             model: A module with the same parameter names.
+
+        Raises:
+            ValueError: If it lacks a parameter that is being pruned.
         """
         parameters = named_parameters(model)
+        lacking = ", ".join(f"'{t.name}'" for t in self.tensors if t.name not in parameters)
+        if lacking:
+            raise ValueError(f"need a copy with the same parameters, got one without {lacking}")
         for tensor in self.tensors:
             weights = local(parameters[tensor.name])
             weights.masked_fill_(~tensor.mask.to(weights.device), 0.0)
@@ -237,11 +266,12 @@ class Pruner:
         Raises:
             RuntimeError: If something else has written into pruned weights.
         """
+        self._loaded = None
         if self._model is None:
             return
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._model, self._loaded = [], None, None
+        self._hooks, self._model = [], None
         revived = [
             tensor.name
             for tensor in self.tensors
@@ -254,6 +284,9 @@ class Pruner:
                 f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
                 "something wrote into them after the last optimizer step; they are 0 again"
             )
+        if completed and self._selection.waiting and not self.tensors:
+            reasons = ", ".join(f"'{name}' ({reason})" for name, reason in self.dense.items())
+            warnings.warn(f"nothing was pruned: {reasons}", stacklevel=2)
         if completed and self.final_sparsity > 0 and not self._ended():
             warnings.warn(
                 f"training stopped before the schedule's end={self.schedule.end} "
@@ -273,7 +306,7 @@ class Pruner:
         shapes = {tensor.name: list(tensor.parameter.shape) for tensor in self.tensors}
         observed = {tensor.name: dict(tensor.state) for tensor in self.tensors}
         return {
-            "steps": list(self._steps),
+            "steps": self.steps,
             "due": {str(index): point for index, point in self._due.items()},
             "masks": waiting["masks"] | masks,
             "shapes": waiting["shapes"] | shapes,
@@ -318,9 +351,12 @@ class Pruner:
         """
         known = {tensor.name: tensor for tensor in self.tensors}
         for tensor in selection.tensors:
-            if tensor.name not in known:
+            same = known.get(tensor.name)
+            if same is None or same.parameter is not tensor.parameter:
                 self._restore(tensor)
                 known[tensor.name] = tensor
+            else:
+                same.optimizer = tensor.optimizer
         tensors = tuple(known[name] for name in selection.names if name in known)
         dense = {name: why for name, why in selection.dense.items() if name not in known}
         self._selection = replace(selection, tensors=tensors, dense=dense)
@@ -375,21 +411,33 @@ class Pruner:
             if changed[tensor.name]:
                 tensor.weights.masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
+        if isinstance(optimizer, torch.optim.LBFGS) and any(changed.values()):
+            for state in optimizer.state.values():  # forget directions that pruned weights had
+                state["n_iter"] = 0
 
     # -- step ------------------------------------------------------------------------------------
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self._index(optimizer)
-        if index not in self._in_step:
+        if index in self._in_step:
+            self._in_step.remove(index)
+            self._steps[index] += 1
+        elif not self._uncounted(optimizer):
             raise RuntimeError(
-                "need before_step(optimizer) between backward() and step(), got a step without it"
+                "need before_step(optimizer) between backward() and step(), got a step without it; "
+                "in a LightningModule, step what self.optimizers() returns"
             )
-        self._in_step.remove(index)
-        self._steps[index] += 1
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             tensor.weights.mul_(tensor.mask)
         for tensor in self._owned(index):
             tensor.step = self._steps[index]
+
+    def _hook_optimizers(self) -> None:
+        for index, optimizer in enumerate(self._optimizers):
+            self._ownership[index] = _ownership(optimizer)
+            # Compiled optimizers would trace the hook and recompile at each step.
+            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+            self._hooks.append(optimizer.register_step_post_hook(hook))
 
     def _owned(self, index: int) -> Iterator[PrunedTensor]:
         return (tensor for tensor in self.tensors if tensor.optimizer == index)
