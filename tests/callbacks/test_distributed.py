@@ -133,7 +133,11 @@ def assert_equal(one, other):
 
 def fit_replicas(folder, criterion):
     pruning, model = PruningCallback(sparsity=0.75, criterion=criterion()), Net(dropout=0.1)
-    torch.manual_seed(torch.distributed.get_rank())
+
+    def differ():
+        torch.manual_seed(torch.distributed.get_rank())
+
+    model.on_train_start = differ
     make_trainer(folder, DDPStrategy(), pruning).fit(model, loader())
     return *outcome(pruning, model), torch.rand(())
 
