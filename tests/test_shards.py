@@ -239,7 +239,7 @@ def error_of_a_nan():
     return str(caught.value)
 
 
-@pytest.mark.works_with("Faults", "NaN in a weight")
+@pytest.mark.works_with("Faults", "NaN in a weight when an update is due")
 def test_a_nan_in_one_shard_is_an_error_on_all_processes(two):
     for error in two(error_of_a_nan):
         assert "got 1 NaN or infinite ones of 396" in error
