@@ -106,6 +106,11 @@ class Pruner:
         return self._selection.dense
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether dense ones may join later: unfrozen, initialised or given to an optimizer."""
+        return self._selection.waiting
+
+    @property
     def masks(self) -> dict[str, Tensor]:
         """The masks by qualified parameter name; True keeps."""
         return {tensor.name: tensor.mask for tensor in self.tensors}
