@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from importlib import import_module
 
 _UNKNOWN_NAME = re.compile(
-    r"Subtypes: \[(?:list\[)?(?:<class ')?([\w.]+)[^\n]*\n\s*Errors:\n"
-    r"\s*- Expected a dot import path string: (\S+)"
+    r"Subtypes: \[(?:<class 'NoneType'>, )?(?:list\[)?(?:<class ')?([\w.]+)[^\n]*\n\s*Errors:\n"
+    r"(?:\s*- Expected a <class 'NoneType'>\n)?\s*- Expected a dot import path string: (\S+)"
 )
 _UNKNOWN_OPTION = re.compile(r"given class_path '([\w.]+)':\n\s*Option '([\w.*]+)' is not accepted")
 _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'")
