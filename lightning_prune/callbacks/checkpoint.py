@@ -69,7 +69,7 @@ class SparsityCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a sparsity that will not be reached."""
-        self._has_considered, self._validated = False, (None, False)
+        self._has_considered = False
         pruner = pruner_beside(self, trainer)
         highest = _highest_target(pruner)
         if self._least(pruner) > highest + _ROUNDING:

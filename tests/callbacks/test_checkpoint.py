@@ -305,7 +305,8 @@ def test_a_sparsity_out_of_range_is_refused(sparsity):
 
 @works_with("no `PruningCallback` beside it", refused=True)
 def test_a_checkpoint_without_pruning_is_refused(make_model, make_trainer, loader):
-    trainer = make_trainer(SparsityCheckpoint(), enable_checkpointing=True)
+    late = LambdaCallback(on_fit_start=lambda *_: pytest.fail("refused too late"))
+    trainer = make_trainer(SparsityCheckpoint(), late, enable_checkpointing=True)
     with pytest.raises(ValueError, match="need a PruningCallback beside a SparsityCheckpoint"):
         trainer.fit(make_model(), loader)
     trainer.validate(make_model(), loader, verbose=False)  # where nothing is saved
