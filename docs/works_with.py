@@ -2,9 +2,9 @@
 
     pytest -n 2 --junitxml results.xml && python docs/works_with.py results.xml
 
-A test claims a row by ``@pytest.mark.works_with(section, case)``, or with ``refused=True`` if what it
-shows is that the case is refused by name. With ``--check`` nothing is written, and a page that says
-something else than the results is an error.
+A test claims a row by ``@pytest.mark.works_with(section, case)``, or with ``refused=True`` if what
+it shows is that the case is refused by name. With ``--check`` nothing is written, and a page that
+says something else than the results is an error.
 """
 
 import argparse

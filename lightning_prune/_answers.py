@@ -41,6 +41,19 @@ def default_allocation(pattern: Pattern) -> Allocation:
     return UniformAllocation() if uniform else ERKAllocation()
 
 
+def refuse_shards(
+    name: str, allocation: Allocation, criterion: Criterion, pattern: Pattern
+) -> None:
+    """Raise ValueError, naming the first sharded tensor, if an answer needs whole ones."""
+    for answer in (allocation, criterion, pattern):
+        if not answer.works_on_shards:
+            raise ValueError(
+                f"need whole parameters for {answer}, got the sharded '{name}' (FSDP2 or tensor "
+                "parallelism); use DDP, or UniformAllocation, ERKAllocation or GlobalAllocation "
+                "with MagnitudeCriterion or RandomCriterion and UnstructuredPattern()"
+            )
+
+
 def refuse_clashes(allocation: Allocation, criterion: Criterion, pattern: Pattern) -> None:
     """Raise ValueError, naming the two, if two answers cannot work together."""
     if allocation.needs_unsigned_scores and criterion.signed:

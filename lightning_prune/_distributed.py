@@ -1,13 +1,157 @@
 """All that pruning knows of replicas and shards."""
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of the tensor (FSDP2, tensor parallelism)."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard:
+    """The part of a tensor that this process holds (FSDP2, tensor parallelism).
+
+    Args:
+        shape: Shape of the whole tensor.
+        positions: For each axis, which of its positions are here, ascending.
+        groups: The process groups over which, one after the other, the parts add up to the whole.
+    """
+
+    shape: tuple[int, ...]
+    positions: tuple[Tensor, ...]
+    groups: "tuple[ProcessGroup, ...]"
+
+    def transpose(self, axis: int, other: int) -> "Shard":
+        """Return the shard of the tensor with two axes exchanged."""
+        order = list(range(len(self.shape)))
+        order[axis], order[other] = order[other], order[axis]
+        return Shard(
+            shape=tuple(self.shape[axis] for axis in order),
+            positions=tuple(self.positions[axis] for axis in order),
+            groups=self.groups,
+        )
+
+    def indices(self) -> Tensor:
+        """Return the row-major index in the whole tensor of each entry that is here."""
+        index = torch.zeros((), dtype=torch.int64, device=self.positions[0].device)
+        for size, positions in zip(self.shape, self.positions, strict=True):
+            index = index[..., None] * size + positions
+        return index
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """Return what is here of a whole tensor."""
+        for axis, positions in enumerate(self.positions):
+            whole = whole.index_select(axis, positions.to(whole.device))
+        return whole
+
+
+def shard_of(parameter: Tensor) -> Shard | None:
+    """Return which part of a parameter is here; None if all of it is.
+
+    Raises:
+        RuntimeError: If the layout is not one of axes that are cut into chunks.
+    """
+    if not is_sharded(parameter):
+        return None
+    from torch.distributed.tensor import Shard as Cut
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    mesh = parameter.device_mesh
+    here = local(parameter)
+    positions = [torch.arange(size, device=here.device) for size in parameter.shape]
+    cuts = {
+        axis: placement
+        for axis, placement in enumerate(parameter.placements)
+        if isinstance(placement, Cut | _StridedShard)
+    }
+    # FSDP2 cuts, "strided", what tensor parallelism has cut already, but is named before it.
+    for axis in sorted(cuts, key=lambda axis: isinstance(cuts[axis], _StridedShard)):
+        dim = cuts[axis].dim
+        chunks = positions[dim].chunk(mesh.size(axis))
+        rank = mesh.get_local_rank(axis)
+        positions[dim] = chunks[rank] if rank < len(chunks) else positions[dim][:0]
+    if [len(of_axis) for of_axis in positions] != list(here.shape):
+        raise RuntimeError(
+            f"need shards that are chunks of axes, got placements={parameter.placements} of a "
+            f"tensor {tuple(parameter.shape)} with {tuple(here.shape)} here"
+        )
+    return Shard(
+        shape=tuple(parameter.shape),
+        positions=tuple(positions),
+        groups=tuple(mesh.get_group(axis) for axis in cuts),
+    )
+
+
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether the tensor is distributed: this process holds a part of it, or a replica."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, detached; writing into it writes there."""
+    tensor = tensor.detach()
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def laid_out_like(parameter: Tensor, here: Tensor) -> Tensor:
+    """Return what is here as a part of a tensor that is distributed as the parameter is."""
+    if not is_sharded(parameter):
+        return here
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        here,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def total(counts: Tensor, shard: Shard | None) -> Tensor:
+    """Return the counts added up over the parts of a tensor."""
+    for group in shard.groups if shard else ():
+        counts = counts.clone()
+        torch.distributed.all_reduce(counts, group=group)
+    return counts
+
+
+def total_of_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
+    """Return the counts added up over tensors and their parts, in one message a layout."""
+    by_layout: dict[tuple[ProcessGroup, ...], tuple[Tensor, Shard | None]] = {}
+    for count, shard in counts:
+        layout = shard.groups if shard else ()
+        before = by_layout.get(layout)
+        by_layout[layout] = (count if before is None else before[0] + count, shard)
+    return torch.stack([total(count, shard).cpu() for count, shard in by_layout.values()]).sum(0)
+
+
+def gathered(mask: Tensor, shard: Shard | None) -> Tensor:
+    """Return the whole of a mask on every process."""
+    if shard is None:
+        return mask
+    whole = torch.zeros(math.prod(shard.shape), dtype=torch.uint8, device=mask.device)
+    whole[shard.indices().flatten()] = mask.flatten().to(torch.uint8)
+    return total(whole, shard).bool().view(shard.shape)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let FSDP2 modules show the parameters that are trained: a forward alone leaves others."""
+    if not torch.distributed.is_available():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

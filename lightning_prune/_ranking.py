@@ -1,10 +1,14 @@
-"""The only selection code: exactly the k best, of one tensor or of several, ties by index."""
+"""The only selection code: exactly the k best, of one tensor, of several or of shards."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_prune._distributed import Shard, total, total_of_pool
 
 _DIGIT_BITS = 16
 
@@ -61,48 +65,102 @@ def best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
     return torch.zeros_like(kept).scatter_(1, order, kept)
 
 
-def best_of_pool(pool: Sequence[Tensor], keep: int) -> list[int]:
-    """Return how many of each tensor are among the ``keep`` highest scores of all.
+def best_of_pool(
+    pool: Sequence[Tensor], keep: int, shards: Sequence[Shard | None] | None = None
+) -> list[int]:
+    """Return how many of the ``keep`` highest scores of all tensors together are in each tensor.
 
-    The tensors are never concatenated: their order-preserving bit patterns are counted into
+    The scores are not put side by side: their order-preserving bit patterns are counted into
     histograms, 16 bits a pass from the highest down, so the extra memory is that of the largest
-    tensor and only counts would have to travel between shards. Of equal scores the earlier tensor
-    comes first.
+    tensor, and only counts travel between shards. Of equal scores the earlier tensor comes first.
+
+    Args:
+        pool: The scores of each tensor, or of the part that is here.
+        keep: How many to keep of all, in the whole tensors.
+        shards: Which part is here of each; by default all of each.
 
     Examples:
         >>> best_of_pool([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0, 2.0])], 2)
         [1, 1]
     """
+    shards = shards or [None] * len(pool)
+    sizes = [
+        math.prod(shard.shape) if shard else scores.numel()
+        for scores, shard in zip(pool, shards, strict=True)
+    ]
     if keep <= 0:
         return [0] * len(pool)
-    if keep >= sum(scores.numel() for scores in pool):
-        return [scores.numel() for scores in pool]
-    bits = 64 if any(scores.dtype == torch.float64 for scores in pool) else 32
-    threshold, left = 0, keep  # `left` entries are still to be taken among those at `threshold`
+    if keep >= sum(sizes):
+        return sizes
+    bits = _bits(pool)
+    keys = [partial(_sort_keys, scores, bits) for scores in pool]
+    threshold, left = _kth_highest_key(keys, bits, keep, shards)
+    survivors = []
+    for its_keys, shard in zip(keys, shards, strict=True):
+        above_and_at = torch.stack(
+            [(its_keys() > threshold).sum(), (its_keys() == threshold).sum()]
+        )
+        above, at = total(above_and_at, shard).tolist()
+        ties = min(left, at)
+        survivors.append(above + ties)
+        left -= ties
+    return survivors
+
+
+def best_here(scores: Tensor, keep: int, shard: Shard | None) -> int:
+    """Return how many of the ``keep`` highest scores of a tensor are in the part that is here.
+
+    They are the highest of that part, because its entries come in the order of the whole.
+
+    Args:
+        scores: The scores of the part.
+        keep: How many to keep of the whole tensor.
+        shard: Which part is here; None if it is all.
+    """
+    if shard is None or keep <= 0:
+        return keep
+    if keep >= math.prod(shard.shape):
+        return scores.numel()
+    bits = _bits([scores])
+    keys = _sort_keys(scores, bits)
+    threshold, left = _kth_highest_key([lambda: keys], bits, keep, [shard])
+    above, at = int((keys > threshold).sum()), keys == threshold
+    if int(total(at.sum(), shard)) == left:
+        return above + int(at.sum())
+    order = -shard.indices().flatten()[at]  # of ties the lower index
+    last, _ = _kth_highest_key([lambda: order], 64, left, [shard])
+    return above + int((order >= last).sum())
+
+
+def _kth_highest_key(
+    keys: Sequence[Callable[[], Tensor]], bits: int, k: int, shards: Sequence[Shard | None]
+) -> tuple[int, int]:
+    """Return the ``k``-th highest key (from 1), and how many that equal it are among the ``k``."""
+    threshold, left = 0, k
     for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
         top = shift + _DIGIT_BITS  # bits above `top` are known
-        counts = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64)
-        for scores in pool:
-            keys = _sort_keys(scores, bits)
-            if top < bits:
-                keys = keys[keys >> top == threshold >> top]
-            digits = (keys >> shift & ((1 << _DIGIT_BITS) - 1)).to(torch.int32)
-            if shift == bits - _DIGIT_BITS:  # the sign makes the highest digit signed
-                digits = digits ^ (1 << (_DIGIT_BITS - 1))
-            counts += torch.bincount(digits, minlength=1 << _DIGIT_BITS).cpu()
+        known = threshold >> top if top < bits else None
+        counts = total_of_pool(
+            (_digit_counts(its_keys(), shift, top, known), shard)
+            for its_keys, shard in zip(keys, shards, strict=True)
+        )
         from_above = counts.flip(0).cumsum(0)
         digit = (1 << _DIGIT_BITS) - 1 - int((from_above < left).sum())
         left -= int(from_above[-1 - digit]) - int(counts[digit])
-        if shift == bits - _DIGIT_BITS:
+        if known is None:
             digit -= 1 << (_DIGIT_BITS - 1)
         threshold += digit << shift
-    survivors = []
-    for scores in pool:
-        keys = _sort_keys(scores, bits)
-        ties = min(left, int((keys == threshold).sum()))
-        survivors.append(int((keys > threshold).sum()) + ties)
-        left -= ties
-    return survivors
+    return threshold, left
+
+
+def _digit_counts(keys: Tensor, shift: int, top: int, known: int | None) -> Tensor:
+    """Return how many keys, of those with the known higher bits, have each digit."""
+    if known is not None:
+        keys = keys[keys >> top == known]
+    digits = (keys >> shift & ((1 << _DIGIT_BITS) - 1)).to(torch.int32)
+    if known is None:  # the sign makes the highest digit signed
+        digits = digits ^ (1 << (_DIGIT_BITS - 1))
+    return torch.bincount(digits, minlength=1 << _DIGIT_BITS)
 
 
 def _kth_highest(flat: Tensor, k: int) -> Tensor:
@@ -116,6 +174,10 @@ def _kth_highest(flat: Tensor, k: int) -> Tensor:
 def _comparable(scores: Tensor) -> Tensor:
     """Return the scores in a dtype that numpy and torch can compare, without loss."""
     return scores.detach() if scores.dtype == torch.float64 else scores.detach().float()
+
+
+def _bits(pool: Sequence[Tensor]) -> int:
+    return 64 if any(scores.dtype == torch.float64 for scores in pool) else 32
 
 
 def _sort_keys(scores: Tensor, bits: int) -> Tensor:

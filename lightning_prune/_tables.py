@@ -37,14 +37,13 @@ def pruning_markdown(pruner: Pruner) -> str:
 
 def pruning_rows(pruner: Pruner) -> list[tuple[str, ...]]:
     """Return one row of text a tensor and a last one for all of them together."""
-    planned = pruner.plan()
     rows: list[tuple[str, ...]] = []
     for tensor in pruner.tensors:
-        final = planned[tensor.name]
+        final = pruner.plan[tensor.name]
         rows.append(
             (
                 tensor.name,
-                " x ".join(map(str, tensor.mask.shape)),
+                " x ".join(map(str, tensor.parameter.shape)),
                 f"{tensor.total:,}",
                 f"{tensor.kept:,}",
                 f"{1 - tensor.kept / tensor.total:.4f}",

@@ -4,12 +4,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_prune import _ranking
+from lightning_prune._distributed import Shard, total
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,27 +23,29 @@ class Atoms:
         scores: One finite score an atom; higher is kept.
         protected: Which atoms are kept whatever their score; bool, shaped as ``scores``.
         allowed: Which atoms may be kept: alive, and what the pattern can hold.
+        shard: Which part of a sharded tensor these atoms are; None if they are all of it.
     """
 
     shape: tuple[int, ...]
     scores: Tensor
     protected: Tensor
     allowed: Tensor
+    shard: Shard | None = None
 
-    @property
+    @cached_property
     def total(self) -> int:
-        """Number of atoms, pruned ones included."""
-        return self.scores.numel()
+        """Number of atoms of the whole tensor, pruned ones included."""
+        return math.prod(self.shard.shape) if self.shard else self.scores.numel()
 
-    @property
+    @cached_property
     def floor(self) -> int:
-        """The least number that can be kept."""
-        return int(self.protected.sum())
+        """The least number that the whole tensor can keep."""
+        return int(total(self.protected.sum(), self.shard))
 
-    @property
+    @cached_property
     def cap(self) -> int:
-        """The largest number that can be kept."""
-        return int(self.allowed.sum())
+        """The largest number that the whole tensor can keep."""
+        return int(total(self.allowed.sum(), self.shard))
 
     def ranked(self) -> Tensor:
         """Return the scores with the protected at +inf and what may not be kept at -inf."""
@@ -59,12 +63,14 @@ class Allocation(ABC):
         needs_scores: Whether the numbers depend on the scores; if not, they are known in advance.
         needs_unsigned_scores: Whether scores below 0 have no meaning to it.
         needs_single_tensors: Whether it cannot divide atoms that span several tensors.
+        works_on_shards: Whether its numbers for sharded tensors are those for the whole ones.
     """
 
     pooled: ClassVar[bool] = True
     needs_scores: ClassVar[bool] = False
     needs_unsigned_scores: ClassVar[bool] = False
     needs_single_tensors: ClassVar[bool] = False
+    works_on_shards: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
@@ -88,6 +94,7 @@ class UniformAllocation(Allocation):
     """
 
     pooled: ClassVar[bool] = False
+    works_on_shards: ClassVar[bool] = True
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return what is due, in proportion to the tensors' atoms if there are several."""
@@ -114,10 +121,12 @@ class GlobalAllocation(Allocation):
     """
 
     needs_scores: ClassVar[bool] = True
+    works_on_shards: ClassVar[bool] = True
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best of the pool are in each tensor."""
-        counts = _ranking.best_of_pool([a.ranked() for a in atoms.values()], due)
+        shards = [a.shard for a in atoms.values()]
+        counts = _ranking.best_of_pool([a.ranked() for a in atoms.values()], due, shards)
         return dict(zip(atoms, counts, strict=True))
 
 
@@ -168,6 +177,7 @@ class ERKAllocation(Allocation):
     """
 
     needs_single_tensors: ClassVar[bool] = True
+    works_on_shards: ClassVar[bool] = True
     scale: float = 1.0
 
     def __post_init__(self) -> None:

@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lightning_prune.groups import PrunedTensor
@@ -22,9 +21,12 @@ class Criterion(ABC):
 
     Attributes:
         signed: Whether scores can be negative.
+        works_on_shards: Whether, for a sharded parameter (a DTensor, as its ``grad`` is), the score
+            of what is here is that part of the whole score. Nothing may have been gathered then.
     """
 
     signed: ClassVar[bool] = False
+    works_on_shards: ClassVar[bool] = False
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Return the new state; called before each optimizer step, with the gradients there.
@@ -37,7 +39,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
-        """Return one finite score a weight, shaped as ``tensor.parameter``; higher is kept."""
+        """Return one finite score a weight, shaped as ``tensor.weights``; higher is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,11 @@ class MagnitudeCriterion(Criterion):
     Han et al., "Learning both Weights and Connections" (2015), https://arxiv.org/abs/1506.02626.
     """
 
+    works_on_shards: ClassVar[bool] = True
+
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return :math:`|w|`."""
-        return tensor.parameter.detach().abs()
+        return tensor.weights.abs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +61,36 @@ class RandomCriterion(Criterion):
     """Keep weights at random: the baseline that a criterion must beat.
 
     Scores are uniform in [0, 1) and a function of seed, step, name and index alone: the same on
-    every rank and after a resume, without touching a global generator.
+    every rank and after a resume, without touching a global generator. They are hashes of the index
+    by SplitMix64: Steele et al., "Fast Splittable Pseudorandom Number Generators" (2014),
+    https://doi.org/10.1145/2714064.2660195.
 
     Args:
         seed: Any whole number.
     """
 
+    works_on_shards: ClassVar[bool] = True
     seed: int = 0
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return uniform numbers that depend on seed, step, name and index only."""
         key = hashlib.sha256(f"{self.seed} {tensor.step} {tensor.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
-        shape, device = tensor.parameter.shape, tensor.parameter.device
-        return torch.rand(shape, generator=generator, dtype=torch.float32).to(device)
+        start = int.from_bytes(key[:8], "little", signed=True)
+        return (_split_mix(tensor.indices(), start) >> 40 & 0xFFFFFF).float() * 2.0**-24
+
+
+def _split_mix(index: Tensor, start: int) -> Tensor:
+    """Return 64 random bits for each index; products wrap around."""
+    bits = (index + 1) * _signed(0x9E3779B97F4A7C15) + start
+    bits = (bits ^ _shifted(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits = (bits ^ _shifted(bits, 27)) * _signed(0x94D049BB133111EB)
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Shift right and fill with zeros, which torch's ``>>`` does not."""
+    return bits >> by & ((1 << (64 - by)) - 1)
+
+
+def _signed(bits: int) -> int:
+    return bits - (1 << 64)

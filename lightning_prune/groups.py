@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune import _ranking
+from lightning_prune._distributed import Shard, local, total
 from lightning_prune.allocations import Atoms
 from lightning_prune.patterns import Pattern
 
@@ -23,12 +25,14 @@ class PrunedTensor:
         glob: The glob that decided so.
         optimizer: Index of the optimizer that owns it.
         output_axis: The axis of its output channels, 0 or 1.
-        mask: Which entries are kept; bool, shaped as the parameter.
+        mask: Which entries are kept; bool, shaped as the parameter, or as the part of it that is
+            here.
         state: What the criterion has gathered.
         step: Completed steps of the owner.
+        shard: Which part of a sharded parameter is here; None if all of it is.
 
     Attributes:
-        kept: Number of entries that are not pruned.
+        kept: Number of entries of the whole tensor that are not pruned.
     """
 
     name: str
@@ -40,25 +44,39 @@ class PrunedTensor:
     mask: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    shard: Shard | None = None
     kept: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kept = int(self.mask.sum())
+        self.kept = int(total(self.mask.sum(), self.shard))
 
     def prune_to(self, mask: Tensor) -> None:
         """Keep only what is kept already and in ``mask``."""
         self.mask &= mask
-        self.kept = int(self.mask.sum())
+        self.kept = int(total(self.mask.sum(), self.shard))
+
+    @property
+    def weights(self) -> Tensor:
+        """What is here of the parameter, without gradient; writing into it prunes the model."""
+        return local(self.parameter)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape as ``(output, input, ...)``."""
-        return tuple(self.output_first(self.mask).shape)
+        """Shape of the whole tensor as ``(output, input, ...)``."""
+        shape = list(self.parameter.shape)
+        shape[0], shape[self.output_axis] = shape[self.output_axis], shape[0]
+        return tuple(shape)
 
     @property
     def total(self) -> int:
-        """Number of entries, pruned ones included."""
-        return self.mask.numel()
+        """Number of entries of the whole tensor, pruned ones included."""
+        return self.parameter.numel()
+
+    def indices(self) -> Tensor:
+        """Return the row-major index in the whole tensor of each entry that is here."""
+        if self.shard is not None:
+            return self.shard.indices()
+        return torch.arange(self.total, device=self.mask.device).view(self.mask.shape)
 
     def output_first(self, tensor: Tensor) -> Tensor:
         """Return a view with the output axis first; the same call undoes it."""
@@ -88,6 +106,17 @@ class Group:
         """The final sparsity, that of the first member."""
         return self.members[0].sparsity
 
+    @property
+    def shard(self) -> Shard | None:
+        """Which part of the atoms is here, in the order of the scores; None if all are."""
+        member = self.members[0]
+        return member.shard and member.shard.transpose(0, member.output_axis)
+
+    @cached_property
+    def total(self) -> int:
+        """Number of atoms, those of other processes included."""
+        return math.prod(self.shard.shape) if self.shard else self.alive().numel()
+
     def alive(self) -> Tensor:
         """Return which atoms are not pruned: those with a kept entry anywhere."""
         alive = [
@@ -104,12 +133,18 @@ class Group:
             target: The sparsity that is due now, in [0, 1].
         """
         alive = self.alive()
-        due = _ranking.number_kept(scores.numel(), target)
+        due = _ranking.number_kept(self.total, target)
         protected, allowed = self.pattern.bounds(scores, alive, due)
-        if self.sparsity < 1 and not protected.any():
-            protected = _ranking.best(scores.masked_fill(~allowed, -math.inf), 1)
+        if self.sparsity < 1 and not total(protected.any().long(), self.shard):
+            open_to_choice = scores.masked_fill(~allowed, -math.inf)
+            one = _ranking.best_here(open_to_choice, 1, self.shard)
+            protected = _ranking.best(open_to_choice, one)
         return Atoms(
-            shape=self.members[0].shape, scores=scores, protected=protected, allowed=allowed
+            shape=self.members[0].shape,
+            scores=scores,
+            protected=protected,
+            allowed=allowed,
+            shard=self.shard,
         )
 
     def scores(self, score: Score) -> Tensor:
@@ -127,26 +162,33 @@ class Group:
     def blank_scores(self) -> Tensor:
         """Return equal scores, for plans that need none."""
         member = self.members[0]
-        return self.pattern.to_atoms(torch.zeros(member.shape, device=member.mask.device))
+        return self.pattern.to_atoms(
+            torch.zeros_like(member.output_first(member.mask), dtype=torch.float32)
+        )
+
+    def choose(self, atoms: Atoms, keep: int) -> Tensor:
+        """Return the bool mask of the atoms that are here and among the ``keep`` best of all."""
+        ranked = atoms.ranked()
+        return self.pattern(ranked, _ranking.best_here(ranked, keep, self.shard))
 
     def keep(self, atoms: Tensor) -> None:
         """Set the members' masks from a bool mask of the atoms; what is pruned stays pruned."""
         for member in self.members:
-            entries = self.pattern.to_entries(atoms, member.shape)
+            entries = self.pattern.to_entries(atoms, tuple(member.output_first(member.mask).shape))
             member.prune_to(member.output_first(entries))
 
     def _member_scores(self, member: PrunedTensor, score: Score) -> Tensor:
-        scores = score(member, member.state)
+        scores = local(score(member, member.state))
         source = getattr(score, "__qualname__", score)
-        if scores.shape != member.parameter.shape:
+        if scores.shape != member.mask.shape:
             raise ValueError(
-                f"need scores shaped as the tensor, {tuple(member.parameter.shape)}, got "
+                f"need scores shaped as the tensor, {tuple(member.mask.shape)}, got "
                 f"{tuple(scores.shape)} from {source} for '{member.name}'"
             )
-        if not torch.isfinite(scores).all():
-            bad = int((~torch.isfinite(scores)).sum())
+        bad = int(total((~torch.isfinite(scores)).sum(), member.shard))
+        if bad:
             raise ValueError(
-                f"need finite scores, got {bad} NaN or infinite ones of {scores.numel()} from "
+                f"need finite scores, got {bad} NaN or infinite ones of {member.total} from "
                 f"{source} for '{member.name}' at step {member.step}; "
                 "its weights or gradients have diverged"
             )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_prune._distributed import local, shard_of, total
 from lightning_prune.selection import prunable_weights
 
 
@@ -67,7 +68,7 @@ class Sparsity(Metric):
 def _count(weights: nn.Module | Iterable[Tensor]) -> tuple[Tensor, int]:
     if isinstance(weights, nn.Module):
         weights = prunable_weights(weights).values()
-    tensors = [tensor.detach() for tensor in weights]
-    zeros = [(tensor == 0).sum() for tensor in tensors]
-    total = torch.stack([count.cpu() for count in zeros]).sum() if zeros else torch.tensor(0)
-    return total, sum(tensor.numel() for tensor in tensors)
+    tensors = list(weights)
+    zeros = [total((local(tensor) == 0).sum(), shard_of(tensor)).cpu() for tensor in tensors]
+    entries = sum(tensor.numel() for tensor in tensors)
+    return (torch.stack(zeros).sum() if zeros else torch.tensor(0)), entries

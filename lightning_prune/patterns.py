@@ -55,6 +55,11 @@ class Pattern(ABC):
         """Whether nothing has to go for the pattern's sake, where ``due`` atoms may be kept."""
         return True
 
+    @property
+    def works_on_shards(self) -> bool:
+        """Whether the mask of a part of a tensor is that part of the whole mask."""
+        return False
+
     @abstractmethod
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the atoms that keeps exactly ``keep``.
@@ -82,6 +87,11 @@ class UnstructuredPattern(Pattern):
     """
 
     per_row: bool = False
+
+    @property
+    def works_on_shards(self) -> bool:
+        """Whether entries compete all over the tensor, wherever it is cut."""
+        return not self.per_row
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""

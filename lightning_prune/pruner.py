@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune import _ranking
 from lightning_prune._answers import (
     SparsityTargets,
     checked_targets,
     default_allocation,
     refuse_clashes,
+    refuse_shards,
 )
-from lightning_prune._distributed import is_sharded
+from lightning_prune._distributed import gathered, laid_out_like, local, reshard, total
+from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
 from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
@@ -83,7 +84,8 @@ class Pruner:
         """Number of updates that were due since `attach`."""
         self.changed: dict[str, float] = {}
         """Share of each tensor's mask entries that the last update changed, by name."""
-        self._groups: list[Group] = []
+        self._pools: list[Pool] = []
+        self._plan: Mapping[str, float | None] = {}
         self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
         self._model: nn.Module | None = None
         self._optimizers: list[Optimizer] = []
@@ -112,14 +114,14 @@ class Pruner:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The masks by qualified parameter name; True keeps."""
-        return {tensor.name: tensor.mask for tensor in self.tensors}
+        """The masks by qualified parameter name; True keeps. They are sharded as the parameters."""
+        return {t.name: laid_out_like(t.parameter, t.mask) for t in self.tensors}
 
     @property
     def sparsity(self) -> float:
         """Fraction of zeros in the pruned tensors together, counted from the masks."""
-        total = sum(tensor.total for tensor in self.tensors)
-        return 1 - sum(tensor.kept for tensor in self.tensors) / total if total else 0.0
+        entries = sum(tensor.total for tensor in self.tensors)
+        return 1 - sum(tensor.kept for tensor in self.tensors) / entries if entries else 0.0
 
     @property
     def sparsity_target(self) -> float:
@@ -136,16 +138,15 @@ class Pruner:
         point = self._due.get(tensor.optimizer)
         return 0.0 if point is None else tensor.sparsity * self.schedule(point)
 
-    def plan(self) -> dict[str, float | None]:
-        """Return the final sparsity of each tensor; None where only the training will tell."""
-        planned: dict[str, float | None] = dict.fromkeys(self.masks)
-        if self.allocation.needs_scores:
-            return planned
-        for pool in self._pools(range(len(self._optimizers))):
-            scores = {group.name: group.blank_scores() for group in pool}
-            for group, keep in zip(pool, self._allocate(pool, scores, 1.0), strict=True):
-                planned[group.name] = 1 - int(keep.sum()) / keep.numel()
-        return planned
+    @property
+    def steps(self) -> list[int]:
+        """The completed steps of each optimizer, those before a resume included."""
+        return list(self._steps)
+
+    @property
+    def plan(self) -> Mapping[str, float | None]:
+        """The final sparsity of each tensor; None where only the training will tell."""
+        return self._plan
 
     def attach(
         self,
@@ -155,6 +156,7 @@ class Pruner:
         steps: int | None = None,
         steps_per_epoch: int | None = None,
         clock: Clock | None = None,
+        uncounted: Callable[[Optimizer], bool] = lambda optimizer: False,
     ) -> None:
         """Choose the tensors, restore what `load_state_dict` was given, and begin.
 
@@ -166,6 +168,8 @@ class Pruner:
             steps_per_epoch: Optimizer steps in an epoch; needed for a schedule in epochs.
             clock: Instead of these two, a function from the owner's completed steps to the moment
                 in the schedule's unit.
+            uncounted: Whether the step that an optimizer has just made without `before_step` is
+                none of the training's, such as a trial that will be undone; it is only masked.
 
         Raises:
             ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
@@ -183,17 +187,33 @@ class Pruner:
         loaded = self._loaded or {"steps": [], "due": {}}
         steps_done = list(loaded["steps"])
         self._due = {int(index): point for index, point in loaded["due"].items()}
-        self._optimizers, self._clock = optimizers, clock
+        self._optimizers, self._clock, self._uncounted = optimizers, clock, uncounted
         self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
         self._in_step, self._served, self._ownership = set(), {}, {}
-        self._groups, self.updates, self.changed = [], 0, {}
+        self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
+        self.updates, self.changed = 0, {}
         self._adopt(selection)
         self._model = model
-        for index, optimizer in enumerate(optimizers):
-            self._ownership[index] = _ownership(optimizer)
-            # Compiled optimizers would trace the hook and recompile at each step.
-            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
-            self._hooks.append(optimizer.register_step_post_hook(hook))
+        self._hook_optimizers()
+
+    def follow(self, optimizers: Sequence[Optimizer]) -> None:
+        """Go on with optimizers that were replaced or added; each place keeps its count.
+
+        Args:
+            optimizers: All that train the model from now on.
+        """
+        assert self._model is not None
+        optimizers = list(optimizers)
+        if optimizers == self._optimizers:
+            return
+        selection = self._fitting_selection(self._model, optimizers)
+        for hook in self._hooks:
+            hook.remove()
+        self._optimizers, self._hooks = optimizers, []
+        self._steps += [0] * (len(optimizers) - len(self._steps))
+        self._in_step, self._served = set(), {}
+        self._adopt(selection)
+        self._hook_optimizers()
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe the gradients, update the masks if that is due, and mask weights and gradients.
@@ -220,17 +240,24 @@ class Pruner:
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
-                gradient.masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
+                local(gradient).masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.
 
         Args:
             model: A module with the same parameter names.
+
+        Raises:
+            ValueError: If it lacks a parameter that is being pruned.
         """
         parameters = named_parameters(model)
-        for name, mask in self.masks.items():
-            parameters[name].detach().masked_fill_(~mask.to(parameters[name].device), 0.0)
+        lacking = ", ".join(f"'{t.name}'" for t in self.tensors if t.name not in parameters)
+        if lacking:
+            raise ValueError(f"need a copy with the same parameters, got one without {lacking}")
+        for tensor in self.tensors:
+            weights = local(parameters[tensor.name])
+            weights.masked_fill_(~tensor.mask.to(weights.device), 0.0)
 
     def detach(self, *, completed: bool = True) -> None:
         """Take the hooks away and leave the zeros in the weights for good, as +0.0.
@@ -244,23 +271,27 @@ class Pruner:
         Raises:
             RuntimeError: If something else has written into pruned weights.
         """
+        self._loaded = None
         if self._model is None:
             return
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._model, self._loaded = [], None, None
+        self._hooks, self._model = [], None
         revived = [
             tensor.name
             for tensor in self.tensors
-            if (tensor.parameter.detach()[~tensor.mask] != 0).any()
+            if completed and total((tensor.weights[~tensor.mask] != 0).sum(), tensor.shard)
         ]
         for tensor in self.tensors:
-            tensor.parameter.detach().masked_fill_(~tensor.mask, 0.0)
-        if completed and revived:
+            tensor.weights.masked_fill_(~tensor.mask, 0.0)
+        if revived:
             raise RuntimeError(
                 f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
                 "something wrote into them after the last optimizer step; they are 0 again"
             )
+        if completed and self._selection.waiting and not self.tensors:
+            reasons = ", ".join(f"'{name}' ({reason})" for name, reason in self.dense.items())
+            warnings.warn(f"nothing was pruned: {reasons}", stacklevel=2)
         if completed and self.final_sparsity > 0 and not self._ended():
             warnings.warn(
                 f"training stopped before the schedule's end={self.schedule.end} "
@@ -270,13 +301,17 @@ class Pruner:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        """Return masks (one bit an entry), step counts and what the criterion has gathered.
+
+        Masks are whole, so the state fits any number of processes; with sharded parameters all
+        processes must call this together.
+        """
         waiting = self._loaded or {"masks": {}, "shapes": {}, "observed": {}}
-        masks = {tensor.name: packed(tensor.mask) for tensor in self.tensors}
-        shapes = {tensor.name: list(tensor.mask.shape) for tensor in self.tensors}
+        masks = {t.name: packed(gathered(t.mask, t.shard)) for t in self.tensors}
+        shapes = {tensor.name: list(tensor.parameter.shape) for tensor in self.tensors}
         observed = {tensor.name: dict(tensor.state) for tensor in self.tensors}
         return {
-            "steps": list(self._steps),
+            "steps": self.steps,
             "due": {str(index): point for index, point in self._due.items()},
             "masks": waiting["masks"] | masks,
             "shapes": waiting["shapes"] | shapes,
@@ -295,14 +330,12 @@ class Pruner:
     # -- selection -------------------------------------------------------------------------------
 
     def _fitting_selection(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> Selection:
+        reshard(model)
         selection = select(model, optimizers, self.targets)
         misfits: dict[str, str] = {}
         for tensor in selection.tensors:
-            if is_sharded(tensor.parameter):
-                raise RuntimeError(
-                    f"need whole parameters, got the sharded '{tensor.name}'; pruning sharded "
-                    "models (FSDP2, tensor parallelism) is not supported yet: use DDP"
-                )
+            if tensor.shard is not None:
+                refuse_shards(tensor.name, self.allocation, self.criterion, self.pattern)
             try:
                 self.pattern.check_shape(tensor.shape)
             except ValueError as error:
@@ -321,33 +354,38 @@ class Pruner:
 
         What is being pruned stays so, also where it has been frozen since.
         """
-        known = {group.name: group.members[0] for group in self._groups}
+        known = {tensor.name: tensor for tensor in self.tensors}
         for tensor in selection.tensors:
-            if tensor.name not in known:
+            same = known.get(tensor.name)
+            if same is None or same.parameter is not tensor.parameter:
                 self._restore(tensor)
                 known[tensor.name] = tensor
+            else:
+                same.optimizer = tensor.optimizer
         tensors = tuple(known[name] for name in selection.names if name in known)
         dense = {name: why for name, why in selection.dense.items() if name not in known}
         self._selection = replace(selection, tensors=tensors, dense=dense)
-        self._groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
+        groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
+        self._pools = pools(groups, self.allocation)
+        self._plan = {name: final for pool in self._pools for name, final in pool.plan().items()}
 
     def _restore(self, tensor: PrunedTensor) -> None:
         tensor.step = self._steps[tensor.optimizer]
         device = tensor.mask.device
         if self._loaded is not None and tensor.name in self._loaded["masks"]:
-            bits = self._loaded["masks"][tensor.name]
-            tensor.prune_to(unpacked(bits, tensor.mask.shape).to(device))
+            whole = unpacked(self._loaded["masks"][tensor.name], tensor.parameter.shape)
+            tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
             observed = self._loaded["observed"].get(tensor.name, {})
             tensor.state = {key: value.to(device) for key, value in observed.items()}
         elif self.keep_zeros:
             group = Group(members=(tensor,), pattern=self.pattern)
-            nonzero = tensor.output_first(tensor.parameter.detach() != 0).float()
+            nonzero = tensor.output_first(tensor.weights != 0).float()
             group.keep(self.pattern.to_atoms(nonzero) > 0)
             if tensor.kept == 0:
                 raise ValueError(
                     f"need a weight that is not 0 with keep_zeros=True, got none in '{tensor.name}'"
                 )
-        tensor.parameter.detach().mul_(tensor.mask)
+        tensor.weights.mul_(tensor.mask)
 
     def _select_again(self, index: int) -> None:
         """Take up what this optimizer has gained; it is due at once what the schedule says."""
@@ -363,12 +401,10 @@ class Pruner:
     def _update(self, index: int) -> None:
         """Bring the masks of an optimizer's tensors to what is due, and clean up behind them."""
         before = {tensor.name: tensor.kept for tensor in self._owned(index)}
-        for pool in self._pools([index]):
-            share = self.schedule(self._served[index])
-            if not self._is_satisfied(pool, pool[0].sparsity * share):
-                scores = {group.name: group.scores(self.criterion.score) for group in pool}
-                for group, atoms in zip(pool, self._allocate(pool, scores, share), strict=True):
-                    group.keep(atoms)
+        share = self.schedule(self._served[index])
+        for pool in self._pools:
+            if pool.optimizer == index:
+                pool.prune(pool.sparsity * share, self.criterion.score)
         changed = {
             tensor.name: (before[tensor.name] - tensor.kept) / tensor.total
             for tensor in self._owned(index)
@@ -378,53 +414,35 @@ class Pruner:
         optimizer = self._optimizers[index]
         for tensor in self._owned(index):
             if changed[tensor.name]:
-                tensor.parameter.detach().masked_fill_(~tensor.mask, 0.0)
+                tensor.weights.masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
-
-    def _is_satisfied(self, pool: Sequence[Group], target: float) -> bool:
-        """Whether no more is kept than due, and nowhere more than the pattern holds."""
-        alive = [group.alive() for group in pool]
-        due = _ranking.number_kept(sum(atoms.numel() for atoms in alive), target)
-        return sum(int(atoms.sum()) for atoms in alive) <= due and all(
-            self.pattern.holds(atoms, _ranking.number_kept(atoms.numel(), target))
-            for atoms in alive
-        )
-
-    def _pools(self, optimizers: Sequence[int] | range) -> Iterator[list[Group]]:
-        """Yield the groups that share a budget: the same glob and optimizer, or each alone."""
-        pools: dict[tuple[str, int, str], list[Group]] = {}
-        for group in self._groups:
-            first = group.members[0]
-            if first.optimizer in optimizers:
-                alone = "" if self.allocation.pooled else first.name
-                pools.setdefault((first.glob, first.optimizer, alone), []).append(group)
-        yield from pools.values()
-
-    def _allocate(
-        self, pool: Sequence[Group], scores: Mapping[str, Tensor], share: float
-    ) -> list[Tensor]:
-        """Return the mask of each group's atoms at a share of the final sparsity."""
-        target = pool[0].sparsity * share
-        atoms = {group.name: group.atoms(scores[group.name], target) for group in pool}
-        due = _ranking.number_kept(sum(a.total for a in atoms.values()), target)
-        floor, cap = sum(a.floor for a in atoms.values()), sum(a.cap for a in atoms.values())
-        keep = self.allocation(atoms, min(max(due, floor), cap))
-        return [self.pattern(a.ranked(), keep[name]) for name, a in atoms.items()]
+        if isinstance(optimizer, torch.optim.LBFGS) and any(changed.values()):
+            for state in optimizer.state.values():  # forget directions that pruned weights had
+                state["n_iter"] = 0
 
     # -- step ------------------------------------------------------------------------------------
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self._index(optimizer)
-        if index not in self._in_step:
+        if index in self._in_step:
+            self._in_step.remove(index)
+            self._steps[index] += 1
+        elif not self._uncounted(optimizer):
             raise RuntimeError(
-                "need before_step(optimizer) between backward() and step(), got a step without it"
+                "need before_step(optimizer) between backward() and step(), got a step without it; "
+                "in a LightningModule, step what self.optimizers() returns"
             )
-        self._in_step.remove(index)
-        self._steps[index] += 1
         for tensor in self.tensors:  # another optimizer may hold the same parameter
-            tensor.parameter.detach().mul_(tensor.mask)
+            tensor.weights.mul_(tensor.mask)
         for tensor in self._owned(index):
             tensor.step = self._steps[index]
+
+    def _hook_optimizers(self) -> None:
+        for index, optimizer in enumerate(self._optimizers):
+            self._ownership[index] = _ownership(optimizer)
+            # Compiled optimizers would trace the hook and recompile at each step.
+            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+            self._hooks.append(optimizer.register_step_post_hook(hook))
 
     def _owned(self, index: int) -> Iterator[PrunedTensor]:
         return (tensor for tensor in self.tensors if tensor.optimizer == index)
@@ -440,9 +458,9 @@ class Pruner:
         return all(self._served.get(index) == self.schedule.end for index in owners)
 
     def _mean_target(self, target: Callable[[PrunedTensor], float]) -> float:
-        total = sum(tensor.total for tensor in self.tensors)
+        entries = sum(tensor.total for tensor in self.tensors)
         due = sum(target(tensor) * tensor.total for tensor in self.tensors)
-        return due / total if total else 0.0
+        return due / entries if entries else 0.0
 
 
 def _nothing_to_prune(dense: Mapping[str, str]) -> str:
@@ -460,5 +478,5 @@ def _ownership(optimizer: Optimizer) -> tuple[int, int, int]:
 def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:
     """Zero an optimizer's statistics of pruned entries: whatever has the shape of the tensor."""
     for value in state.values():
-        if isinstance(value, Tensor) and value.shape == mask.shape:
-            value.masked_fill_(~mask, 0)
+        if isinstance(value, Tensor) and local(value).shape == mask.shape:
+            local(value).masked_fill_(~mask, 0)

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
+from lightning_prune._distributed import local, shard_of
 from lightning_prune.groups import PrunedTensor
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -121,7 +122,8 @@ def select(
                     glob=glob,
                     optimizer=owner_of[id(parameter)],
                     output_axis=_output_axis(parameter, places[0].owner),
-                    mask=torch.ones_like(parameter, dtype=torch.bool, requires_grad=False),
+                    mask=torch.ones_like(local(parameter), dtype=torch.bool),
+                    shard=shard_of(parameter),
                 )
             )
     return Selection(names=tuple(found), tensors=tuple(tensors), dense=dense, waiting=waiting)

@@ -1,10 +1,13 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.processes import processes
 
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None)
@@ -25,6 +28,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Callable[..., list[Any]]]:
+    """Run a function in two processes."""
+    with processes(2) as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
+def four() -> Iterator[Callable[..., list[Any]]]:
+    """Run a function in four processes."""
+    with processes(4) as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ FLOORS = {
     "selection": 1,
     "criteria": 1,
     "pruner": 2,
+    "_pools": 2,
     "_answers": 2,
     "_state": 2,
     "metrics": 2,

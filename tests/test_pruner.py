@@ -155,7 +155,7 @@ def test_a_glob_of_its_own_fixes_a_tensor_exactly():
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     pruner = Pruner(sparsity={"*": 0.8, "2": 0.5})
     pruner.attach(model, optimizer, steps=STEPS)
-    assert pruner.plan()["2.weight"] == 0.5
+    assert pruner.plan["2.weight"] == 0.5
     train(model, optimizer, pruner)
     assert int((model[2].weight == 0).sum()) == 400
     rest = pruner.tensors[0].kept + pruner.tensors[2].kept
@@ -167,7 +167,7 @@ def test_the_plan_of_erk_is_what_happens():
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     pruner = Pruner(sparsity=0.9)
     pruner.attach(model, optimizer, steps=STEPS)
-    plan = pruner.plan()
+    plan = pruner.plan
     train(model, optimizer, pruner)
     assert plan == {t.name: 1 - t.kept / t.total for t in pruner.tensors}
 

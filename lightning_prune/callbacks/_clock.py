@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning_prune.schedules import Clock, Schedule, planned_clock
 
 
-def trainer_clock(trainer: Trainer, schedule: Schedule) -> Clock:
+def trainer_clock(trainer: Trainer, schedule: Schedule, *, resumed: bool) -> Clock:
     """Return the clock of a Trainer; its last planned step serves the schedule's end.
 
     Steps are the owner's own count. Epochs and fractions are read off Lightning's progress: batches
@@ -17,6 +17,7 @@ def trainer_clock(trainer: Trainer, schedule: Schedule) -> Clock:
     Args:
         trainer: The Trainer, at or after ``on_train_start``.
         schedule: The schedule whose unit is read.
+        resumed: Whether the owner's count goes on from a checkpoint; else it starts at 0.
 
     Raises:
         ValueError: If a fraction of an unknown plan is asked for, or the plan ends before ``end``.
@@ -25,7 +26,12 @@ def trainer_clock(trainer: Trainer, schedule: Schedule) -> Clock:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return lambda done: schedule.end * _fraction(trainer)
     if schedule.unit == "step":
-        return planned_clock(schedule, _planned_steps(trainer), None)
+        planned_steps = _planned_steps(trainer, resumed=resumed)
+        by_steps = planned_clock(schedule, planned_steps, None)
+        if planned_steps is None:
+            return by_steps
+        # With steps that a scaler has skipped, the last one has a lower number than planned.
+        return lambda done: schedule.end if _is_last(trainer) else by_steps(done)
     if schedule.unit == "epoch":
         planned = _planned_epochs(trainer)
         if schedule.end > planned:
@@ -55,12 +61,16 @@ def _fraction(trainer: Trainer) -> float:
 
 
 def _epochs(trainer: Trainer) -> float:
-    return trainer.current_epoch + trainer.fit_loop.batch_idx / trainer.num_training_batches
+    batches = trainer.fit_loop.batch_idx
+    if trainer.lightning_module.automatic_optimization:  # as they were at the last step
+        batches -= batches % trainer.accumulate_grad_batches
+    return trainer.current_epoch + batches / trainer.num_training_batches
 
 
 def _is_last(trainer: Trainer) -> bool:
     """Whether no optimizer steps again after the present batch."""
-    last_batch = trainer.fit_loop.batch_idx + 1 >= trainer.num_training_batches
+    last_batch = trainer.is_last_batch  # known also of data without a length
+    last_batch |= trainer.fit_loop.batch_idx + 1 >= trainer.num_training_batches
     if last_batch and trainer.current_epoch + 1 >= _max_epochs(trainer):
         return True
     return 0 < trainer.max_steps <= trainer.global_step + len(trainer.optimizers)
@@ -90,9 +100,9 @@ def _planned_epochs(trainer: Trainer) -> float:
     return min(_max_epochs(trainer), trainer.max_steps / steps_an_epoch)
 
 
-def _planned_steps(trainer: Trainer) -> int | None:
-    """Return the steps that will be taken; None if Lightning cannot know."""
+def _planned_steps(trainer: Trainer, *, resumed: bool) -> int | None:
+    """Return up to where the owner will count; None if Lightning cannot know."""
     steps = trainer.estimated_stepping_batches
     if not trainer.lightning_module.automatic_optimization or not 0 < steps < math.inf:
         return None
-    return int(steps)
+    return int(steps) if resumed else int(steps) - trainer.global_step

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from rich.console import Console
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from lightning_prune._tables import pruning_table
@@ -61,7 +63,9 @@ class PruningCallback(Callback):
             pattern=pattern,
             keep_zeros=keep_zeros,
         )
+        # What the next training starts from; empty if afresh, None once it has begun.
         self._restored: dict[str, Any] | None = None
+        self._training = False
         self._averaged_updates: int | None = None
 
     @property
@@ -84,33 +88,55 @@ class PruningCallback(Callback):
             )
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise ValueError(
-                "need a strategy that leaves parameters whole, got "
-                f"{type(trainer.strategy).__name__}; use DDP"
+                "need a strategy that leaves parameters in their shape, got "
+                f"{type(trainer.strategy).__name__}; use ModelParallelStrategy (FSDP2) or DDP"
             )
-        self._restored = None
+        if stage == "fit":
+            self._restored = {}
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Go back to what was there before a fit that had nothing left to train."""
+        self._restored = self._restored or None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's masks and counts until training starts."""
-        self._restored = state_dict
+        if not self._training:
+            self._restored = state_dict
+        elif state_dict["steps"] != self.pruner.steps:
+            raise RuntimeError(
+                "need a checkpoint of the present step to restore in the middle of training, got "
+                f"one of steps {state_dict['steps']} at {self.pruner.steps}; "
+                "start another fit with ckpt_path"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        if self._restored is not None:
+            return self._restored
         return self.pruner.state_dict() if self.pruner.tensors else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, where weights, optimizers and restored states are there under every strategy."""
+        clock = trainer_clock(trainer, self.pruner.schedule, resumed=bool(self._restored))
         if self._restored:
             self.pruner.load_state_dict(self._restored)
-        self._averaged_updates = None
-        clock = trainer_clock(trainer, self.pruner.schedule)
-        self.pruner.attach(pl_module, trainer.optimizers, clock=clock)
+
+        def uncounted(optimizer: Optimizer) -> bool:
+            trial = self not in trainer.callbacks  # type: ignore[attr-defined]
+            return trial or _will_be_skipped(trainer, optimizer)
+
+        self.pruner.attach(pl_module, trainer.optimizers, clock=clock, uncounted=uncounted)
+        self._restored, self._training, self._averaged_updates = None, True, None
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
 
+    # A compiled optimizer would trace this and compile again at each update.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the engine work on gradients that are complete and not yet clipped."""
+        self.pruner.follow(trainer.optimizers)
         if not _will_be_skipped(trainer, optimizer):
             self.pruner.before_step(optimizer)
 
@@ -127,8 +153,15 @@ class PruningCallback(Callback):
         pl_module.log("sparsity", self.pruner.sparsity, prog_bar=True, on_step=True, on_epoch=False)
         pl_module.log("sparsity_target", self.pruner.sparsity_target, on_step=True, on_epoch=False)
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let averaged copies be saved with the present masks, also ahead of our turn."""
+        self._mask_averages(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the zeros in the weights for good."""
+        self._training = False
         self.pruner.detach()
         self._say(trainer, "Pruned")
 
@@ -136,6 +169,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Leave the zeros that were reached, and no hook."""
+        self._training, self._restored = False, self._restored or None
         self.pruner.detach(completed=False)
 
     def _mask_averages(self, trainer: Trainer) -> None:
@@ -159,7 +193,11 @@ class PruningCallback(Callback):
 def _will_be_skipped(trainer: Trainer, optimizer: Optimizer) -> bool:
     """Whether the gradient scaler has found infinite gradients and will leave the step out."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None:
+    if scaler is None or not scaler.is_enabled():
         return False
-    found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
-    return any(bool(value.item()) for value in found.values())
+    state = scaler._per_optimizer_states[id(optimizer)]
+    if state["stage"] is OptState.READY:
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            return True  # Lightning unscales unless there was no loss, and then does not step
+        scaler.unscale_(optimizer)  # a fused optimizer would do so itself, after we have looked
+    return any(bool(value.item()) for value in state["found_inf_per_device"].values())

@@ -3,9 +3,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+PRUNABLE = 16 * 32 + 32 * 4
 
 
 class Classifier(LightningModule):
@@ -30,6 +32,23 @@ class Classifier(LightningModule):
         if self.optimizer == "adagrad":
             return torch.optim.Adagrad(self.parameters(), lr=0.05)
         return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+def zeros(model: nn.Module) -> int:
+    return sum(int((m.weight == 0).sum()) for m in model.modules() if isinstance(m, nn.Linear))
+
+
+class Record(Callback):
+    """Keeps the sparsity after each batch and checks that what is pruned is zero."""
+
+    def __init__(self, pruning: Any) -> None:
+        self.pruning, self.sparsities = pruning, []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        parameters = dict(pl_module.named_parameters())
+        for name, mask in self.pruning.masks.items():
+            assert not parameters[name].detach()[~mask].any()
+        self.sparsities.append(self.pruning.sparsity)
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+"""What shares a budget: the groups of a pool, brought together to what is due."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_prune import _ranking
+from lightning_prune._distributed import total
+from lightning_prune.allocations import Allocation, Atoms
+from lightning_prune.groups import Group, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Groups with the same deciding glob and the same optimizer, allocated together.
+
+    Args:
+        groups: At least one, in the order of the model.
+        allocation: How what is kept is divided among them.
+    """
+
+    groups: tuple[Group, ...]
+    allocation: Allocation
+
+    @property
+    def sparsity(self) -> float:
+        """The final sparsity."""
+        return self.groups[0].sparsity
+
+    @property
+    def optimizer(self) -> int:
+        """Index of the optimizer that owns the tensors."""
+        return self.groups[0].members[0].optimizer
+
+    def plan(self) -> Mapping[str, float | None]:
+        """Return the final sparsity of each group; None where it depends on the scores."""
+        if self.allocation.needs_scores:
+            return dict.fromkeys(group.name for group in self.groups)
+        kept = self._kept([group.blank_scores() for group in self.groups], self.sparsity)
+        return {group.name: 1 - keep / atoms.total for group, atoms, keep in kept}
+
+    def prune(self, target: float, score: Score) -> None:
+        """Bring the masks to a sparsity, unless no more than that is kept already.
+
+        Args:
+            target: What is due now, in [0, 1].
+            score: A criterion's ``score``.
+        """
+        if self._is_satisfied(target):
+            return
+        scores = [group.scores(score) for group in self.groups]
+        for group, atoms, keep in self._kept(scores, target):
+            group.keep(group.choose(atoms, keep))
+
+    def _is_satisfied(self, target: float) -> bool:
+        """Whether no more is kept than due, and nowhere more than the pattern holds."""
+        alive = [(group, group.alive()) for group in self.groups]
+        kept = sum(int(total(atoms.sum(), group.shard)) for group, atoms in alive)
+        return kept <= self._due(target) and all(
+            group.pattern.holds(atoms, _ranking.number_kept(atoms.numel(), target))
+            for group, atoms in alive
+        )
+
+    def _due(self, target: float) -> int:
+        return _ranking.number_kept(sum(group.total for group in self.groups), target)
+
+    def _kept(self, scores: Sequence[Tensor], target: float) -> Iterator[tuple[Group, Atoms, int]]:
+        """Yield each group with its atoms and how many of them stay at a sparsity."""
+        atoms = {
+            group.name: group.atoms(its_scores, target)
+            for group, its_scores in zip(self.groups, scores, strict=True)
+        }
+        floor, cap = sum(a.floor for a in atoms.values()), sum(a.cap for a in atoms.values())
+        keep = self.allocation(atoms, min(max(self._due(target), floor), cap))
+        for group in self.groups:
+            yield group, atoms[group.name], keep[group.name]
+
+
+def pools(groups: Sequence[Group], allocation: Allocation) -> list[Pool]:
+    """Return the groups by what they share a budget with: each alone if the allocation says so."""
+    together: dict[tuple[str, int, str], list[Group]] = {}
+    for group in groups:
+        first = group.members[0]
+        alone = "" if allocation.pooled else first.name
+        together.setdefault((first.glob, first.optimizer, alone), []).append(group)
+    return [Pool(groups=tuple(some), allocation=allocation) for some in together.values()]

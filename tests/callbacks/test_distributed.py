@@ -1,0 +1,284 @@
+"""Trainers on several gloo processes."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_prune import (
+    Criterion,
+    GlobalAllocation,
+    PruningCallback,
+    SparsityMonitor,
+    UniformAllocation,
+)
+from lightning_prune._state import unpacked
+from tests.conftest import answers
+
+SECTION = "Replicas and shards"
+TOTAL = 16 * 34 + 34 * 4
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSum(Criterion):
+    """A criterion of a user that gathers something over the steps."""
+
+    def observe(self, tensor, state):
+        gathered = state.get("sum", torch.zeros_like(tensor.mask, dtype=torch.float32))
+        return {"sum": gathered + (tensor.parameter.detach() * tensor.parameter.grad).abs()}
+
+    def score(self, tensor, state):
+        return state["sum"]
+
+
+class Net(LightningModule):
+    """34 rows, which two processes share as 17 and 17, and four as 9, 9, 9 and 7."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(16, 34), nn.ReLU(), nn.Dropout(dropout), nn.Linear(34, 4)
+        )
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        accuracy = (self.net(batch[0]).argmax(1) == batch[1]).float().mean()
+        self.log("val_acc", accuracy, sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class Sharded(Net):
+    def configure_model(self):
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+        from torch.distributed.tensor.parallel import (
+            ColwiseParallel,
+            RowwiseParallel,
+            parallelize_module,
+        )
+
+        if isinstance(self.net, FSDPModule):
+            return
+        data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
+        if tensor.size() > 1:
+            parallelize_module(self.net, tensor, {"0": ColwiseParallel(), "3": RowwiseParallel()})
+        if data.size() > 1:
+            fully_shard(self.net[0], mesh=data)
+            fully_shard(self.net, mesh=data)
+
+
+def loader():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(64) % 4
+    x = torch.randn(64, 16, generator=generator) + 3 * nn.functional.one_hot(y, 16)
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+def make_trainer(folder, strategy, *callbacks, **kwargs):
+    devices = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    defaults = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **{**defaults, **kwargs},
+    )
+
+
+def outcome(pruning, model):
+    """Return whole masks and weights, on every process."""
+    state = pruning.state_dict()
+    masks = {name: unpacked(bits, state["shapes"][name]) for name, bits in state["masks"].items()}
+    weights = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in model.state_dict().items()
+    }
+    return masks, weights
+
+
+def assert_pruned(masks, weights, total=TOTAL, sparsity=0.75):
+    for name, mask in masks.items():
+        assert torch.equal(weights[name] != 0, mask)
+    assert sum(int(mask.sum()) for mask in masks.values()) == round(total * (1 - sparsity))
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def fit_replicas(folder, criterion):
+    pruning, model = PruningCallback(sparsity=0.75, criterion=criterion()), Net(dropout=0.1)
+
+    def differ():
+        torch.manual_seed(torch.distributed.get_rank())
+
+    model.on_train_start = differ
+    make_trainer(folder, DDPStrategy(), pruning).fit(model, loader())
+    return *outcome(pruning, model), torch.rand(())
+
+
+@pytest.mark.works_with(SECTION, "DDP, random states differing: the same masks on all processes")
+@pytest.mark.parametrize("criterion", [*answers(Criterion), GradientSum])
+def test_replicas_choose_the_same_masks(criterion, two, tmp_path):
+    (masks, weights, random), (other_masks, other_weights, other_random) = two(
+        fit_replicas, tmp_path, criterion
+    )
+    assert random != other_random
+    assert_equal(masks, other_masks)
+    assert_equal(weights, other_weights)
+    assert_pruned(masks, weights)
+
+
+def fit_shards(
+    folder, tensor_parallel=1, allocation=None, *, name="whole", distributed=False, ckpt_path=None
+):
+    """Train two epochs, or only the first if the name is "stopped"; save under the name."""
+    strategy = ModelParallelStrategy(
+        tensor_parallel_size=tensor_parallel,
+        data_parallel_size=torch.distributed.get_world_size() // tensor_parallel,
+        save_distributed_checkpoint=distributed,
+    )
+    pruning, model = PruningCallback(sparsity=0.75, allocation=allocation), Sharded()
+    logger = TensorBoardLogger(folder, name="", version="logs")
+    trainer = make_trainer(
+        folder, strategy, pruning, SparsityMonitor(histograms_every=1), logger=logger
+    )
+    if name == "stopped":
+        model.on_train_epoch_end = lambda: setattr(trainer, "should_stop", True)
+    trainer.fit(model, loader(), loader(), ckpt_path=ckpt_path, weights_only=True)
+    trainer.save_checkpoint(folder / f"{name}.ckpt")
+    return outcome(pruning, model)
+
+
+@pytest.mark.works_with(SECTION, "FSDP2 (`ModelParallelStrategy`)")
+@pytest.mark.parametrize("allocation", [None, UniformAllocation(), GlobalAllocation()])
+def test_fsdp2_lands_exactly(allocation, two, tmp_path):
+    first, second = two(fit_shards, tmp_path, 1, allocation)
+    assert_equal(first[0], second[0])
+    assert_pruned(*first)
+    saved = torch.load(tmp_path / "whole.ckpt", weights_only=True)["state_dict"]
+    assert_equal(saved, first[1])
+
+
+@pytest.mark.works_with(SECTION, "Tensor parallelism, alone and under FSDP2")
+@pytest.mark.parametrize("world", ["two", "four"])
+def test_tensor_parallelism_lands_exactly(world, request, tmp_path):
+    outcomes = request.getfixturevalue(world)(fit_shards, tmp_path, 2)
+    for masks, weights in outcomes:
+        assert_equal(masks, outcomes[0][0])
+        assert_pruned(masks, weights)
+
+
+def fit_shards_with(folder, options):
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    pruning, model = PruningCallback(sparsity=0.75), Sharded()
+    make_trainer(folder, strategy, pruning, **options).fit(model, loader())
+    return outcome(pruning, model)
+
+
+@pytest.mark.works_with(SECTION, "FSDP2 in bf16, with accumulation, with gradient clipping")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16-true"},
+        {"precision": "bf16-mixed"},
+        {"accumulate_grad_batches": 3},
+        {"gradient_clip_val": 0.1},
+    ],
+    ids=str,
+)
+def test_fsdp2_lands_with_other_options_of_the_trainer(options, two, tmp_path):
+    for masks, weights in two(fit_shards_with, tmp_path, options):
+        assert_pruned(masks, weights)
+
+
+def resume_shards(folder, tensor_parallel, distributed):
+    return fit_shards(
+        folder,
+        tensor_parallel,
+        name="resumed",
+        distributed=distributed,
+        ckpt_path=folder / "stopped.ckpt",
+    )
+
+
+def stop_shards(folder, distributed):
+    return fit_shards(folder, name="stopped", distributed=distributed)
+
+
+@pytest.mark.works_with(SECTION, "FSDP2: full and distributed checkpoints, resumed bit for bit")
+@pytest.mark.parametrize("distributed", [False, True])
+def test_a_resumed_sharded_run_equals_the_uninterrupted_one(distributed, two, tmp_path):
+    (masks, weights), _ = two(fit_shards, tmp_path)
+    (_, stopped), _ = two(stop_shards, tmp_path, distributed)
+    assert (tmp_path / "stopped.ckpt").is_dir() == distributed
+    assert any(not torch.equal(weights[name], stopped[name]) for name in weights)
+    for its_masks, its_weights in two(resume_shards, tmp_path, 1, distributed):
+        assert_equal(masks, its_masks)
+        assert_equal(weights, its_weights)
+
+
+def assert_nested(masks, before):
+    for name, mask in masks.items():
+        assert not (mask & ~before[name]).any()
+
+
+@pytest.mark.works_with(SECTION, "Resume on another number of processes")
+@pytest.mark.parametrize(
+    ("world", "tensor_parallel", "distributed"), [("two", 2, False), ("four", 2, True)]
+)
+def test_shards_resume_on_another_layout(
+    world, tensor_parallel, distributed, two, request, tmp_path
+):
+    (before, _), _ = two(stop_shards, tmp_path, distributed)
+    run = request.getfixturevalue(world)
+    for masks, weights in run(resume_shards, tmp_path, tensor_parallel, distributed):
+        assert_pruned(masks, weights)
+        assert_nested(masks, before)
+
+
+@pytest.mark.works_with(SECTION, "Resume on another number of processes")
+def test_a_sharded_run_goes_on_in_one_process(two, tmp_path):
+    (before, _), _ = two(stop_shards, tmp_path, False)
+    pruning, model = PruningCallback(sparsity=0.75), Net()
+    trainer = make_trainer(tmp_path, "auto", pruning, SparsityMonitor())
+    trainer.fit(model, loader(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    masks, weights = outcome(pruning, model)
+    assert trainer.global_step > 8
+    assert_pruned(masks, weights)
+    assert_nested(masks, before)
+
+
+@pytest.mark.works_with(SECTION, "FSDP1 (`FSDPStrategy`), DeepSpeed", refused=True)
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategies_that_flatten_parameters_are_refused(strategy, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, "auto")
+    # Neither can be had without a GPU.
+    monkeypatch.setattr(Trainer, "strategy", strategy.__new__(strategy))
+    with pytest.raises(ValueError, match=f"got {strategy.__name__}; use ModelParallelStrategy"):
+        PruningCallback().setup(trainer, Net(), "fit")
