@@ -25,7 +25,7 @@ from lightning_prune.schedules import (
 )
 
 if TYPE_CHECKING:
-    from lightning_prune.callbacks import PruningCallback, SparsityMonitor
+    from lightning_prune.callbacks import PruningCallback, SparsityCheckpoint, SparsityMonitor
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "RandomCriterion",
     "Schedule",
     "Sparsity",
+    "SparsityCheckpoint",
     "SparsityMonitor",
     "UniformAllocation",
     "UnstructuredPattern",
@@ -59,6 +60,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import Lightning only where a callback is asked for: `Pruner` does without it."""
-    if name in ("PruningCallback", "SparsityMonitor"):
+    if name in ("PruningCallback", "SparsityCheckpoint", "SparsityMonitor"):
         return getattr(import_module("lightning_prune.callbacks"), name)
     raise AttributeError(f"module 'lightning_prune' has no attribute '{name}'")

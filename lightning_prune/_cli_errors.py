@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from importlib import import_module
 
 _UNKNOWN_NAME = re.compile(
-    r"Subtypes: \[(?:list\[)?(?:<class ')?([\w.]+)[^\n]*\n\s*Errors:\n"
-    r"\s*- Expected a dot import path string: (\S+)"
+    r"Subtypes: \[(?:<class 'NoneType'>, )?(?:list\[)?(?:<class ')?([\w.]+)[^\n]*\n\s*Errors:\n"
+    r"(?:\s*- Expected a <class 'NoneType'>\n)?\s*- Expected a dot import path string: (\S+)"
 )
 _UNKNOWN_OPTION = re.compile(r"given class_path '([\w.]+)':\n\s*Option '([\w.*]+)' is not accepted")
 _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'")
@@ -39,8 +39,7 @@ def _causes(message: str, keys: Sequence[str]) -> Iterator[str]:
         yield f"unknown {kind} '{name}'{_suggestion(name, [*names, 'a full import path'])}"
     for path, option in _UNKNOWN_OPTION.findall(message):
         name = option.split(".")[0]
-        names = [p for p in inspect.signature(_imported(path)).parameters if p != "kwargs"]
-        yield f"unknown argument '{name}' of {path}{_suggestion(name, names)}"
+        yield f"unknown argument '{name}' of {path}{_suggestion(name, _arguments(_imported(path)))}"
     for key in _UNKNOWN_KEY.findall(message):
         close = get_close_matches(key, sorted(set(keys)), n=3)
         yield f"unknown key '{key}'{_suggestion(key, close)}"
@@ -63,6 +62,17 @@ def _suggestion(name: str, candidates: Sequence[str]) -> str:
     close = get_close_matches(name, candidates, n=1)
     guess = f"; did you mean '{close[0]}'?" if close else ";"
     return f"{guess} It can be: {', '.join(candidates)}" if candidates else guess.rstrip(";")
+
+
+def _arguments(kind: type) -> list[str]:
+    """Return the arguments of a constructor, also of those that its ``**kwargs`` go on to."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        parameters = inspect.signature(base).parameters.values()
+        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return list(dict.fromkeys(names))
 
 
 def _public_names(module: str) -> list[str]:

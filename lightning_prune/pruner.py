@@ -109,6 +109,11 @@ class Pruner:
         return self._selection.dense
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether dense ones may join later: unfrozen, initialised or given to an optimizer."""
+        return self._selection.waiting
+
+    @property
     def masks(self) -> dict[str, Tensor]:
         """The masks by qualified parameter name; True keeps. They are sharded as the parameters."""
         return {t.name: laid_out_like(t.parameter, t.mask) for t in self.tensors}

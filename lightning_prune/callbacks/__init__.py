@@ -1,6 +1,7 @@
 """The Lightning floor: one callback a file."""
 
+from lightning_prune.callbacks.checkpoint import SparsityCheckpoint
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.pruning import PruningCallback
 
-__all__ = ["PruningCallback", "SparsityMonitor"]
+__all__ = ["PruningCallback", "SparsityCheckpoint", "SparsityMonitor"]

@@ -7,8 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_prune._tables import pruning_markdown
-from lightning_prune.callbacks.pruning import PruningCallback
-from lightning_prune.pruner import Pruner
+from lightning_prune.callbacks._beside import pruner_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +48,7 @@ class SparsityMonitor(Callback):
         """Start afresh; refuse to watch nothing, or to draw without what that needs."""
         if stage != "fit":
             return
-        self._pruner(trainer)
+        pruner_beside(self, trainer)
         self.quality_curve = []
         if self.quality and _boards(trainer) and importlib.util.find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
@@ -86,7 +85,7 @@ class SparsityMonitor(Callback):
         batch_idx: int,
     ) -> None:
         """Log the tensors after each update of the masks."""
-        pruner = self._pruner(trainer)
+        pruner = pruner_beside(self, trainer)
         if pruner.updates == self._logged_updates:
             return
         self._logged_updates = pruner.updates
@@ -114,7 +113,7 @@ class SparsityMonitor(Callback):
             self._record_quality(trainer, validated=False)
         if self.histograms_every and (trainer.current_epoch + 1) % self.histograms_every == 0:
             for board in _boards(trainer):
-                for tensor in self._pruner(trainer).tensors:
+                for tensor in pruner_beside(self, trainer).tensors:
                     kept = tensor.weights[tensor.mask].float()
                     board.experiment.add_histogram(
                         f"kept_weights/{tensor.name}", kept, _logged_step(trainer)
@@ -124,7 +123,9 @@ class SparsityMonitor(Callback):
         """Write the table and the picture."""
         for board in _boards(trainer):
             step = _logged_step(trainer)
-            board.experiment.add_text("sparsity", pruning_markdown(self._pruner(trainer)), step)
+            board.experiment.add_text(
+                "sparsity", pruning_markdown(pruner_beside(self, trainer)), step
+            )
             if self.quality and self.quality_curve:
                 figure = _quality_figure(self.quality, self.quality_curve)
                 board.experiment.add_figure(f"{self.quality}_over_sparsity", figure, step)
@@ -140,14 +141,7 @@ class SparsityMonitor(Callback):
             )
         if not trainer.sanity_checking:
             value = float(trainer.callback_metrics[self.quality])
-            self.quality_curve.append((self._pruner(trainer).sparsity, value))
-
-    @staticmethod
-    def _pruner(trainer: Trainer) -> Pruner:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, PruningCallback):
-                return callback.pruner
-        raise ValueError("need a PruningCallback beside a SparsityMonitor, got none in the Trainer")
+            self.quality_curve.append((pruner_beside(self, trainer).sparsity, value))
 
 
 def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
