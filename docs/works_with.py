@@ -16,7 +16,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 PAGE = Path(__file__).with_name("works_with.md")
-PLACE = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- results: (.+?) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
+NOT_RUN = "not run"
 
 
 def rows_by_section(results: Path) -> dict[str, dict[str, list[dict]]]:
@@ -36,12 +37,15 @@ def rows_by_section(results: Path) -> dict[str, dict[str, list[dict]]]:
     return sections
 
 
-def table(cases: dict[str, list[dict]]) -> str:
-    """Return a Markdown table with one row a case."""
+def table(cases: dict[str, list[dict]], before: str) -> str:
+    """Return a Markdown table with one row a case; what was not run keeps the row it had before."""
     lines = ["", "| case | outcome | shown by |", "|---|---|---|"]
     for case, rows in cases.items():
         tests = sorted({f"`{Path(row['order'][0]).name}::{row['test']}`" for row in rows})
-        lines.append(f"| {case} | {outcome(rows)} | {', '.join(tests)} |")
+        row = f"| {case} | {outcome(rows)} | {', '.join(tests)} |"
+        if outcome(rows) == NOT_RUN:
+            row = next((old for old in before.splitlines() if old.startswith(f"| {case} |")), row)
+        lines.append(row)
     return "\n".join([*lines, "", ""])
 
 
@@ -51,7 +55,7 @@ def outcome(rows: list[dict]) -> str:
     if outcomes & {"failure", "error"}:
         return "**fails**"
     if "passed" not in outcomes:
-        return "not run here"
+        return NOT_RUN
     return "refused by name" if all(row.get("refused") for row in rows) else "holds"
 
 
@@ -66,7 +70,7 @@ def main() -> None:
     places = {match[2] for match in PLACE.finditer(page)}
     if places != set(sections):
         sys.exit(f"need the same sections, got {sorted(places)} on the page and {sorted(sections)}")
-    new = PLACE.sub(lambda match: match[1] + table(sections[match[2]]) + match[3], page)
+    new = PLACE.sub(lambda m: m[1] + table(sections[m[2]], before=m[3]) + m[4], page)
     if not arguments.check:
         PAGE.write_text(new)
     elif new != page:
