@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_prune import (
     Criterion,
     GlobalAllocation,
+    OneShotSchedule,
     PruningCallback,
+    SparsityCheckpoint,
     SparsityMonitor,
     UniformAllocation,
 )
@@ -215,6 +217,33 @@ def fit_shards_with(folder, options):
 def test_fsdp2_lands_with_other_options_of_the_trainer(options, two, tmp_path):
     for masks, weights in two(fit_shards_with, tmp_path, options):
         assert_pruned(masks, weights)
+
+
+def best_of_shards(folder, strategy):
+    best = SparsityCheckpoint(dirpath=folder, monitor="val_acc", mode="max")
+    model = Sharded() if isinstance(strategy, ModelParallelStrategy) else Net()
+    pruning = PruningCallback(sparsity=0.75, schedule=OneShotSchedule(end=0.5))
+    trainer = make_trainer(folder, strategy, pruning, best, max_epochs=3, enable_checkpointing=True)
+    trainer.fit(model, loader(), loader())
+    return best.best_model_path
+
+
+@pytest.mark.works_with(SECTION, "`SparsityCheckpoint` under DDP and FSDP2")
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        DDPStrategy(),
+        ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
+        ),
+    ],
+    ids=["ddp", "fsdp2"],
+)
+def test_the_best_checkpoint_is_sparse_on_several_processes(strategy, two, tmp_path):
+    path, same = two(best_of_shards, tmp_path, strategy)
+    assert path == same
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    assert sum(int((weights[f"net.{i}.weight"] != 0).sum()) for i in (0, 3)) == round(TOTAL / 4)
 
 
 def resume_shards(folder, tensor_parallel, distributed):
