@@ -21,11 +21,13 @@ class Criterion(ABC):
 
     Attributes:
         signed: Whether scores can be negative.
+        forgets: Whether what it has gathered is forgotten at each update of the masks.
         works_on_shards: Whether, for a sharded parameter (a DTensor, as its ``grad`` is), the score
             of what is here is that part of the whole score. Nothing may have been gathered then.
     """
 
     signed: ClassVar[bool] = False
+    forgets: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:

@@ -21,6 +21,7 @@ class PrunedTensor:
     Args:
         name: Its qualified name.
         parameter: The parameter itself, never replaced.
+        owner: The module where it hangs, under its first name.
         sparsity: Its final fraction of zeros, in [0, 1].
         glob: The glob that decided so.
         optimizer: Index of the optimizer that owns it.
@@ -37,6 +38,7 @@ class PrunedTensor:
 
     name: str
     parameter: nn.Parameter
+    owner: nn.Module
     sparsity: float
     glob: str
     optimizer: int
@@ -59,6 +61,20 @@ class PrunedTensor:
     def weights(self) -> Tensor:
         """What is here of the parameter, without gradient; writing into it prunes the model."""
         return local(self.parameter)
+
+    @property
+    def gradient(self) -> Tensor:
+        """What is here of the gradient.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self.parameter.grad is None:
+            raise ValueError(
+                f"need a gradient, got none for '{self.name}' at step {self.step}: it had no part "
+                f"in the loss; to leave it dense, write sparsity={{'{self.name}': null}}"
+            )
+        return local(self.parameter.grad)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ class Pruner:
         *,
         steps: int | None = None,
         steps_per_epoch: int | None = None,
-        clock: Clock | None = None,
+        clocks: Callable[[Schedule], Clock] | None = None,
         uncounted: Callable[[Optimizer], bool] = lambda optimizer: False,
     ) -> None:
         """Choose the tensors, restore what `load_state_dict` was given, and begin.
@@ -167,8 +168,8 @@ class Pruner:
             steps: Planned optimizer steps; needed for a schedule in fractions. The last of them
                 serves whatever is still due.
             steps_per_epoch: Optimizer steps in an epoch; needed for a schedule in epochs.
-            clock: Instead of these two, a function from the owner's completed steps to the moment
-                in the schedule's unit.
+            clocks: Instead of these two, what makes for a schedule a function from the owner's
+                completed steps to the moment in the schedule's unit.
             uncounted: Whether the step that an optimizer has just made without `before_step` is
                 none of the training's, such as a trial that will be undone; it is only masked.
 
@@ -180,7 +181,8 @@ class Pruner:
             raise RuntimeError("need a detached Pruner, got one that is attached; call detach()")
         self._loaded, self._pending = self._pending, None
         optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
-        clock = clock or planned_clock(self.schedule, steps, steps_per_epoch)
+        clocks = clocks or partial(planned_clock, steps=steps, steps_per_epoch=steps_per_epoch)
+        clock = clocks(self.schedule)
         selection = self._fitting_selection(model, optimizers)
         if not selection.tensors and not selection.waiting:
             raise ValueError(_nothing_to_prune(selection.dense))
@@ -235,15 +237,29 @@ class Pruner:
             self._in_step.add(index)
             for tensor in self._owned(index):
                 tensor.state = self.criterion.observe(tensor, tensor.state)
-            point = self.schedule.last_due(self._clock(self._steps[index]))
-            if point is not None and point != self._served.get(index):
-                is_new = point != self._due.get(index)  # else it was served before the resume
-                self._served[index] = self._due[index] = point
-                self._update(index, is_new=is_new)
+            self.update(optimizer)
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
                 local(gradient).masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
+
+    def update(self, optimizer: Optimizer) -> bool:
+        """Bring the masks to what is due now, if that has not been done; `before_step` calls it.
+
+        Args:
+            optimizer: The owner of the tensors.
+
+        Returns:
+            Whether a due point was passed since the last update.
+        """
+        index = self._index(optimizer)
+        point = self.schedule.last_due(self._clock(self._steps[index]))
+        if point is None or point == self._served.get(index):
+            return False
+        is_new = point != self._due.get(index)  # else it was served before the resume
+        self._served[index] = self._due[index] = point
+        self._update(index, is_new=is_new)
+        return is_new
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.
@@ -420,6 +436,8 @@ class Pruner:
             self.changed = changed
         optimizer = self._optimizers[index]
         for tensor in self._owned(index):
+            if self.criterion.forgets:
+                tensor.state = {}
             if changed[tensor.name]:
                 tensor.weights.masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)

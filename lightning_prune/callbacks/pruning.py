@@ -1,6 +1,7 @@
 """Pruning inside a Lightning Trainer."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, where weights, optimizers and restored states are there under every strategy."""
-        clock = trainer_clock(trainer, self.pruner.schedule, resumed=bool(self._restored))
+        clocks = partial(trainer_clock, trainer, resumed=bool(self._restored))
         if self._restored:
             self.pruner.load_state_dict(self._restored)
 
@@ -125,7 +126,7 @@ class PruningCallback(Callback):
             trial = self not in trainer.callbacks  # type: ignore[attr-defined]
             return trial or _will_be_skipped(trainer, optimizer)
 
-        self.pruner.attach(pl_module, trainer.optimizers, clock=clock, uncounted=uncounted)
+        self.pruner.attach(pl_module, trainer.optimizers, clocks=clocks, uncounted=uncounted)
         self._restored, self._training, self._averaged_updates = None, True, None
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
