@@ -10,7 +10,14 @@ from lightning_prune.allocations import (
     LAMPAllocation,
     UniformAllocation,
 )
-from lightning_prune.criteria import Criterion, MagnitudeCriterion, RandomCriterion
+from lightning_prune.criteria import (
+    Criterion,
+    GradientCriterion,
+    MagnitudeCriterion,
+    MovementCriterion,
+    RandomCriterion,
+    TaylorCriterion,
+)
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.metrics import Sparsity
 from lightning_prune.patterns import BlockPattern, NMPattern, Pattern, UnstructuredPattern
@@ -37,9 +44,11 @@ __all__ = [
     "ERKAllocation",
     "ExponentialSchedule",
     "GlobalAllocation",
+    "GradientCriterion",
     "Group",
     "LAMPAllocation",
     "MagnitudeCriterion",
+    "MovementCriterion",
     "MultiStepSchedule",
     "NMPattern",
     "OneShotSchedule",
@@ -53,6 +62,7 @@ __all__ = [
     "Sparsity",
     "SparsityCheckpoint",
     "SparsityMonitor",
+    "TaylorCriterion",
     "UniformAllocation",
     "UnstructuredPattern",
 ]

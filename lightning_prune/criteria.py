@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lightning_prune.groups import PrunedTensor
@@ -79,6 +80,106 @@ class RandomCriterion(Criterion):
         key = hashlib.sha256(f"{self.seed} {tensor.step} {tensor.name}".encode()).digest()
         start = int.from_bytes(key[:8], "little", signed=True)
         return (_split_mix(tensor.indices(), start) >> 40 & 0xFFFFFF).float() * 2.0**-24
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientCriterion(Criterion):
+    r"""Keep where the loss is steepest: :math:`|g|` of the present step.
+
+    A pruned weight has a gradient too, so this is also what grows: Evci et al., "Rigging the
+    Lottery" (RigL, 2020), https://arxiv.org/abs/1911.11134.
+
+    Raises:
+        ValueError: If a tensor has no gradient when it is scored.
+    """
+
+    works_on_shards: ClassVar[bool] = True
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return :math:`|g|`."""
+        return tensor.gradient.abs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaylorCriterion(Criterion):
+    r"""Keep what the loss would miss most: to first order, removing a weight changes it by |w g|.
+
+    .. math:: s = \frac{1}{T} \sum_{t=1}^{T} |w_t \, g_t|
+
+    over the :math:`T` steps since the last update, the present one included. Molchanov et al.,
+    "Importance Estimation for Neural Network Pruning" (2019), https://arxiv.org/abs/1906.10771.
+    With ``OneShotSchedule(end=0)`` it is the first step's alone: SNIP, Lee et al., "Single-shot
+    Network Pruning based on Connection Sensitivity" (2019), https://arxiv.org/abs/1810.02340.
+
+    Raises:
+        ValueError: If a tensor has no gradient at a step, or no step was made since the last
+            update.
+    """
+
+    forgets: ClassVar[bool] = True
+
+    def observe(self, tensor: PrunedTensor, state: State) -> State:
+        """Add :math:`|w g|`."""
+        return _added(state, (_wide(tensor.weights) * _wide(tensor.gradient)).abs())
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return the mean of :math:`|w g|`."""
+        return _mean(tensor, state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovementCriterion(Criterion):
+    r"""Keep what moves away from zero, as fine-tuning shows: a small weight that grows is kept.
+
+    .. math:: s = -\sum_t w_t \, g_t
+
+    over all steps so far; negative where the loss pulls the weight towards zero. Sanh et al.,
+    "Movement Pruning" (2020), https://arxiv.org/abs/2005.07683, in its hard form (of a ranking,
+    not of a threshold). There a pruned weight may revive, as its score goes on; here it is 0, adds
+    nothing, and counts 0, so nothing revives. Scores can be negative: `LAMPAllocation` is refused.
+
+    Raises:
+        ValueError: If a tensor has no gradient at a step, or no step was made yet.
+    """
+
+    signed: ClassVar[bool] = True
+
+    def observe(self, tensor: PrunedTensor, state: State) -> State:
+        """Subtract :math:`w g`."""
+        weights, gradient = _wide(tensor.weights), _wide(tensor.gradient)
+        before = state["movement"] if state else torch.zeros_like(weights)
+        movement = torch.addcmul(before, weights, gradient, value=-1.0)
+        return {"movement": movement.masked_fill_(~tensor.mask, 0.0)}
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return minus the sum of :math:`w g`."""
+        _refuse_nothing(tensor, state)
+        return state["movement"]
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in a precision in which many of them can be added up."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _added(state: State, values: Tensor) -> State:
+    """Return a sum and its number of steps with one more step in them."""
+    if not state:
+        return {"sum": values, "steps": torch.ones(())}
+    return {"sum": state["sum"] + values, "steps": state["steps"] + 1}
+
+
+def _mean(tensor: PrunedTensor, state: State) -> Tensor:
+    _refuse_nothing(tensor, state)
+    return state["sum"] / state["steps"]
+
+
+def _refuse_nothing(tensor: PrunedTensor, state: State) -> None:
+    if not state:
+        raise ValueError(
+            f"need a step to be observed before an update of the masks, got none for "
+            f"'{tensor.name}' at step {tensor.step}"
+        )
 
 
 def _split_mix(index: Tensor, start: int) -> Tensor:

@@ -74,7 +74,8 @@ class PrunedTensor:
                 f"need a gradient, got none for '{self.name}' at step {self.step}: it had no part "
                 f"in the loss; to leave it dense, write sparsity={{'{self.name}': null}}"
             )
-        return local(self.parameter.grad)
+        gradient = local(self.parameter.grad)
+        return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
     @property
     def shape(self) -> tuple[int, ...]:

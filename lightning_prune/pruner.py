@@ -431,12 +431,13 @@ class Pruner:
             tensor.name: (before[tensor.name] - tensor.kept) / tensor.total
             for tensor in self._owned(index)
         }
-        if is_new or any(changed.values()):
+        updated = is_new or any(changed.values())  # else this is a resume, and gathering goes on
+        if updated:
             self.updates += 1
             self.changed = changed
         optimizer = self._optimizers[index]
         for tensor in self._owned(index):
-            if self.criterion.forgets:
+            if updated and self.criterion.forgets:
                 tensor.state = {}
             if changed[tensor.name]:
                 tensor.weights.masked_fill_(~tensor.mask, 0.0)

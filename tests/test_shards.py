@@ -14,6 +14,7 @@ from lightning_prune import (
     Criterion,
     ERKAllocation,
     GlobalAllocation,
+    GradientCriterion,
     LAMPAllocation,
     MagnitudeCriterion,
     NMPattern,
@@ -21,6 +22,7 @@ from lightning_prune import (
     Pruner,
     RandomCriterion,
     Sparsity,
+    TaylorCriterion,
     UniformAllocation,
     UnstructuredPattern,
 )
@@ -31,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 RECIPES = list(
     itertools.product(
         (UniformAllocation(), ERKAllocation(), GlobalAllocation()),
-        (MagnitudeCriterion(), RandomCriterion()),
+        (MagnitudeCriterion(), RandomCriterion(), GradientCriterion()),
         (0.3, 0.97),
     )
 )
@@ -97,7 +99,7 @@ def pruned_once(net, allocation, criterion, sparsity, state=None):
         pruner.load_state_dict(state)
     pruner.attach(net, optimizer, steps=1)
     for parameter in net.parameters():
-        parameter.grad = torch.ones_like(parameter)
+        parameter.grad = torch.cos(3 * parameter.detach())
     pruner.before_step(optimizer)
     return pruner
 
@@ -223,6 +225,7 @@ class GatheringCriterion(Criterion):
         ({"pattern": BlockPattern()}, "BlockPattern(shape=(4, 1))"),
         ({"pattern": UnstructuredPattern(per_row=True)}, "UnstructuredPattern(per_row=True)"),
         ({"criterion": GatheringCriterion()}, "GatheringCriterion()"),
+        ({"criterion": TaylorCriterion()}, "TaylorCriterion()"),
     ],
 )
 def test_what_is_not_exact_on_shards_is_refused_by_name(recipe, named, two):
