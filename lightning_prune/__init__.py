@@ -12,11 +12,13 @@ from lightning_prune.allocations import (
 )
 from lightning_prune.criteria import (
     Criterion,
+    FisherCriterion,
     GradientCriterion,
     MagnitudeCriterion,
     MovementCriterion,
     RandomCriterion,
     TaylorCriterion,
+    WandaCriterion,
 )
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.metrics import Sparsity
@@ -43,6 +45,7 @@ __all__ = [
     "Criterion",
     "ERKAllocation",
     "ExponentialSchedule",
+    "FisherCriterion",
     "GlobalAllocation",
     "GradientCriterion",
     "Group",
@@ -65,6 +68,7 @@ __all__ = [
     "TaylorCriterion",
     "UniformAllocation",
     "UnstructuredPattern",
+    "WandaCriterion",
 ]
 
 

@@ -18,7 +18,14 @@ from lightning_prune._answers import (
     refuse_clashes,
     refuse_shards,
 )
-from lightning_prune._distributed import gathered, laid_out_like, local, reshard, total
+from lightning_prune._distributed import (
+    add_up_replicas,
+    gathered,
+    laid_out_like,
+    local,
+    reshard,
+    total,
+)
 from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
 from lightning_prune.allocations import Allocation
@@ -225,7 +232,7 @@ class Pruner:
         Call it when the gradients are complete (unscaled, reduced over replicas) and before they
         are clipped. Further calls before the step itself, as by the closure of LBFGS, only mask.
         With a gradient scaler, call it after ``unscale_`` and only if the scaler will not skip the
-        step: what it skips must be neither observed nor counted.
+        step: what it skips must be neither observed nor counted, so call `skip_step` instead.
 
         Args:
             optimizer: The optimizer that will step next.
@@ -235,13 +242,25 @@ class Pruner:
             self._select_again(index)
         if index not in self._in_step:
             self._in_step.add(index)
+            add_up_replicas(value for t in self._owned(index) for value in t.seen.values())
             for tensor in self._owned(index):
                 tensor.state = self.criterion.observe(tensor, tensor.state)
             self.update(optimizer)
+        for tensor in self._owned(index):
+            tensor.forget_seen()  # LBFGS has seen the same inputs again
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
                 local(gradient).masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
+
+    def skip_step(self, optimizer: Optimizer) -> None:
+        """Forget what has been seen for a step that will not be made, or not as one of training.
+
+        Args:
+            optimizer: The optimizer that will not step.
+        """
+        for tensor in self._owned(self._index(optimizer)):
+            tensor.forget_seen()
 
     def update(self, optimizer: Optimizer) -> bool:
         """Bring the masks to what is due now, if that has not been done; `before_step` calls it.
@@ -259,6 +278,11 @@ class Pruner:
         is_new = point != self._due.get(index)  # else it was served before the resume
         self._served[index] = self._due[index] = point
         self._update(index, is_new=is_new)
+        if point == self.schedule.end:
+            for tensor in self._owned(index):
+                if tensor.hooks:  # no later update will need what they have gathered
+                    tensor.unwatch()
+                    tensor.state = {}
         return is_new
 
     def mask_copy(self, model: nn.Module) -> None:
@@ -294,6 +318,8 @@ class Pruner:
             return
         for hook in self._hooks:
             hook.remove()
+        for tensor in self.tensors:
+            tensor.unwatch()
         self._hooks, self._model = [], None
         revived = [
             tensor.name
@@ -360,6 +386,7 @@ class Pruner:
                 refuse_shards(tensor.name, self.allocation, self.criterion, self.pattern)
             try:
                 self.pattern.check_shape(tensor.shape)
+                self.criterion.check_tensor(tensor, model)
             except ValueError as error:
                 misfits[tensor.name] = f"{error} in '{tensor.name}' of shape {tensor.shape}"
         if misfits:
@@ -386,10 +413,15 @@ class Pruner:
                 same.optimizer = tensor.optimizer
         tensors = tuple(known[name] for name in selection.names if name in known)
         dense = {name: why for name, why in selection.dense.items() if name not in known}
+        for tensor in set(self.tensors) - set(tensors):
+            tensor.unwatch()
         self._selection = replace(selection, tensors=tensors, dense=dense)
         groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
         self._pools = pools(groups, self.allocation)
         self._plan = {name: final for pool in self._pools for name, final in pool.plan().items()}
+        for tensor in tensors:
+            if not tensor.hooks and self._served.get(tensor.optimizer) != self.schedule.end:
+                tensor.hooks = self.criterion.watch(tensor)
 
     def _restore(self, tensor: PrunedTensor) -> None:
         tensor.step = self._steps[tensor.optimizer]
@@ -458,6 +490,8 @@ class Pruner:
                 "need before_step(optimizer) between backward() and step(), got a step without it; "
                 "in a LightningModule, step what self.optimizers() returns"
             )
+        else:
+            self.skip_step(optimizer)
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             tensor.weights.mul_(tensor.mask)
         for tensor in self._owned(index):

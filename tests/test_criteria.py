@@ -4,6 +4,7 @@ from torch import nn
 
 from lightning_prune import (
     Criterion,
+    FisherCriterion,
     GlobalAllocation,
     GradientCriterion,
     MagnitudeCriterion,
@@ -20,10 +21,12 @@ from tests.conftest import answers
 def tensor(name="weight", step=0, shape=(6, 5), dtype=torch.float32):
     parameter = nn.Parameter(torch.randn(shape).to(dtype))
     parameter.grad = torch.randn(shape).to(dtype)
+    owner = nn.Linear(shape[1], shape[0], dtype=dtype)
+    owner.weight = parameter
     return PrunedTensor(
         name=name,
         parameter=parameter,
-        owner=nn.Linear(5, 6),
+        owner=owner,
         sparsity=0.5,
         glob="*",
         optimizer=0,
@@ -33,11 +36,20 @@ def tensor(name="weight", step=0, shape=(6, 5), dtype=torch.float32):
     )
 
 
+def observed(criterion, pruned):
+    """Return what a criterion has gathered after one forward pass of ones."""
+    pruned.hooks = criterion.watch(pruned)
+    pruned.owner(torch.ones_like(pruned.parameter[:2]))
+    state = criterion.observe(pruned, {})
+    pruned.unwatch()
+    return state
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", answers(Criterion))
 def test_scores_are_finite_repeatable_and_shaped_as_the_tensor(kind, dtype):
     criterion, pruned = kind(), tensor(dtype=dtype)
-    state = criterion.observe(pruned, {})
+    state = observed(criterion, pruned)
     scores = criterion.score(pruned, state)
     assert scores.shape == pruned.parameter.shape
     assert scores.isfinite().all()
@@ -50,19 +62,19 @@ def test_scores_are_finite_repeatable_and_shaped_as_the_tensor(kind, dtype):
 def test_scores_leave_weights_and_the_global_random_state_alone(kind):
     pruned = tensor()
     before, state = pruned.parameter.clone(), torch.get_rng_state()
-    first = kind().score(pruned, kind().observe(pruned, {}))
+    first = kind().score(pruned, observed(kind(), pruned))
     torch.manual_seed(123)  # as on another rank
-    assert torch.equal(first, kind().score(pruned, kind().observe(pruned, {})))
+    assert torch.equal(first, kind().score(pruned, observed(kind(), pruned)))
     torch.manual_seed(0)
     assert torch.equal(pruned.parameter, before)
     torch.set_rng_state(state)
-    kind().score(pruned, kind().observe(pruned, {}))
+    kind().score(pruned, observed(kind(), pruned))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("kind", answers(Criterion))
 def test_observations_are_tensors(kind):
-    state = kind().observe(tensor(), {})
+    state = observed(kind(), tensor())
     assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
@@ -98,6 +110,15 @@ def test_taylor_is_the_mean_of_weight_times_gradient():
     step(pruned, [[2.0, 2.0, 3.0]], [[1.0, 0.5, -2.0]])
     state = criterion.observe(pruned, state)
     assert criterion.score(pruned, state).tolist() == [[3.0, 1.0, 3.0]]
+
+
+def test_fisher_is_half_the_squared_weight_times_the_mean_squared_gradient():
+    pruned, criterion = tensor(shape=(1, 2)), FisherCriterion()
+    step(pruned, [[1.0, 1.0]], [[-4.0, 0.0]])
+    state = criterion.observe(pruned, {})
+    step(pruned, [[3.0, -2.0]], [[2.0, 1.0]])
+    state = criterion.observe(pruned, state)
+    assert criterion.score(pruned, state).tolist() == [[45.0, 1.0]]
 
 
 def test_movement_adds_up_what_moves_away_from_zero():
@@ -163,7 +184,9 @@ def test_taylor_at_step_0_is_snip():
         assert torch.equal(mask, of_layer >= threshold)
 
 
-@pytest.mark.parametrize("kind", [GradientCriterion, TaylorCriterion, MovementCriterion])
+@pytest.mark.parametrize(
+    "kind", [GradientCriterion, TaylorCriterion, FisherCriterion, MovementCriterion]
+)
 def test_a_tensor_without_a_gradient_is_named(kind):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -174,7 +197,7 @@ def test_a_tensor_without_a_gradient_is_named(kind):
         pruner.before_step(optimizer)
 
 
-@pytest.mark.parametrize("kind", [TaylorCriterion, MovementCriterion])
+@pytest.mark.parametrize("kind", [TaylorCriterion, FisherCriterion, MovementCriterion])
 def test_an_update_before_any_step_is_refused_by_what_gathers(kind):
     model = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
