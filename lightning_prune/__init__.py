@@ -12,9 +12,13 @@ from lightning_prune.allocations import (
 )
 from lightning_prune.criteria import (
     Criterion,
+    FisherCriterion,
     GradientCriterion,
     MagnitudeCriterion,
+    MovementCriterion,
     RandomCriterion,
+    TaylorCriterion,
+    WandaCriterion,
 )
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.metrics import Sparsity
@@ -42,11 +46,13 @@ __all__ = [
     "Criterion",
     "ERKAllocation",
     "ExponentialSchedule",
+    "FisherCriterion",
     "GlobalAllocation",
     "GradientCriterion",
     "Group",
     "LAMPAllocation",
     "MagnitudeCriterion",
+    "MovementCriterion",
     "MultiStepSchedule",
     "NMPattern",
     "OneShotSchedule",
@@ -61,8 +67,10 @@ __all__ = [
     "Sparsity",
     "SparsityCheckpoint",
     "SparsityMonitor",
+    "TaylorCriterion",
     "UniformAllocation",
     "UnstructuredPattern",
+    "WandaCriterion",
 ]
 
 

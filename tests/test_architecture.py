@@ -16,6 +16,7 @@ FLOORS = {
     "allocations": 0,
     "groups": 1,
     "selection": 1,
+    "_inputs": 1,
     "criteria": 1,
     "pruner": 2,
     "_pools": 2,

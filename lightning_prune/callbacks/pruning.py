@@ -142,7 +142,9 @@ class PruningCallback(Callback):
     ) -> None:
         """Let the engine work on gradients that are complete and not yet clipped."""
         self.pruner.follow(trainer.optimizers)
-        if not _will_be_skipped(trainer, optimizer):
+        if _will_be_skipped(trainer, optimizer):
+            self.pruner.skip_step(optimizer)
+        else:
             self.pruner.before_step(optimizer)
 
     def on_train_batch_end(
