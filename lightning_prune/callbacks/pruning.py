@@ -19,6 +19,7 @@ from lightning_prune.callbacks.rewinding import Rewind, Rewinder
 from lightning_prune.criteria import Criterion
 from lightning_prune.patterns import Pattern
 from lightning_prune.pruner import Pruner
+from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import Clock, Schedule
 
 
@@ -37,6 +38,7 @@ class PruningCallback(Callback):
         criterion: Which; `MagnitudeCriterion` by default.
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay so.
+        regrow: Whether and how what is dropped grows back elsewhere (RigL, SET); null for never.
         rewind: Where each round of a `MultiStepSchedule` goes back to; nowhere by default.
 
     Raises:
@@ -57,6 +59,7 @@ class PruningCallback(Callback):
         criterion: Criterion | None = None,
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
+        regrow: Regrow | None = None,
         rewind: Rewind | None = None,
     ) -> None:
         self.pruner = Pruner(
@@ -66,9 +69,14 @@ class PruningCallback(Callback):
             criterion=criterion,
             pattern=pattern,
             keep_zeros=keep_zeros,
+            regrow=regrow,
         )
         if rewind is not None:
             rewind.check_schedule(self.pruner.schedule)
+            if regrow is not None:
+                raise ValueError(
+                    "need either rewind or regrow, got both: regrowth goes on all along"
+                )
         self.rewind = rewind
         self._rewinder: Rewinder | None = None
         # What the next training starts from; empty if afresh, None once it has begun.

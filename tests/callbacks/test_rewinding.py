@@ -14,6 +14,7 @@ from lightning_prune import (
     OneShotSchedule,
     PolynomialSchedule,
     PruningCallback,
+    Regrow,
     Rewind,
 )
 from tests.callbacks.conftest import Classifier
@@ -451,6 +452,11 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_schedules_without_rounds_or_training_behind_them_are_refused(schedule, message):
     with pytest.raises(ValueError, match=message):
         PruningCallback(schedule=schedule, rewind=Rewind())
+
+
+def test_regrowth_is_refused():
+    with pytest.raises(ValueError, match="need either rewind or regrow, got both"):
+        PruningCallback(schedule=in_steps, rewind=Rewind(), regrow=Regrow())
 
 
 @pytest.mark.parametrize(
