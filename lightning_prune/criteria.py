@@ -21,11 +21,13 @@ class Criterion(ABC):
 
     Attributes:
         signed: Whether scores can be negative.
+        forgets: Whether what it has gathered is forgotten at each update of the masks.
         works_on_shards: Whether, for a sharded parameter (a DTensor, as its ``grad`` is), the score
             of what is here is that part of the whole score. Nothing may have been gathered then.
     """
 
     signed: ClassVar[bool] = False
+    forgets: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
@@ -54,6 +56,20 @@ class MagnitudeCriterion(Criterion):
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return :math:`|w|`."""
         return tensor.weights.abs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientCriterion(Criterion):
+    r"""Keep what the loss depends on most: :math:`|\partial L / \partial w|` of the present step.
+
+    What RigL grows by: Evci et al., "Rigging the Lottery" (2020), https://arxiv.org/abs/1911.11134.
+    """
+
+    works_on_shards: ClassVar[bool] = True
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return the magnitude of the gradient."""
+        return tensor.gradient.abs()
 
 
 @dataclass(frozen=True, kw_only=True)

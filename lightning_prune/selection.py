@@ -118,6 +118,7 @@ def select(
                 PrunedTensor(
                     name=name,
                     parameter=parameter,
+                    owner=places[0].owner,
                     sparsity=target,
                     glob=glob,
                     optimizer=owner_of[id(parameter)],

@@ -12,6 +12,7 @@ def tensor(name="weight", step=0, shape=(6, 5), dtype=torch.float32):
     return PrunedTensor(
         name=name,
         parameter=parameter,
+        owner=nn.Linear(5, 6),
         sparsity=0.5,
         glob="*",
         optimizer=0,

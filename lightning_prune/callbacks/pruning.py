@@ -1,6 +1,7 @@
 """Pruning inside a Lightning Trainer."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning_prune.callbacks._clock import trainer_clock
 from lightning_prune.criteria import Criterion
 from lightning_prune.patterns import Pattern
 from lightning_prune.pruner import Pruner
+from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import Schedule
 
 
@@ -35,6 +37,7 @@ class PruningCallback(Callback):
         criterion: Which; `MagnitudeCriterion` by default.
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay so.
+        regrow: Whether and how what is dropped grows back elsewhere (RigL, SET); null for never.
 
     Raises:
         ValueError: If an argument is out of range, or two of them clash.
@@ -54,6 +57,7 @@ class PruningCallback(Callback):
         criterion: Criterion | None = None,
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
+        regrow: Regrow | None = None,
     ) -> None:
         self.pruner = Pruner(
             sparsity=sparsity,
@@ -62,6 +66,7 @@ class PruningCallback(Callback):
             criterion=criterion,
             pattern=pattern,
             keep_zeros=keep_zeros,
+            regrow=regrow,
         )
         # What the next training starts from; empty if afresh, None once it has begun.
         self._restored: dict[str, Any] | None = None
@@ -117,7 +122,7 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, where weights, optimizers and restored states are there under every strategy."""
-        clock = trainer_clock(trainer, self.pruner.schedule, resumed=bool(self._restored))
+        clocks = partial(trainer_clock, trainer, resumed=bool(self._restored))
         if self._restored:
             self.pruner.load_state_dict(self._restored)
 
@@ -125,7 +130,7 @@ class PruningCallback(Callback):
             trial = self not in trainer.callbacks  # type: ignore[attr-defined]
             return trial or _will_be_skipped(trainer, optimizer)
 
-        self.pruner.attach(pl_module, trainer.optimizers, clock=clock, uncounted=uncounted)
+        self.pruner.attach(pl_module, trainer.optimizers, clocks=clocks, uncounted=uncounted)
         self._restored, self._training, self._averaged_updates = None, True, None
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
