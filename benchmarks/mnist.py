@@ -37,13 +37,16 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from lightning_prune import (
     Allocation,
+    Criterion,
     ERKAllocation,
     GlobalAllocation,
+    GradientCriterion,
     LAMPAllocation,
     OneShotSchedule,
     PolynomialSchedule,
     PruningCallback,
     RandomCriterion,
+    Regrow,
     UniformAllocation,
 )
 
@@ -112,6 +115,15 @@ def gradual(allocation: Allocation) -> Callable[[int], dict[str, Any]]:
     return lambda seed: {"schedule": schedule, "allocation": allocation}
 
 
+def regrown(criterion: Callable[[int], Criterion]) -> Callable[[int], dict[str, Any]]:
+    """Return a random mask from the first step on, of which a share moves at each update."""
+    return lambda seed: {
+        "schedule": OneShotSchedule(end=0),
+        "allocation": ERKAllocation(),
+        "regrow": Regrow(criterion=criterion(seed), first=RandomCriterion(seed=seed)),
+    }
+
+
 RECIPES = {
     "gradual, uniform": Recipe(arguments=gradual(UniformAllocation())),
     "gradual, global": Recipe(
@@ -143,6 +155,16 @@ RECIPES = {
             "allocation": ERKAllocation(),
             "criterion": RandomCriterion(seed=seed),
         },
+    ),
+    "SET": Recipe(
+        arguments=regrown(lambda seed: RandomCriterion(seed=seed)),
+        bars={0.98: 93.00},
+        above_random={0.98: 0.25},
+    ),
+    "RigL": Recipe(
+        arguments=regrown(lambda seed: GradientCriterion()),
+        bars={0.98: 93.30},
+        above_random={0.98: 0.5},
     ),
 }
 
