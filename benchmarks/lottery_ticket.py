@@ -68,7 +68,7 @@ class LeNet(LeNet300100):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return Adam and a cosine that ends at 0 six epochs after each start."""
         optimizer = torch.optim.Adam(self.parameters(), lr=LEARNING_RATE, fused=True)
-        steps = EPOCHS * self.trainer.num_training_batches
+        steps = int(self.trainer.estimated_stepping_batches) // self.trainer.max_epochs * EPOCHS
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {
             "optimizer": optimizer,
