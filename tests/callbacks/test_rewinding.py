@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,6 +20,15 @@ from lightning_prune import (
 )
 from tests.callbacks.conftest import Classifier
 from tests.callbacks.runs import BATCHES, STEPS, SaliencySum, Save, dataset, fit, frozen
+from tests.callbacks.test_distributed import (
+    Net,
+    Sharded,
+    assert_equal,
+    assert_pruned,
+    loader,
+    make_trainer,
+    outcome,
+)
 from tests.callbacks.test_loops import Gan
 
 ROUNDS = (4, 8, 12)
@@ -92,9 +102,14 @@ def under(masks: dict[str, Tensor], tensors: dict[str, Tensor]) -> Any:
 # -- weights -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adagrad"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [("adamw", "32"), ("adamw", "bf16-mixed"), ("sgd", "64"), ("adagrad", "32")],
+)
 @pytest.mark.parametrize("to", [0, 3])
-def test_weights_and_buffers_are_bit_equal_to_those_of_step_k_under_the_mask(to, optimizer):
+def test_weights_and_buffers_are_bit_equal_to_those_of_step_k_under_the_mask(
+    to, optimizer, precision
+):
     masks = []
 
     class Masks(Callback):
@@ -103,13 +118,29 @@ def test_weights_and_buffers_are_bit_equal_to_those_of_step_k_under_the_mask(to,
 
     pruning = PruningCallback(sparsity=0.75, schedule=in_steps, rewind=Rewind(to=to))
     watch = Watch()
-    fit(watch, Masks(), pruning=pruning, model=Normalised(optimizer))
+    fit(watch, Masks(), pruning=pruning, model=Normalised(optimizer), precision=precision)
     for number, step in enumerate(ROUNDS, start=1):
         assert sum(int(mask.sum()) for mask in masks[step].values()) == 640 - number * 160
         assert frozen(watch.starts[step]["tensors"]) == under(
             masks[step], watch.starts[to]["tensors"]
         )
         assert frozen(watch.ends[step]["tensors"]) != frozen(watch.starts[step]["tensors"])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_layers_go_back_as_plain_ones():
+    def run(*, compiled):
+        pruning = PruningCallback(sparsity=0.75, schedule=in_steps, rewind=Rewind(to=3))
+        torch.manual_seed(0)
+        model = Normalised()
+        if compiled:
+            model.net[0].compile(backend="eager")
+            model.net[3] = torch.compile(model.net[3], backend="eager")
+        return fit(pruning=pruning, model=model)
+
+    plain, compiled = run(compiled=False), run(compiled=True)
+    assert list(plain.weights.values()) == list(compiled.weights.values())
+    assert plain.state == compiled.state
 
 
 def test_momentum_learning_rate_and_schedulers_go_back_with_the_weights():
@@ -354,7 +385,7 @@ def test_a_run_with_rounds_resumed_after_any_step_equals_the_uninterrupted_one(r
 @pytest.mark.works_with("Stop and resume", "exactly at a round's end, rounds at the ends of epochs")
 @pytest.mark.parametrize("at", ["last batch", "epoch", "validation"])
 def test_a_round_that_ends_with_an_epoch_resumes_exactly(at, tmp_path):
-    loader = DataLoader(dataset(), batch_size=8)
+    in_order = DataLoader(dataset(), batch_size=8)
 
     def run(*callbacks, **more):
         pruning = PruningCallback(
@@ -364,7 +395,7 @@ def test_a_round_that_ends_with_an_epoch_resumes_exactly(at, tmp_path):
         )
         torch.manual_seed(0)
         model = Normalised(plateau=True)
-        return fit(*callbacks, pruning=pruning, model=model, loader=loader, validate=True, **more)
+        return fit(*callbacks, pruning=pruning, model=model, loader=in_order, validate=True, **more)
 
     whole = run()
     run(Save(tmp_path, at={at}))
@@ -538,3 +569,42 @@ def test_a_layer_that_has_been_added_is_refused():
 
     with pytest.raises(RuntimeError, match=r"others by now: late.bias, late.weight"):
         watched(Rewind(), model=Growing())
+
+
+# -- several processes ---------------------------------------------------------------------------
+
+
+def fit_replicas_in_rounds(folder):
+    pruning = PruningCallback(
+        sparsity=0.75, schedule=MultiStepSchedule(milestones=(0.3, 0.6)), rewind=Rewind(to=1)
+    )
+    model = Net()
+    make_trainer(folder, DDPStrategy(), pruning).fit(model, loader())
+    return *outcome(pruning, model), pruning.state_dict()["rewind"]["tensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+@pytest.mark.works_with("Replicas and shards", "DDP with `Rewind`: the same on all processes")
+def test_replicas_go_back_to_the_same_weights(two, tmp_path):
+    (masks, weights, kept), (other_masks, other_weights, other_kept) = two(
+        fit_replicas_in_rounds, tmp_path
+    )
+    assert_equal(masks, other_masks)
+    assert_equal(weights, other_weights)
+    assert_equal(kept, other_kept)
+    assert_pruned(masks, weights)
+
+
+def fit_shards_in_rounds(folder):
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    pruning = PruningCallback(sparsity=0.75, schedule=OneShotSchedule(), rewind=Rewind())
+    with pytest.raises(ValueError, match="need parameters in one piece with rewind, got 'net"):
+        make_trainer(folder, strategy, pruning).fit(Sharded(), loader())
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+@pytest.mark.works_with("Replicas and shards", "FSDP2 with `Rewind`", refused=True)
+def test_shards_are_refused(two, tmp_path):
+    two(fit_shards_in_rounds, tmp_path)
