@@ -35,7 +35,12 @@ from lightning_prune.schedules import (
 )
 
 if TYPE_CHECKING:
-    from lightning_prune.callbacks import PruningCallback, SparsityCheckpoint, SparsityMonitor
+    from lightning_prune.callbacks import (
+        PruningCallback,
+        Rewind,
+        SparsityCheckpoint,
+        SparsityMonitor,
+    )
 
 __version__ = "0.1.0"
 
@@ -63,6 +68,7 @@ __all__ = [
     "PruningCallback",
     "RandomCriterion",
     "Regrow",
+    "Rewind",
     "Schedule",
     "Sparsity",
     "SparsityCheckpoint",
@@ -76,6 +82,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import Lightning only where a callback is asked for: `Pruner` does without it."""
-    if name in ("PruningCallback", "SparsityCheckpoint", "SparsityMonitor"):
+    if name in ("PruningCallback", "Rewind", "SparsityCheckpoint", "SparsityMonitor"):
         return getattr(import_module("lightning_prune.callbacks"), name)
     raise AttributeError(f"module 'lightning_prune' has no attribute '{name}'")

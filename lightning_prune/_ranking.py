@@ -165,10 +165,14 @@ def _digit_counts(keys: Tensor, shift: int, top: int, known: int | None) -> Tens
 
 def _kth_highest(flat: Tensor, k: int) -> Tensor:
     """Return the ``k``-th highest value (from 1), by whatever is fastest on the device."""
-    rank = flat.numel() - k
-    if flat.device.type == "cpu":
-        return torch.from_numpy(np.partition(flat.numpy(), rank))[rank]
-    return flat.kthvalue(rank + 1).values
+    if flat.device.type != "cpu":
+        return flat.kthvalue(flat.numel() - k + 1).values
+    # What is pruned scores -inf; a partition of many equal values is many times slower.
+    open_to_choice = flat[flat > -math.inf]
+    if k > open_to_choice.numel():
+        return flat.new_tensor(-math.inf)
+    rank = open_to_choice.numel() - k
+    return torch.from_numpy(np.partition(open_to_choice.numpy(), rank))[rank]
 
 
 def _comparable(scores: Tensor) -> Tensor:

@@ -303,6 +303,18 @@ class Pruner:
                     tensor.state = {}
         return is_new
 
+    def mask(self, optimizer: Optimizer) -> None:
+        """Zero pruned weights and the optimizer's statistics of them, if both were written into.
+
+        Args:
+            optimizer: The owner of the tensors.
+        """
+        for tensor in self._owned(self._index(optimizer)):
+            tensor.weights.masked_fill_(~tensor.mask, 0.0)
+            _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
+        if isinstance(optimizer, torch.optim.LBFGS):
+            _forget_directions(optimizer)
+
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.
 
@@ -519,8 +531,7 @@ class Pruner:
                 tensor.weights.masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
         if isinstance(optimizer, torch.optim.LBFGS) and any(changed.values()):
-            for state in optimizer.state.values():  # forget directions that pruned weights had
-                state["n_iter"] = 0
+            _forget_directions(optimizer)
 
     # -- step ------------------------------------------------------------------------------------
 
@@ -580,6 +591,12 @@ def _ownership(optimizer: Optimizer) -> tuple[int, int, int]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     ready = sum(not nn.parameter.is_lazy(p) for p in parameters)
     return len(parameters), sum(p.requires_grad for p in parameters), ready
+
+
+def _forget_directions(optimizer: torch.optim.LBFGS) -> None:
+    """Let LBFGS begin anew, without directions that pruned weights had."""
+    for state in optimizer.state.values():
+        state["n_iter"] = 0
 
 
 def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:

@@ -1,10 +1,12 @@
 """Every config and every example, at small size."""
 
+import gzip
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_prune import cli
@@ -71,3 +73,44 @@ def test_the_benchmark_of_zeros_in_place_runs():
         check=True,
     )
     assert "dense over sparse" in run.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_patterns_runs():
+    run = subprocess.run(
+        [sys.executable, "benchmarks/digits_patterns.py", "--seeds", "1", "--epochs", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "blocks of 4 x 1, 0.9" in run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learnable", [True, False])
+def test_the_benchmark_of_recipes_judges(learnable, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 512), ("t10k", 100)):
+        labels = torch.randint(10, (count,), generator=generator)
+        images = torch.randint(256, (count, 28, 28), generator=generator)
+        if learnable:
+            images = torch.zeros(count, 28, 28)
+            images[torch.arange(count), 2 * labels] = 255
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte.gz", labels)
+    command = ["benchmarks/mnist.py", "--root", str(tmp_path), "--seeds", "1", "--epochs", "10"]
+    command += ["--csv", str(tmp_path / "runs.csv"), "--plot", str(tmp_path / "plot.png")]
+    command += ["--recipes", "dense", "gradual, ERK", "gradual, global", "--sparsities", "0.95"]
+    run = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == (0 if learnable else 1), run.stdout + run.stderr
+    assert ("NO" in run.stdout) != learnable
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 4
+    assert (tmp_path / "plot.png").exists()
+
+
+def write_idx(path, values):
+    header = bytes((0, 0, 8, values.dim())) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+    path.write_bytes(gzip.compress(header + values.to(torch.uint8).numpy().tobytes()))

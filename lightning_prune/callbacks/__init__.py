@@ -3,5 +3,6 @@
 from lightning_prune.callbacks.checkpoint import SparsityCheckpoint
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.callbacks.rewinding import Rewind
 
-__all__ = ["PruningCallback", "SparsityCheckpoint", "SparsityMonitor"]
+__all__ = ["PruningCallback", "Rewind", "SparsityCheckpoint", "SparsityMonitor"]
