@@ -293,7 +293,7 @@ def judge(runs: list[Run]) -> bool:
             recipe.by_hand.get(sparsity, ""),
             ", ".join(f"{bar:.2f}" for bar in bars),
             ("yes" if met else "NO") if bars else "",
-            f"{statistics.mean(r.seconds for r in runs if r[:2] == (name, sparsity)):.1f}",
+            f"{statistics.median(r.seconds for r in runs if r[:2] == (name, sparsity)):.1f}",
         )
     Console(width=140).print(table)
     return all_met
