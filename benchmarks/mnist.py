@@ -323,7 +323,6 @@ def draw(runs: list[Run], path: Path) -> None:
     axes.invert_xaxis()
     axes.set_xticks([1 - sparsity for sparsity in sparsities], map(str, sparsities))
     axes.set_xticks([], minor=True)
-    axes.set_ylim(bottom=88)
     axes.set_xlabel("sparsity")
     axes.set_ylabel("test accuracy, points")
     axes.grid(alpha=0.3)
