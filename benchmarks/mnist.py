@@ -293,7 +293,7 @@ def judge(runs: list[Run]) -> bool:
             recipe.by_hand.get(sparsity, ""),
             ", ".join(f"{bar:.2f}" for bar in bars),
             ("yes" if met else "NO") if bars else "",
-            f"{statistics.mean(r.seconds for r in runs if r[:2] == (name, sparsity)):.1f}",
+            f"{statistics.median(r.seconds for r in runs if r[:2] == (name, sparsity)):.1f}",
         )
     Console(width=140).print(table)
     return all_met
@@ -323,7 +323,6 @@ def draw(runs: list[Run], path: Path) -> None:
     axes.invert_xaxis()
     axes.set_xticks([1 - sparsity for sparsity in sparsities], map(str, sparsities))
     axes.set_xticks([], minor=True)
-    axes.set_ylim(bottom=88)
     axes.set_xlabel("sparsity")
     axes.set_ylabel("test accuracy, points")
     axes.grid(alpha=0.3)
