@@ -26,6 +26,8 @@ from lightning_prune.schedules import (
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks import PruningCallback, SparsityCheckpoint, SparsityMonitor
+    from lightning_prune.oneshot import OneShotReport, prune_once
+    from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ __all__ = [
     "MagnitudeCriterion",
     "MultiStepSchedule",
     "NMPattern",
+    "OneShotReport",
     "OneShotSchedule",
     "Pattern",
     "PolynomialSchedule",
@@ -50,16 +53,29 @@ __all__ = [
     "PruningCallback",
     "RandomCriterion",
     "Schedule",
+    "Sensitivity",
     "Sparsity",
     "SparsityCheckpoint",
     "SparsityMonitor",
     "UniformAllocation",
     "UnstructuredPattern",
+    "measure_sensitivity",
+    "prune_once",
 ]
+
+_ROOMS = {  # of what needs Lightning
+    "PruningCallback": "callbacks",
+    "SparsityCheckpoint": "callbacks",
+    "SparsityMonitor": "callbacks",
+    "OneShotReport": "oneshot",
+    "prune_once": "oneshot",
+    "Sensitivity": "sensitivity",
+    "measure_sensitivity": "sensitivity",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import Lightning only where a callback is asked for: `Pruner` does without it."""
-    if name in ("PruningCallback", "SparsityCheckpoint", "SparsityMonitor"):
-        return getattr(import_module("lightning_prune.callbacks"), name)
+    """Import Lightning only where something needs it: `Pruner` does without."""
+    if name in _ROOMS:
+        return getattr(import_module(f"lightning_prune.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'lightning_prune' has no attribute '{name}'")
