@@ -90,27 +90,23 @@ def validated(
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Give everything in a model the value back that it has now, and the generators theirs.
+    """Give weights, buffers, modes and the random number generators back as they are now.
 
-    That is weights, buffers, gradients and whether each module is in train mode.
+    Gradients are gone, as they are after any validation.
     """
     saved = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
     modes = [(module, module.training) for module in model.modules()]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in gradients:
-        parameter.grad = None
     try:
         with isolate_rng():
             yield
     finally:
-        for name, tensor in _tensors(model).items():
-            if name in saved:
-                with torch.no_grad():
+        with torch.no_grad():
+            for name, tensor in _tensors(model).items():
+                if name in saved:
                     tensor.copy_(saved[name])
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
         for module, mode in modes:
             module.training = mode
+        model.zero_grad()
 
 
 def calibrate(

@@ -65,7 +65,7 @@ def prune_once(
     gathers (overrides `Criterion.observe`) is first shown training batches: ``training_step`` and
     ``backward`` run, but optimizers that change nothing stand in for the model's own. A criterion
     of the weights alone sees no batch. Weights that are not pruned, buffers (so the statistics of
-    batch normalisations), gradients and random number generators are left as they were.
+    batch normalisations) and random number generators are left as they were.
 
     Args:
         trainer: With a `PruningCallback` and one device.

@@ -129,7 +129,7 @@ class Sensitivity:
         from matplotlib.figure import Figure
 
         check_tolerance(tolerance)
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        figure = Figure(figsize=(8, max(4.5, 0.2 * len(self.metrics))), layout="constrained")
         axes = figure.subplots()
         worst = self.dense - tolerance if self.mode == "max" else self.dense + tolerance
         axes.axhspan(self.dense, worst, color="0.9", label=f"within {tolerance:g} of dense")
