@@ -10,11 +10,17 @@ from lightning_prune.allocations import (
     LAMPAllocation,
     UniformAllocation,
 )
-from lightning_prune.criteria import Criterion, MagnitudeCriterion, RandomCriterion
+from lightning_prune.criteria import (
+    Criterion,
+    GradientCriterion,
+    MagnitudeCriterion,
+    RandomCriterion,
+)
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.metrics import Sparsity
 from lightning_prune.patterns import BlockPattern, NMPattern, Pattern, UnstructuredPattern
 from lightning_prune.pruner import Pruner
+from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import (
     CosineSchedule,
     ExponentialSchedule,
@@ -39,6 +45,7 @@ __all__ = [
     "ERKAllocation",
     "ExponentialSchedule",
     "GlobalAllocation",
+    "GradientCriterion",
     "Group",
     "LAMPAllocation",
     "MagnitudeCriterion",
@@ -52,6 +59,7 @@ __all__ = [
     "Pruner",
     "PruningCallback",
     "RandomCriterion",
+    "Regrow",
     "Schedule",
     "Sensitivity",
     "Sparsity",

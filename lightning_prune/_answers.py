@@ -1,6 +1,6 @@
 """Whether the answers to the five questions are good ones, alone and together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightning_prune.allocations import Allocation, ERKAllocation, UniformAllocation
 from lightning_prune.criteria import Criterion
@@ -41,11 +41,9 @@ def default_allocation(pattern: Pattern) -> Allocation:
     return UniformAllocation() if uniform else ERKAllocation()
 
 
-def refuse_shards(
-    name: str, allocation: Allocation, criterion: Criterion, pattern: Pattern
-) -> None:
-    """Raise ValueError, naming the first sharded tensor, if an answer needs whole ones."""
-    for answer in (allocation, criterion, pattern):
+def refuse_shards(name: str, answers: Sequence[Allocation | Criterion | Pattern]) -> None:
+    """Raise ValueError, naming the sharded tensor, if an answer needs whole ones."""
+    for answer in answers:
         if not answer.works_on_shards:
             raise ValueError(
                 f"need whole parameters for {answer}, got the sharded '{name}' (FSDP2 or tensor "

@@ -51,7 +51,12 @@ class Pool:
             return
         scores = [group.scores(score) for group in self.groups]
         for group, atoms, keep in self._kept(scores, target):
-            group.keep(group.choose(atoms, keep))
+            group.keep(group.choose(atoms.ranked(), keep))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is pruned yet."""
+        return all(tensor.kept == tensor.total for group in self.groups for tensor in group.members)
 
     def _is_satisfied(self, target: float) -> bool:
         """Whether no more is kept than due, and nowhere more than the pattern holds."""

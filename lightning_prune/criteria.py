@@ -59,6 +59,20 @@ class MagnitudeCriterion(Criterion):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GradientCriterion(Criterion):
+    r"""Keep what the loss depends on most: :math:`|\partial L / \partial w|` of the present step.
+
+    What RigL grows by: Evci et al., "Rigging the Lottery" (2020), https://arxiv.org/abs/1911.11134.
+    """
+
+    works_on_shards: ClassVar[bool] = True
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return the magnitude of the gradient."""
+        return tensor.gradient.abs()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RandomCriterion(Criterion):
     """Keep weights at random: the baseline that a criterion must beat.
 

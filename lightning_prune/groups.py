@@ -1,7 +1,7 @@
 """What is ranked together: it scores itself and spreads one mask over its members."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,6 +34,7 @@ class PrunedTensor:
 
     Attributes:
         kept: Number of entries of the whole tensor that are not pruned.
+        changes: Number of changes of mask entries, of the whole tensor.
     """
 
     name: str
@@ -48,13 +49,23 @@ class PrunedTensor:
     step: int = 0
     shard: Shard | None = None
     kept: int = field(init=False)
+    changes: int = 0
 
     def __post_init__(self) -> None:
         self.kept = int(total(self.mask.sum(), self.shard))
 
     def prune_to(self, mask: Tensor) -> None:
         """Keep only what is kept already and in ``mask``."""
+        before = self.kept
         self.mask &= mask
+        self.kept = int(total(self.mask.sum(), self.shard))
+        self.changes += before - self.kept
+
+    def regrow_to(self, mask: Tensor) -> None:
+        """Keep what is in ``mask``; what was pruned before grows from 0."""
+        self.weights.masked_fill_(~self.mask, 0.0)
+        self.changes += int(total((self.mask ^ mask).sum(), self.shard))
+        self.mask.copy_(mask)
         self.kept = int(total(self.mask.sum(), self.shard))
 
     @property
@@ -182,16 +193,45 @@ class Group:
             torch.zeros_like(member.output_first(member.mask), dtype=torch.float32)
         )
 
-    def choose(self, atoms: Atoms, keep: int) -> Tensor:
+    def choose(self, ranked: Tensor, keep: int) -> Tensor:
         """Return the bool mask of the atoms that are here and among the ``keep`` best of all."""
-        ranked = atoms.ranked()
         return self.pattern(ranked, _ranking.best_here(ranked, keep, self.shard))
+
+    def exchange(self, share: float, drop: Score, grow: Score) -> None:
+        """Drop a share of the kept atoms and let as many others grow, inside the pattern.
+
+        Args:
+            share: Fraction of the kept atoms, in [0, 1].
+            drop: A criterion's ``score``; its lowest are dropped.
+            grow: A criterion's ``score``; its highest grow. What has just been dropped comes last.
+        """
+        alive = self.alive()
+        kept = int(total(alive.sum(), self.shard))
+        exchanged = min(round(share * kept), self.total - kept)
+        if exchanged == 0:
+            return
+        scores = self.scores(drop).masked_fill(~alive, -math.inf)
+        survivors = self.choose(scores, kept - exchanged)
+        scores = self.scores(grow)
+        scores.masked_fill_(alive & ~survivors, torch.finfo(scores.dtype).min)
+        scores.masked_fill_(survivors, math.inf)
+        protected, allowed = self.pattern.bounds(scores, torch.ones_like(alive), kept)
+        if int(total((survivors | protected).sum(), self.shard)) <= kept:
+            scores.masked_fill_(protected, math.inf)
+        chosen = self.choose(scores.masked_fill_(~allowed & ~survivors, -math.inf), kept)
+        for member, entries in self._entries(chosen):
+            member.regrow_to(entries)
 
     def keep(self, atoms: Tensor) -> None:
         """Set the members' masks from a bool mask of the atoms; what is pruned stays pruned."""
+        for member, entries in self._entries(atoms):
+            member.prune_to(entries)
+
+    def _entries(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
+        """Yield each member with its part of a bool mask of the atoms."""
         for member in self.members:
-            entries = self.pattern.to_entries(atoms, tuple(member.output_first(member.mask).shape))
-            member.prune_to(member.output_first(entries))
+            shape = tuple(member.output_first(member.mask).shape)
+            yield member, member.output_first(self.pattern.to_entries(atoms, shape))
 
     def _member_scores(self, member: PrunedTensor, score: Score) -> Tensor:
         scores = local(score(member, member.state))

@@ -25,6 +25,7 @@ from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.patterns import Pattern, UnstructuredPattern
+from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
 from lightning_prune.selection import Selection, as_yaml, named_parameters, select
 
@@ -43,6 +44,7 @@ class Pruner:
         criterion: Which; `MagnitudeCriterion` by default.
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay so.
+        regrow: Whether and how what is dropped grows back elsewhere (RigL, SET); None for never.
 
     Raises:
         ValueError: If an argument is out of range, or two of them clash.
@@ -70,6 +72,7 @@ class Pruner:
         criterion: Criterion | None = None,
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
+        regrow: Regrow | None = None,
     ) -> None:
         self.pattern = pattern or UnstructuredPattern()
         self.targets = checked_targets(sparsity)
@@ -77,6 +80,7 @@ class Pruner:
         self.allocation = allocation or default_allocation(self.pattern)
         self.criterion = criterion or MagnitudeCriterion()
         self.keep_zeros = keep_zeros
+        self.regrow = regrow
         refuse_clashes(self.allocation, self.criterion, self.pattern)
         for target in self.targets.values():
             if target is not None:
@@ -94,6 +98,7 @@ class Pruner:
         self._in_step: set[int] = set()
         self._served: dict[int, float] = {}  # last due point since attach(), by optimizer
         self._due: dict[int, float] = {}  # the same, a restored state's included
+        self._regrown: dict[int, float] = {}  # last due point of regrow, as _due
         self._ownership: dict[int, tuple[int, int, int]] = {}
         self._hooks: list[RemovableHandle] = []
         self._pending: dict[str, Any] | None = None  # what the next attach() restores
@@ -188,15 +193,18 @@ class Pruner:
         optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
         clocks = clocks or partial(planned_clock, steps=steps, steps_per_epoch=steps_per_epoch)
         clock = clocks(self.schedule)
+        regrow_clock = clocks(self.regrow.schedule) if self.regrow else None
         selection = self._fitting_selection(model, optimizers)
         if not selection.tensors and not selection.waiting:
             raise ValueError(_nothing_to_prune(selection.dense))
         if self._loaded is not None:
             refuse_foreign_masks(self._loaded, model)
-        loaded = self._loaded or {"steps": [], "due": {}}
+        loaded = self._loaded or {"steps": [], "due": {}, "regrown": {}}
         steps_done = list(loaded["steps"])
         self._due = {int(index): point for index, point in loaded["due"].items()}
-        self._optimizers, self._clock, self._uncounted = optimizers, clock, uncounted
+        self._regrown = {int(index): point for index, point in loaded["regrown"].items()}
+        self._optimizers, self._uncounted = optimizers, uncounted
+        self._clock, self._regrow_clock = clock, regrow_clock
         self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
         self._in_step, self._served, self._ownership = set(), {}, {}
         self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
@@ -258,12 +266,22 @@ class Pruner:
             Whether a due point was passed since the last update.
         """
         index = self._index(optimizer)
-        point = self.schedule.last_due(self._clock(self._steps[index]))
-        if point is None or point == self._served.get(index):
+        pruning, regrowing = self._pruning_point(index), self._regrowing_point(index)
+        if pruning is None and regrowing is None:
             return False
-        is_new = point != self._due.get(index)  # else it was served before the resume
-        self._served[index] = self._due[index] = point
-        self._update(index, is_new=is_new)
+        for tensor in self._owned(index):
+            tensor.changes = 0
+        is_new = regrowing is not None
+        if pruning is not None:
+            is_new |= pruning != self._due.get(index)  # else it was served before the resume
+            self._served[index] = self._due[index] = pruning
+            self._prune(index, self.schedule(pruning))
+        if self.regrow is not None and regrowing is not None:
+            self._regrown[index] = regrowing
+            for group in self._groups(index):
+                share = self.regrow.share_at(regrowing)
+                group.exchange(share, self.criterion.score, self.regrow.criterion.score)
+        self._clean_up(index, is_new=is_new)
         return is_new
 
     def mask_copy(self, model: nn.Module) -> None:
@@ -337,6 +355,7 @@ class Pruner:
         return {
             "steps": self.steps,
             "due": {str(index): point for index, point in self._due.items()},
+            "regrown": {str(index): point for index, point in self._regrown.items()},
             "masks": waiting["masks"] | masks,
             "shapes": waiting["shapes"] | shapes,
             "criterion": type(self.criterion).__name__,
@@ -345,7 +364,9 @@ class Pruner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state that the next `attach` restores; the recipe remains that of this object."""
-        missing = {"steps", "due", "masks", "shapes", "criterion", "observed"} - set(state)
+        missing = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"} - set(
+            state
+        )
         if missing:
             raise ValueError(f"need the state of a Pruner, got one without {sorted(missing)}")
         if self._model is not None:
@@ -360,9 +381,16 @@ class Pruner:
         reshard(model)
         selection = select(model, optimizers, self.targets)
         misfits: dict[str, str] = {}
+        answers: list[Allocation | Criterion | Pattern] = [
+            self.allocation,
+            self.criterion,
+            self.pattern,
+        ]
+        if self.regrow:
+            answers += [self.regrow.criterion, self.regrow.first or self.criterion]
         for tensor in selection.tensors:
             if tensor.shard is not None:
-                refuse_shards(tensor.name, self.allocation, self.criterion, self.pattern)
+                refuse_shards(tensor.name, answers)
             try:
                 self.pattern.check_shape(tensor.shape)
             except ValueError as error:
@@ -425,17 +453,28 @@ class Pruner:
 
     # -- update ----------------------------------------------------------------------------------
 
-    def _update(self, index: int, *, is_new: bool) -> None:
-        """Bring the masks of an optimizer's tensors to what is due, and clean up behind them."""
-        before = {tensor.name: tensor.kept for tensor in self._owned(index)}
-        share = self.schedule(self._served[index])
+    def _pruning_point(self, index: int) -> float | None:
+        """Return the due point that has not been served since attach(), if there is one."""
+        point = self.schedule.last_due(self._clock(self._steps[index]))
+        return None if point == self._served.get(index) else point
+
+    def _regrowing_point(self, index: int) -> float | None:
+        if self.regrow is None or self._regrow_clock is None:
+            return None
+        point = self.regrow.schedule.last_due(self._regrow_clock(self._steps[index]))
+        return None if point == self._regrown.get(index) else point
+
+    def _prune(self, index: int, share: float) -> None:
+        """Bring an optimizer's pools to a share of their final sparsity."""
+        first = self.regrow.first if self.regrow else None
         for pool in self._pools:
             if pool.optimizer == index:
-                pool.prune(pool.sparsity * share, self.criterion.score)
-        changed = {
-            tensor.name: (before[tensor.name] - tensor.kept) / tensor.total
-            for tensor in self._owned(index)
-        }
+                criterion = first if first and pool.is_dense else self.criterion
+                pool.prune(pool.sparsity * share, criterion.score)
+
+    def _clean_up(self, index: int, *, is_new: bool) -> None:
+        """Empty what newly pruned weights have left behind, and note what has changed."""
+        changed = {t.name: t.changes / t.total for t in self._owned(index)}
         if is_new or any(changed.values()):
             self.updates += 1
             self.changed = changed
@@ -476,6 +515,9 @@ class Pruner:
 
     def _owned(self, index: int) -> Iterator[PrunedTensor]:
         return (tensor for tensor in self.tensors if tensor.optimizer == index)
+
+    def _groups(self, index: int) -> Iterator[Group]:
+        return (g for pool in self._pools if pool.optimizer == index for g in pool.groups)
 
     def _index(self, optimizer: Optimizer) -> int:
         for index, known in enumerate(self._optimizers):

@@ -19,6 +19,7 @@ FLOORS = {
     "criteria": 1,
     "pruner": 2,
     "_pools": 2,
+    "regrowth": 2,
     "_answers": 2,
     "_state": 2,
     "metrics": 2,

@@ -11,15 +11,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune import (
     BlockPattern,
+    CosineSchedule,
     Criterion,
     ERKAllocation,
     GlobalAllocation,
+    GradientCriterion,
     LAMPAllocation,
     MagnitudeCriterion,
     NMPattern,
     OneShotSchedule,
     Pruner,
     RandomCriterion,
+    Regrow,
     Sparsity,
     UniformAllocation,
     UnstructuredPattern,
@@ -28,6 +31,7 @@ from lightning_prune._distributed import local
 from lightning_prune._state import unpacked
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+SECTION = "Replicas and shards"
 RECIPES = list(
     itertools.product(
         (UniformAllocation(), ERKAllocation(), GlobalAllocation()),
@@ -119,7 +123,7 @@ def assert_same(recipes, ones, others):
 
 
 SHOWS = pytest.mark.works_with(
-    "Replicas and shards", "FSDP2, tensor parallelism, both, hybrid: the masks of one process"
+    SECTION, "FSDP2, tensor parallelism, both, hybrid: the masks of one process"
 )
 
 
@@ -139,6 +143,36 @@ def test_four_processes_choose_the_masks_of_one(layout, four):
         assert_same(RECIPES, whole, masks)
 
 
+def regrown(layout):
+    """Return the masks after five steps of RigL and five of SET."""
+    masks = []
+    for criterion in (GradientCriterion(), RandomCriterion()):
+        net = layout(make_net())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        exchange = CosineSchedule(begin=1, end=5, every=1, unit="step")
+        pruner = Pruner(
+            sparsity=0.8,
+            schedule=OneShotSchedule(end=0),
+            regrow=Regrow(criterion=criterion, schedule=exchange),
+        )
+        pruner.attach(net, optimizer, steps=5)
+        for step in range(5):
+            for parameter in net.parameters():
+                parameter.grad = (parameter.detach() * 7 + step).sin()
+            pruner.before_step(optimizer)
+            optimizer.step()
+        masks.append(masks_of(pruner))
+    return masks
+
+
+@pytest.mark.works_with(SECTION, "RigL and SET on shards: the masks of one process")
+@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), ("four", by_both)])
+def test_shards_regrow_the_masks_of_one_process(world, layout, request):
+    whole = regrown(lambda net: net)
+    for masks in request.getfixturevalue(world)(regrown, layout):
+        assert_same(["RigL", "SET"], whole, masks)
+
+
 FURTHER = (GlobalAllocation(), MagnitudeCriterion(), 0.9)
 
 
@@ -146,7 +180,7 @@ def masks_after(state, layout):
     return masks_of(pruned_once(layout(make_net()), *FURTHER, state))
 
 
-@pytest.mark.works_with("Replicas and shards", "Resume on another number of processes")
+@pytest.mark.works_with(SECTION, "Resume on another number of processes")
 def test_masks_go_on_from_any_number_of_processes(two, four):
     first = (UniformAllocation(), RandomCriterion(), 0.5)
     state = pruned_once(make_net(), *first).state_dict()
@@ -186,7 +220,7 @@ def largest_while_ranking(allocation):
     return sizes.largest, max(p.to_local().numel() for p in net.parameters())
 
 
-@pytest.mark.works_with("Replicas and shards", "No process holds more of a weight than its shard")
+@pytest.mark.works_with(SECTION, "No process holds more of a weight than its shard")
 @pytest.mark.parametrize("allocation", [UniformAllocation(), GlobalAllocation(), ERKAllocation()])
 def test_nothing_larger_than_a_shard_is_made_while_ranking(allocation, two):
     for largest, shard in two(largest_while_ranking, allocation):
@@ -211,7 +245,7 @@ class GatheringCriterion(Criterion):
 
 
 @pytest.mark.works_with(
-    "Replicas and shards",
+    SECTION,
     "LAMP, N:M, blocks, per row, a criterion that gathers: on shards",
     refused=True,
 )
@@ -255,9 +289,7 @@ def seen_of_masks(layout):
     return whole, pruner.sparsity, metric.compute()
 
 
-@pytest.mark.works_with(
-    "Replicas and shards", "`masks`, `sparsity` and `Sparsity` speak of the whole"
-)
+@pytest.mark.works_with(SECTION, "`masks`, `sparsity` and `Sparsity` speak of the whole")
 def test_masks_are_sharded_as_the_parameters_and_counted_whole(two):
     pruner = pruned_once(make_net(), *FURTHER)
     for masks, sparsity, audited in two(seen_of_masks, by_fsdp):

@@ -18,6 +18,7 @@ from lightning_prune.callbacks._clock import trainer_clock
 from lightning_prune.criteria import Criterion
 from lightning_prune.patterns import Pattern
 from lightning_prune.pruner import Pruner
+from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import Schedule
 
 
@@ -36,6 +37,7 @@ class PruningCallback(Callback):
         criterion: Which; `MagnitudeCriterion` by default.
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay so.
+        regrow: Whether and how what is dropped grows back elsewhere (RigL, SET); null for never.
 
     Raises:
         ValueError: If an argument is out of range, or two of them clash.
@@ -55,6 +57,7 @@ class PruningCallback(Callback):
         criterion: Criterion | None = None,
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
+        regrow: Regrow | None = None,
     ) -> None:
         self.pruner = Pruner(
             sparsity=sparsity,
@@ -63,6 +66,7 @@ class PruningCallback(Callback):
             criterion=criterion,
             pattern=pattern,
             keep_zeros=keep_zeros,
+            regrow=regrow,
         )
         # What the next training starts from; empty if afresh, None once it has begun.
         self._restored: dict[str, Any] | None = None

@@ -33,6 +33,7 @@ from lightning_prune import (
     PolynomialSchedule,
     PruningCallback,
     RandomCriterion,
+    Regrow,
     SparsityMonitor,
     UniformAllocation,
     UnstructuredPattern,
@@ -261,6 +262,16 @@ def recipes(draw: Any) -> tuple[dict[str, Any], int]:
             st.sampled_from([MagnitudeCriterion(), RandomCriterion(seed=3), SaliencySum()])
         ),
         "pattern": pattern,
+        "regrow": draw(
+            st.sampled_from(
+                [
+                    None,
+                    Regrow(schedule=CosineSchedule(**ramp)),
+                    Regrow(schedule=CosineSchedule(**ramp), criterion=RandomCriterion()),
+                    Regrow(schedule=PolynomialSchedule(**ramp), share=1.0, first=None),
+                ]
+            )
+        ),
     }
     return recipe, accumulate
 
