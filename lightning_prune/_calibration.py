@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.pruning import PruningCallback, _will_be_skipped
-from lightning_prune.criteria import Criterion
+from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.criteria import Criterion, MagnitudeCriterion, RandomCriterion
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules import OneShotSchedule
 
@@ -49,9 +49,14 @@ def recipe_of(trainer: Trainer) -> PruningCallback:
     )
 
 
-def needs_batches(criterion: Criterion) -> bool:
-    """Whether scores depend on anything but the weights: on what `Criterion.observe` gathers."""
+def gathers(criterion: Criterion) -> bool:
+    """Whether it overrides `Criterion.observe`."""
     return type(criterion).observe is not Criterion.observe
+
+
+def needs_batches(criterion: Criterion) -> bool:
+    """Whether scores may depend on anything but the weights: what it gathers, or gradients."""
+    return gathers(criterion) or not isinstance(criterion, MagnitudeCriterion | RandomCriterion)
 
 
 def check_batches(batches: int) -> None:
@@ -124,7 +129,8 @@ def calibrate(
         trainer: Whose `PruningCallback`, device, precision and plan of training are taken.
         model: Left as it was, but for what ``then`` has pruned.
         datamodule: Where training batches come from; by default from the model.
-        batches: How many, if the criterion needs any.
+        batches: How many, if the criterion needs any. One that gathers nothing scores by the mean
+            gradient of all of them (of the last, under manual optimization).
         train_mode: Whether modules are in train mode meanwhile; else in eval mode.
         then: What is done when the criterion has seen them, with gradients still there.
 
@@ -132,8 +138,8 @@ def calibrate(
         The engine, detached.
     """
     recipe = recipe_of(trainer).pruner
-    pruner = Pruner(
-        sparsity=recipe.targets,
+    callback = PruningCallback(
+        sparsity=dict(recipe.targets),
         schedule=OneShotSchedule(end=1.0),
         allocation=recipe.allocation,
         criterion=recipe.criterion,
@@ -141,17 +147,23 @@ def calibrate(
         keep_zeros=recipe.keep_zeros,
     )
     shown = batches if needs_batches(recipe.criterion) else 0
+    at_once = not gathers(recipe.criterion) and model.automatic_optimization
     try:
         with unchanged(model), quiet(*_EXPECTED):
             model.train(train_mode)
-            fitting = _trainer_like(trainer, shown, _Calibration(pruner, shown, then))
+            fitting = _trainer_like(
+                trainer,
+                _Calibration(callback, shown, then),
+                max_steps=max(trainer.max_steps, shown, 1) if trainer.max_steps > 0 else -1,
+                accumulate_grad_batches=max(shown, 1) if at_once else 1,
+            )
             fitting.fit(model, datamodule=datamodule)
     finally:
         model.trainer = trainer
         if datamodule is not None:
             datamodule.trainer = trainer
-    pruner.mask_copy(model)
-    return pruner
+    callback.pruner.mask_copy(model)
+    return callback.pruner
 
 
 class HoldingOptimizer(Optimizer):
@@ -175,8 +187,9 @@ class HoldingOptimizer(Optimizer):
 class _Calibration(Callback):
     """Lets the engine observe some batches of a fit and ends it."""
 
-    def __init__(self, pruner: Pruner, batches: int, then: Conclusion) -> None:
-        self.pruner = pruner
+    def __init__(self, callback: PruningCallback, batches: int, then: Conclusion) -> None:
+        self.callback = callback
+        self.pruner = callback.pruner
         self.batches = batches
         self.then = then
         self.seen = 0
@@ -193,7 +206,7 @@ class _Calibration(Callback):
             pl_module,
             trainer.optimizers,
             clocks=lambda schedule: lambda done: float(self.concluded),
-            uncounted=lambda optimizer: _will_be_skipped(trainer, optimizer),
+            uncounted=lambda optimizer: True,  # those that a gradient scaler skips
         )
         if self.batches == 0:
             self._conclude(trainer)
@@ -202,8 +215,7 @@ class _Calibration(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the criterion observe."""
-        if not _will_be_skipped(trainer, optimizer):
-            self.pruner.before_step(optimizer)
+        self.callback.on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self,
@@ -239,7 +251,7 @@ class _Calibration(Callback):
         trainer.should_stop = True
 
 
-def _trainer_like(trainer: Trainer, batches: int, callback: Callback) -> Trainer:
+def _trainer_like(trainer: Trainer, callback: Callback, **arguments: Any) -> Trainer:
     """Return a Trainer that fits where and as precisely as the given one, and plans as long."""
     device = trainer.strategy.root_device
     return Trainer(
@@ -247,7 +259,6 @@ def _trainer_like(trainer: Trainer, batches: int, callback: Callback) -> Trainer
         devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
         precision=trainer.precision,
         max_epochs=trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1,
-        max_steps=max(trainer.max_steps, batches, 1) if trainer.max_steps > 0 else -1,
         limit_train_batches=trainer.limit_train_batches,
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -256,6 +267,7 @@ def _trainer_like(trainer: Trainer, batches: int, callback: Callback) -> Trainer
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
+        **arguments,
     )
 
 

@@ -63,8 +63,8 @@ class PruneTrainer(Trainer):
             output: The checkpoint to write: by default beside the other, with '-pruned' in its
                 name. 'test --ckpt_path' tests it and 'fit --ckpt_path' trains on, sparse, from
                 step 0.
-            batches: Number of training batches shown to a criterion that gathers something, such as
-                gradients; no weight changes. Magnitudes need none.
+            batches: Number of training batches that the criterion is shown, if it needs more than
+                the weights, such as gradients; no weight changes.
             train_mode: Whether these run in train mode, for a training_step that needs it.
         """
         from lightning_prune.oneshot import prune_once
@@ -111,8 +111,8 @@ class PruneTrainer(Trainer):
             sparsities: The sparsities to try, in (0, 1], rising.
             tolerance: By how much the metric may be worse than that of the dense model, in its own
                 unit, for the sparsities that are written out.
-            batches: Number of training batches shown to a criterion that gathers something, such as
-                gradients; no weight changes. Magnitudes need none.
+            batches: Number of training batches that the criterion is shown, if it needs more than
+                the weights, such as gradients; no weight changes.
             train_mode: Whether these run in train mode, for a training_step that needs it.
             output: The folder to write sensitivity.csv, sensitivity.yaml and sensitivity.png to.
             plot: Whether to draw sensitivity.png, which needs matplotlib.

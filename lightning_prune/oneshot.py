@@ -61,11 +61,11 @@ def prune_once(
 ) -> OneShotReport:
     """Prune a trained model in one update, without training, and validate it before and after.
 
-    The recipe is that of the Trainer's `PruningCallback`; its schedule is ignored. A criterion that
-    gathers (overrides `Criterion.observe`) is first shown training batches: ``training_step`` and
-    ``backward`` run, but optimizers that change nothing stand in for the model's own. A criterion
-    of the weights alone sees no batch. Weights that are not pruned, buffers (so the statistics of
-    batch normalisations) and random number generators are left as they were.
+    The recipe is that of the Trainer's `PruningCallback`; its schedule is ignored. The criterion is
+    first shown training batches: ``training_step`` and ``backward`` run, but optimizers that change
+    nothing stand in for the model's own. `MagnitudeCriterion` and `RandomCriterion` need none and
+    see none. Weights that are not pruned, buffers (so the statistics of batch normalisations) and
+    random number generators are left as they were.
 
     Args:
         trainer: With a `PruningCallback` and one device.
@@ -75,7 +75,9 @@ def prune_once(
         output: Where to write a checkpoint of the pruned model. The plain model loads it, and
             ``fit`` with it as ``ckpt_path`` begins a new training (from step 0, with new
             optimizers) that holds these zeros. By default none is written.
-        batches: Number of training batches that a criterion that gathers is shown.
+        batches: Number of training batches that the criterion is shown, at most those of an epoch.
+            One that gathers nothing scores by the mean gradient of all of them (of the last, under
+            manual optimization).
         train_mode: Whether modules are in train mode then, for a ``training_step`` that needs it;
             by default they are in eval mode, as when validated, so without dropout.
 

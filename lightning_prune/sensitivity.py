@@ -209,8 +209,7 @@ def measure_sensitivity(
         mode: Whether ``"max"`` or ``"min"`` of it is good.
         ckpt_path: The checkpoint with the weights; by default those of the model as it is.
         sparsities: The grid, in (0, 1], rising.
-        batches: Number of training batches that a criterion that gathers is shown, as by
-            `prune_once`.
+        batches: Number of training batches that the criterion is shown, as by `prune_once`.
         train_mode: Whether modules are in train mode then.
 
     Returns:
@@ -237,6 +236,7 @@ def measure_sensitivity(
 
     def keep_scores(pruner: Pruner, optimizers: Any) -> None:
         for group in pruner.groups:
+            group.scores(recipe.criterion.score)  # refuses what is not finite
             for tensor in group.members:
                 score = recipe.criterion.score(tensor, tensor.state)
                 scores[tensor.name] = score.detach().to("cpu", copy=True)

@@ -29,6 +29,12 @@ class WeightTimesGradient(Criterion):
         return state["sum"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gradient(Criterion):
+    def score(self, tensor, state):
+        return tensor.gradient.abs()
+
+
 class Model(LightningModule):
     def __init__(self):
         super().__init__()
@@ -155,6 +161,19 @@ def test_scores_are_those_of_a_plain_loop_in_eval_mode():
     report = prune_once(trainer_with(callback), model, batches=3)
     for name, mask in report.pruner.masks.items():
         assert torch.equal(mask, scores[name] >= threshold)
+
+
+def test_a_criterion_that_gathers_nothing_sees_the_gradient_of_all_batches():
+    model = Model()
+    model.eval()
+    for images, labels in list(model.train_dataloader())[:3]:
+        nn.functional.cross_entropy(model.net(images), labels).backward()
+    scores = model.net[0].weight.grad.abs()
+    mask = scores >= scores.flatten().sort().values[64]
+    model.zero_grad()
+    callback = PruningCallback(sparsity=0.5, criterion=Gradient(), allocation=UniformAllocation())
+    report = prune_once(trainer_with(callback), model, batches=3)
+    assert torch.equal(report.pruner.masks["net.0.weight"], mask)
 
 
 def test_the_weights_of_each_optimizer_have_their_own_budget():

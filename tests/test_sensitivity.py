@@ -18,7 +18,14 @@ from lightning_prune import (
     measure_sensitivity,
 )
 from lightning_prune.sensitivity import check_plot
-from tests.test_oneshot import Model, WeightTimesGradient, hooks_of, state_of, trainer_with
+from tests.test_oneshot import (
+    Gradient,
+    Model,
+    WeightTimesGradient,
+    hooks_of,
+    state_of,
+    trainer_with,
+)
 
 
 class Sums(LightningModule):
@@ -78,7 +85,7 @@ class Forgetful(WeightTimesGradient):
     forgets: ClassVar[bool] = True
 
 
-@pytest.mark.parametrize("criterion", [None, WeightTimesGradient(), Forgetful()])
+@pytest.mark.parametrize("criterion", [None, WeightTimesGradient(), Forgetful(), Gradient()])
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_the_model_is_unchanged(criterion, train_mode):
     model = Model()
