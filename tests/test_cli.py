@@ -195,6 +195,7 @@ def files(folder):
     }
 
 
+@pytest.mark.slow
 def test_prune_writes_a_checkpoint_that_test_and_fit_take(main, folder, checkpoint, capsys):
     before = files(folder)
     main(["prune", "--config", "recipe.yaml", "--ckpt_path", "dense.ckpt"])
@@ -213,6 +214,7 @@ def test_prune_writes_a_checkpoint_that_test_and_fit_take(main, folder, checkpoi
     assert torch.equal(trained["state_dict"]["net.weight"] == 0, weight == 0)
 
 
+@pytest.mark.slow
 def test_sensitivity_writes_what_a_config_takes(main, folder, checkpoint, capsys):
     before, state = files(folder), checkpoint.read_bytes()
     arguments = ["--ckpt_path", "dense.ckpt", "--monitor", "val_acc", "--mode", "max"]
