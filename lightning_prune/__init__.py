@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         SparsityCheckpoint,
         SparsityMonitor,
     )
+    from lightning_prune.oneshot import OneShotReport, prune_once
+    from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,7 @@ __all__ = [
     "MovementCriterion",
     "MultiStepSchedule",
     "NMPattern",
+    "OneShotReport",
     "OneShotSchedule",
     "Pattern",
     "PolynomialSchedule",
@@ -70,6 +73,7 @@ __all__ = [
     "Regrow",
     "Rewind",
     "Schedule",
+    "Sensitivity",
     "Sparsity",
     "SparsityCheckpoint",
     "SparsityMonitor",
@@ -77,11 +81,24 @@ __all__ = [
     "UniformAllocation",
     "UnstructuredPattern",
     "WandaCriterion",
+    "measure_sensitivity",
+    "prune_once",
 ]
+
+_ROOMS = {  # of what needs Lightning
+    "PruningCallback": "callbacks",
+    "Rewind": "callbacks",
+    "SparsityCheckpoint": "callbacks",
+    "SparsityMonitor": "callbacks",
+    "OneShotReport": "oneshot",
+    "prune_once": "oneshot",
+    "Sensitivity": "sensitivity",
+    "measure_sensitivity": "sensitivity",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import Lightning only where a callback is asked for: `Pruner` does without it."""
-    if name in ("PruningCallback", "Rewind", "SparsityCheckpoint", "SparsityMonitor"):
-        return getattr(import_module("lightning_prune.callbacks"), name)
+    """Import Lightning only where something needs it: `Pruner` does without."""
+    if name in _ROOMS:
+        return getattr(import_module(f"lightning_prune.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'lightning_prune' has no attribute '{name}'")

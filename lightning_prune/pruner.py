@@ -117,6 +117,11 @@ class Pruner:
         return self._selection.tensors
 
     @property
+    def groups(self) -> tuple[Group, ...]:
+        """What is ranked together, pool by pool."""
+        return tuple(group for pool in self._pools for group in pool.groups)
+
+    @property
     def dense(self) -> Mapping[str, str]:
         """Why each other parameter stays dense, by name."""
         return self._selection.dense

@@ -27,6 +27,9 @@ FLOORS = {
     "_tables": 2,
     "_cli_errors": 2,
     "callbacks": 3,
+    "_calibration": 3,
+    "oneshot": 3,
+    "sensitivity": 3,
     "cli": 3,
 }
 
