@@ -25,7 +25,12 @@ from lightning_prune.schedules import (
 )
 
 if TYPE_CHECKING:
-    from lightning_prune.callbacks import PruningCallback, SparsityCheckpoint, SparsityMonitor
+    from lightning_prune.callbacks import (
+        DistillationCallback,
+        PruningCallback,
+        SparsityCheckpoint,
+        SparsityMonitor,
+    )
 
 __version__ = "0.1.0"
 
@@ -34,6 +39,7 @@ __all__ = [
     "BlockPattern",
     "CosineSchedule",
     "Criterion",
+    "DistillationCallback",
     "ERKAllocation",
     "ExponentialSchedule",
     "GlobalAllocation",
@@ -60,6 +66,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import Lightning only where a callback is asked for: `Pruner` does without it."""
-    if name in ("PruningCallback", "SparsityCheckpoint", "SparsityMonitor"):
+    if name in (
+        "DistillationCallback",
+        "PruningCallback",
+        "SparsityCheckpoint",
+        "SparsityMonitor",
+    ):
         return getattr(import_module("lightning_prune.callbacks"), name)
     raise AttributeError(f"module 'lightning_prune' has no attribute '{name}'")

@@ -1,7 +1,8 @@
 """The Lightning floor: one callback a file."""
 
 from lightning_prune.callbacks.checkpoint import SparsityCheckpoint
+from lightning_prune.callbacks.distillation import DistillationCallback
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.pruning import PruningCallback
 
-__all__ = ["PruningCallback", "SparsityCheckpoint", "SparsityMonitor"]
+__all__ = ["DistillationCallback", "PruningCallback", "SparsityCheckpoint", "SparsityMonitor"]
