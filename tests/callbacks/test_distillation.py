@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from lightning_prune import DistillationCallback, PruningCallback, cli
 from tests.callbacks.conftest import Classifier
@@ -382,17 +383,18 @@ def test_scaled_gradients_are_those_of_both_losses(teacher, make_trainer, loader
 
 def test_bf16_true_teaches_in_its_precision(teacher, make_trainer, loader):
     model = make()
-    make_trainer(DistillationCallback(teacher, output="net"), precision="bf16-true").fit(
-        model, [(x.bfloat16(), y) for x, y in loader]
-    )
+    distillation = DistillationCallback(teacher, output="net")
+    make_trainer(distillation, precision="bf16-true").fit(model, loader)
+    assert {p.dtype for p in distillation._model.parameters()} == {torch.bfloat16}
     assert model.net[0].weight.isfinite().all()
 
 
 def fit_replica(folder, teacher):
     model = Net()
     distillation = DistillationCallback(teacher, output="net", features=["net.0"])
-    trainer = make_trainer(folder, DDPStrategy(), PruningCallback(), distillation)
-    trainer.fit(model, shared_loader())
+    data = shared_loader().dataset
+    shared = DataLoader(data, batch_size=8, sampler=DistributedSampler(data, shuffle=False))
+    make_trainer(folder, DDPStrategy(), distillation).fit(model, shared)
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
@@ -404,13 +406,10 @@ def test_replicas_are_taught_alike_and_as_one_process_with_their_batches(two, tm
     assert_equal(one, other)
     model = Net()
     distillation = DistillationCallback(tmp_path / "teacher.pt", output="net", features=["net.0"])
-    data = shared_loader().dataset.tensors
-    batches = [
-        tuple(torch.cat([part[rank::2][i * 8 : i * 8 + 8] for rank in range(2)]) for part in data)
-        for i in range(4)
-    ]
-    trainer = make_trainer(tmp_path, "auto", PruningCallback(), distillation)
-    trainer.fit(model, batches)
+    halves = torch.arange(64).reshape(-1, 2).T  # what each process is given
+    order = torch.cat([half.reshape(4, 8) for half in halves], dim=1).flatten().tolist()
+    batches = DataLoader(Subset(shared_loader().dataset, order), batch_size=16)
+    make_trainer(tmp_path, "auto", distillation).fit(model, batches)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, one[name], rtol=1e-3, atol=1e-4)
 
