@@ -36,6 +36,7 @@ from lightning_prune.schedules import (
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks import (
+        DistillationCallback,
         PruningCallback,
         Rewind,
         SparsityCheckpoint,
@@ -51,6 +52,7 @@ __all__ = [
     "BlockPattern",
     "CosineSchedule",
     "Criterion",
+    "DistillationCallback",
     "ERKAllocation",
     "ExponentialSchedule",
     "FisherCriterion",
@@ -86,6 +88,7 @@ __all__ = [
 ]
 
 _ROOMS = {  # of what needs Lightning
+    "DistillationCallback": "callbacks",
     "PruningCallback": "callbacks",
     "Rewind": "callbacks",
     "SparsityCheckpoint": "callbacks",

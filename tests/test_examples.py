@@ -105,6 +105,19 @@ def test_the_benchmark_of_zeros_in_place_runs():
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_distillation_runs():
+    run = subprocess.run(
+        [sys.executable, "benchmarks/distillation.py", "--seeds", "1", "--epochs", "2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "gain over alone" in run.stdout, run.stderr
+    assert run.returncode == 0
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_patterns_runs():
     run = subprocess.run(
         [sys.executable, "benchmarks/digits_patterns.py", "--seeds", "1", "--epochs", "1"],
