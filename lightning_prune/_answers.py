@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from lightning_prune.allocations import Allocation, ERKAllocation, UniformAllocation
 from lightning_prune.criteria import Criterion
+from lightning_prune.groups import PrunedTensor
 from lightning_prune.patterns import NMPattern, Pattern
+from lightning_prune.selection import as_yaml
 
+Answer = Allocation | Criterion | Pattern
 SparsityTargets = float | Mapping[str, float | None]
 
 
@@ -41,7 +46,7 @@ def default_allocation(pattern: Pattern) -> Allocation:
     return UniformAllocation() if uniform else ERKAllocation()
 
 
-def refuse_shards(name: str, answers: Sequence[Allocation | Criterion | Pattern]) -> None:
+def refuse_shards(name: str, answers: Sequence[Answer]) -> None:
     """Raise ValueError, naming the sharded tensor, if an answer needs whole ones."""
     for answer in answers:
         if not answer.works_on_shards:
@@ -51,6 +56,38 @@ def refuse_shards(name: str, answers: Sequence[Allocation | Criterion | Pattern]
                 "with MagnitudeCriterion, RandomCriterion or GradientCriterion and "
                 "UnstructuredPattern()"
             )
+
+
+def refuse_misfits(
+    tensors: Sequence[PrunedTensor],
+    model: nn.Module,
+    targets: Mapping[str, float | None],
+    criterion: Criterion,
+    pattern: Pattern,
+) -> None:
+    """Raise ValueError, naming all tensors that do not fit and the lines that leave them dense."""
+
+    def misfit(tensor: PrunedTensor) -> str | None:
+        try:
+            pattern.check_shape(tensor.shape)
+            criterion.check_tensor(tensor, model)
+        except ValueError as error:
+            return f"{error} in '{tensor.name}' of shape {tensor.shape}"
+        return None
+
+    misfits = {tensor.name: why for tensor in tensors if (why := misfit(tensor))}
+    if misfits:
+        globs = "".join(f'\n  "{glob}": {as_yaml(t)}' for glob, t in targets.items())
+        nulls = "".join(f'\n  "{name}": null' for name in misfits)
+        raise ValueError(
+            "; ".join(misfits.values()) + f"; to leave that dense, write\nsparsity:{globs}{nulls}"
+        )
+
+
+def nothing_to_prune(dense: Mapping[str, str]) -> str:
+    """Return in words why there is no tensor."""
+    reasons = ", ".join(f"'{name}' ({reason})" for name, reason in dense.items())
+    return f"need at least one prunable weight, got none: {reasons or 'no parameters'}"
 
 
 def refuse_clashes(allocation: Allocation, criterion: Criterion, pattern: Pattern) -> None:

@@ -12,10 +12,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune._answers import (
+    Answer,
     SparsityTargets,
     checked_targets,
     default_allocation,
+    nothing_to_prune,
     refuse_clashes,
+    refuse_misfits,
     refuse_shards,
 )
 from lightning_prune._distributed import (
@@ -26,15 +29,17 @@ from lightning_prune._distributed import (
     reshard,
     total,
 )
+from lightning_prune._optimizers import clear_pruned, forget_directions, ownership
 from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
+from lightning_prune._timetable import Timetable
 from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.patterns import Pattern, UnstructuredPattern
 from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
-from lightning_prune.selection import Selection, as_yaml, named_parameters, select
+from lightning_prune.selection import Selection, named_parameters, select
 
 
 class Pruner:
@@ -101,11 +106,7 @@ class Pruner:
         self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
         self._model: nn.Module | None = None
         self._optimizers: list[Optimizer] = []
-        self._steps: list[int] = []
-        self._in_step: set[int] = set()
-        self._served: dict[int, float] = {}  # last due point since attach(), by optimizer
-        self._due: dict[int, float] = {}  # the same, a restored state's included
-        self._regrown: dict[int, float] = {}  # last due point of regrow, as _due
+        self._timetable = Timetable(self.schedule, regrow.schedule if regrow else None)
         self._ownership: dict[int, tuple[int, int, int]] = {}
         self._hooks: list[RemovableHandle] = []
         self._pending: dict[str, Any] | None = None  # what the next attach() restores
@@ -154,13 +155,13 @@ class Pruner:
 
     def target(self, tensor: PrunedTensor) -> float:
         """Return the sparsity that has been due for a tensor's pool since the last due point."""
-        point = self._due.get(tensor.optimizer)
+        point = self._timetable.last_pruned(tensor.optimizer)
         return 0.0 if point is None else tensor.sparsity * self.schedule(point)
 
     @property
     def steps(self) -> list[int]:
         """The completed steps of each optimizer, those before a resume included."""
-        return list(self._steps)
+        return list(self._timetable.steps)
 
     @property
     def plan(self) -> Mapping[str, float | None]:
@@ -199,21 +200,13 @@ class Pruner:
         self._loaded, self._pending = self._pending, None
         optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
         clocks = clocks or partial(planned_clock, steps=steps, steps_per_epoch=steps_per_epoch)
-        clock = clocks(self.schedule)
-        regrow_clock = clocks(self.regrow.schedule) if self.regrow else None
         selection = self._fitting_selection(model, optimizers)
         if not selection.tensors and not selection.waiting:
-            raise ValueError(_nothing_to_prune(selection.dense))
+            raise ValueError(nothing_to_prune(selection.dense))
         if self._loaded is not None:
             refuse_foreign_masks(self._loaded, model)
-        loaded = self._loaded or {"steps": [], "due": {}, "regrown": {}}
-        steps_done = list(loaded["steps"])
-        self._due = {int(index): point for index, point in loaded["due"].items()}
-        self._regrown = {int(index): point for index, point in loaded["regrown"].items()}
-        self._optimizers, self._uncounted = optimizers, uncounted
-        self._clock, self._regrow_clock = clock, regrow_clock
-        self._steps = (steps_done + [0] * len(optimizers))[: len(optimizers)]
-        self._in_step, self._served, self._ownership = set(), {}, {}
+        self._timetable.begin(clocks, self._loaded or {}, len(optimizers))
+        self._optimizers, self._uncounted, self._ownership = optimizers, uncounted, {}
         self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
         self.updates, self.changed = 0, {}
         self._adopt(selection)
@@ -234,8 +227,7 @@ class Pruner:
         for hook in self._hooks:
             hook.remove()
         self._optimizers, self._hooks = optimizers, []
-        self._steps += [0] * (len(optimizers) - len(self._steps))
-        self._in_step, self._served = set(), {}
+        self._timetable.follow(len(optimizers))
         self._adopt(selection)
         self._hook_optimizers()
 
@@ -251,10 +243,10 @@ class Pruner:
             optimizer: The optimizer that will step next.
         """
         index = self._index(optimizer)
-        if _ownership(optimizer) != self._ownership[index]:
+        if ownership(optimizer) != self._ownership[index]:
             self._select_again(index)
-        if index not in self._in_step:
-            self._in_step.add(index)
+        if index not in self._timetable.in_step:
+            self._timetable.in_step.add(index)
             add_up_replicas(value for t in self._owned(index) for value in t.seen.values())
             for tensor in self._owned(index):
                 tensor.state = self.criterion.observe(tensor, tensor.state)
@@ -285,23 +277,22 @@ class Pruner:
             Whether a due point was passed since the last update.
         """
         index = self._index(optimizer)
-        pruning, regrowing = self._pruning_point(index), self._regrowing_point(index)
+        pruning, regrowing = self._timetable.to_prune(index), self._timetable.to_regrow(index)
         if pruning is None and regrowing is None:
             return False
         for tensor in self._owned(index):
             tensor.changes = 0
         is_new = regrowing is not None
         if pruning is not None:
-            is_new |= pruning != self._due.get(index)  # else it was served before the resume
-            self._served[index] = self._due[index] = pruning
+            is_new |= not self._timetable.note_pruned(index, pruning)
             self._prune(index, self.schedule(pruning))
         if self.regrow is not None and regrowing is not None:
-            self._regrown[index] = regrowing
+            self._timetable.note_regrown(index, regrowing)
             for group in self._groups(index):
                 share = self.regrow.share_at(regrowing)
                 group.exchange(share, self.criterion.score, self.regrow.criterion.score)
         self._clean_up(index, is_new=is_new)
-        if self._has_ended(index):
+        if self._timetable.is_over(index):
             for tensor in self._owned(index):
                 if tensor.hooks:  # no later update will need what they have gathered
                     tensor.unwatch()
@@ -316,9 +307,8 @@ class Pruner:
         """
         for tensor in self._owned(self._index(optimizer)):
             tensor.weights.masked_fill_(~tensor.mask, 0.0)
-            _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
-        if isinstance(optimizer, torch.optim.LBFGS):
-            _forget_directions(optimizer)
+            clear_pruned(optimizer, tensor.parameter, tensor.mask)
+        forget_directions(optimizer)
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.
@@ -391,9 +381,7 @@ class Pruner:
         shapes = {tensor.name: list(tensor.parameter.shape) for tensor in self.tensors}
         observed = {tensor.name: dict(tensor.state) for tensor in self.tensors}
         return {
-            "steps": self.steps,
-            "due": {str(index): point for index, point in self._due.items()},
-            "regrown": {str(index): point for index, point in self._regrown.items()},
+            **self._timetable.state_dict(),
             "masks": waiting["masks"] | masks,
             "shapes": waiting["shapes"] | shapes,
             "criterion": type(self.criterion).__name__,
@@ -418,29 +406,13 @@ class Pruner:
     def _fitting_selection(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> Selection:
         reshard(model)
         selection = select(model, optimizers, self.targets)
-        misfits: dict[str, str] = {}
-        answers: list[Allocation | Criterion | Pattern] = [
-            self.allocation,
-            self.criterion,
-            self.pattern,
-        ]
+        answers: list[Answer] = [self.allocation, self.criterion, self.pattern]
         if self.regrow:
             answers += [self.regrow.criterion, self.regrow.first or self.criterion]
         for tensor in selection.tensors:
             if tensor.shard is not None:
                 refuse_shards(tensor.name, answers)
-            try:
-                self.pattern.check_shape(tensor.shape)
-                self.criterion.check_tensor(tensor, model)
-            except ValueError as error:
-                misfits[tensor.name] = f"{error} in '{tensor.name}' of shape {tensor.shape}"
-        if misfits:
-            globs = "".join(f'\n  "{glob}": {as_yaml(t)}' for glob, t in self.targets.items())
-            nulls = "".join(f'\n  "{name}": null' for name in misfits)
-            raise ValueError(
-                "; ".join(misfits.values())
-                + f"; to leave that dense, write\nsparsity:{globs}{nulls}"
-            )
+        refuse_misfits(selection.tensors, model, self.targets, self.criterion, self.pattern)
         return selection
 
     def _adopt(self, selection: Selection) -> None:
@@ -465,11 +437,11 @@ class Pruner:
         self._pools = pools(groups, self.allocation)
         self._plan = {name: final for pool in self._pools for name, final in pool.plan().items()}
         for tensor in tensors:
-            if not tensor.hooks and not self._has_ended(tensor.optimizer):
+            if not tensor.hooks and not self._timetable.is_over(tensor.optimizer):
                 tensor.hooks = self.criterion.watch(tensor)
 
     def _restore(self, tensor: PrunedTensor) -> None:
-        tensor.step = self._steps[tensor.optimizer]
+        tensor.step = self._timetable.steps[tensor.optimizer]
         device = tensor.mask.device
         if self._loaded is not None and tensor.name in self._loaded["masks"]:
             whole = unpacked(self._loaded["masks"][tensor.name], tensor.parameter.shape)
@@ -492,26 +464,10 @@ class Pruner:
         if self._loaded is not None:  # a lazy layer has a shape only now
             refuse_foreign_masks(self._loaded, self._model)
         self._adopt(self._fitting_selection(self._model, self._optimizers))
-        self._ownership[index] = _ownership(self._optimizers[index])
-        self._served.pop(index, None)
+        self._ownership[index] = ownership(self._optimizers[index])
+        self._timetable.look_again(index)
 
     # -- update ----------------------------------------------------------------------------------
-
-    def _pruning_point(self, index: int) -> float | None:
-        """Return the due point that has not been served since attach(), if there is one."""
-        point = self.schedule.last_due(self._clock(self._steps[index]))
-        return None if point == self._served.get(index) else point
-
-    def _regrowing_point(self, index: int) -> float | None:
-        if self.regrow is None or self._regrow_clock is None:
-            return None
-        point = self.regrow.schedule.last_due(self._regrow_clock(self._steps[index]))
-        return None if point == self._regrown.get(index) else point
-
-    def _has_ended(self, index: int) -> bool:
-        """Whether no later update is due."""
-        regrown = self.regrow is None or self._regrown.get(index) == self.regrow.schedule.end
-        return self._served.get(index) == self.schedule.end and regrown
 
     def _prune(self, index: int, share: float) -> None:
         """Bring an optimizer's pools to a share of their final sparsity."""
@@ -534,17 +490,17 @@ class Pruner:
                 tensor.state = {}
             if changed[tensor.name]:
                 tensor.weights.masked_fill_(~tensor.mask, 0.0)
-                _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
-        if isinstance(optimizer, torch.optim.LBFGS) and any(changed.values()):
-            _forget_directions(optimizer)
+                clear_pruned(optimizer, tensor.parameter, tensor.mask)
+        if any(changed.values()):
+            forget_directions(optimizer)
 
     # -- step ------------------------------------------------------------------------------------
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self._index(optimizer)
-        if index in self._in_step:
-            self._in_step.remove(index)
-            self._steps[index] += 1
+        if index in self._timetable.in_step:
+            self._timetable.in_step.remove(index)
+            self._timetable.steps[index] += 1
         elif not self._uncounted(optimizer):
             raise RuntimeError(
                 "need before_step(optimizer) between backward() and step(), got a step without it; "
@@ -555,11 +511,11 @@ class Pruner:
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             tensor.weights.mul_(tensor.mask)
         for tensor in self._owned(index):
-            tensor.step = self._steps[index]
+            tensor.step = self._timetable.steps[index]
 
     def _hook_optimizers(self) -> None:
         for index, optimizer in enumerate(self._optimizers):
-            self._ownership[index] = _ownership(optimizer)
+            self._ownership[index] = ownership(optimizer)
             # Compiled optimizers would trace the hook and recompile at each step.
             hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
             self._hooks.append(optimizer.register_step_post_hook(hook))
@@ -578,34 +534,9 @@ class Pruner:
 
     def _ended(self) -> bool:
         owners = {tensor.optimizer for tensor in self.tensors}
-        return all(self._due.get(index) == self.schedule.end for index in owners)
+        return all(self._timetable.last_pruned(index) == self.schedule.end for index in owners)
 
     def _mean_target(self, target: Callable[[PrunedTensor], float]) -> float:
         entries = sum(tensor.total for tensor in self.tensors)
         due = sum(target(tensor) * tensor.total for tensor in self.tensors)
         return due / entries if entries else 0.0
-
-
-def _nothing_to_prune(dense: Mapping[str, str]) -> str:
-    reasons = ", ".join(f"'{name}' ({reason})" for name, reason in dense.items())
-    return f"need at least one prunable weight, got none: {reasons or 'no parameters'}"
-
-
-def _ownership(optimizer: Optimizer) -> tuple[int, int, int]:
-    """Return what changes when the optimizer gains a parameter or one becomes trainable."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    ready = sum(not nn.parameter.is_lazy(p) for p in parameters)
-    return len(parameters), sum(p.requires_grad for p in parameters), ready
-
-
-def _forget_directions(optimizer: torch.optim.LBFGS) -> None:
-    """Let LBFGS begin anew, without directions that pruned weights had."""
-    for state in optimizer.state.values():
-        state["n_iter"] = 0
-
-
-def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:
-    """Zero an optimizer's statistics of pruned entries: whatever has the shape of the tensor."""
-    for value in state.values():
-        if isinstance(value, Tensor) and local(value).shape == mask.shape:
-            local(value).masked_fill_(~mask, 0)

@@ -20,6 +20,8 @@ FLOORS = {
     "criteria": 1,
     "pruner": 2,
     "_pools": 2,
+    "_timetable": 2,
+    "_optimizers": 2,
     "regrowth": 2,
     "_answers": 2,
     "_state": 2,
