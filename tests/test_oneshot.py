@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lightning_prune import (
     Criterion,
     GlobalAllocation,
-    MagnitudeCriterion,
     PruningCallback,
     RandomCriterion,
     UniformAllocation,
@@ -206,8 +205,12 @@ def test_the_checkpoint_is_a_plain_one_that_fit_resumes_sparse(tmp_path):
     trainer.fit(trained)
     trainer.save_checkpoint(dense, weights_only=False)
     report = prune_once(
-        trainer_with(PruningCallback(sparsity=0.75), EarlyStopping("val_loss")),
+        trainer_with(
+            PruningCallback(sparsity=0.75, criterion=WeightTimesGradient()),
+            EarlyStopping("val_loss"),
+        ),
         Model(),
+        batches=2,
         ckpt_path=dense,
         output=sparse,
     )
@@ -223,10 +226,38 @@ def test_the_checkpoint_is_a_plain_one_that_fit_resumes_sparse(tmp_path):
     resumed = Model()
     trainer.fit(resumed, ckpt_path=sparse)
     assert trainer.global_step == 6
+    assert callback.pruner.steps == [6]
     for name, mask in report.pruner.masks.items():
         assert torch.equal(callback.masks[name], mask)
         assert torch.equal(resumed.get_parameter(name) != 0, mask)
         assert not torch.equal(resumed.get_parameter(name), plain.get_parameter(name))
+
+
+def test_nothing_of_an_earlier_training_is_in_the_checkpoint(tmp_path):
+    trainer, model = trainer_with(PruningCallback(), EarlyStopping("val_loss")), Model()
+    trainer.fit(model)
+    prune_once(trainer, model, output=tmp_path / "pruned.ckpt")
+    checkpoint = torch.load(tmp_path / "pruned.ckpt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (0, 0)
+    assert (checkpoint["optimizer_states"], checkpoint["lr_schedulers"]) == ([], [])
+    assert list(checkpoint["callbacks"]) == ["PruningCallback"]
+    assert "loops" not in checkpoint
+
+
+def test_schedulers_of_the_learning_rate_do_not_run(monkeypatch):
+    model = Model()
+
+    def configure_optimizers():
+        optimizer = torch.optim.SGD(model.parameters())
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"},
+        }
+
+    monkeypatch.setattr(model, "configure_optimizers", configure_optimizers)
+    trainer = trainer_with(PruningCallback(sparsity=0.5, criterion=WeightTimesGradient()))
+    assert prune_once(trainer, model, batches=6).pruner.sparsity == 0.5
 
 
 def test_nothing_is_logged_and_the_trainer_is_given_back(tmp_path):
@@ -258,6 +289,7 @@ def test_an_error_in_the_training_step_leaves_the_model_as_it_was(monkeypatch):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert model.trainer is trainer
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 class Stream(IterableDataset):
@@ -278,6 +310,7 @@ def test_too_few_batches_are_refused(stream, monkeypatch):
     found = 6 if stream is None else 3
     with pytest.raises(ValueError, match=f"need at least batches=16 training .* got {found}"):
         prune_once(trainer, model)
+    assert len(model.modes) == (0 if stream is None else 3)
 
 
 def test_what_cannot_work_is_refused_before_anything_happens(tmp_path):
@@ -313,8 +346,9 @@ def test_zeros_stay_with_keep_zeros():
 
 
 def test_the_schedule_of_the_recipe_is_left_alone():
-    callback = PruningCallback(sparsity=0.5, criterion=MagnitudeCriterion())
+    callback = PruningCallback(sparsity=0.5, criterion=WeightTimesGradient())
     schedule = callback.pruner.schedule
-    prune_once(trainer_with(callback, max_steps=1), Model())
+    report = prune_once(trainer_with(callback, max_steps=1), Model(), batches=2)
+    assert report.pruner.sparsity == 0.5
     assert callback.pruner.schedule is schedule
     assert callback.pruner.tensors == ()
