@@ -503,6 +503,15 @@ def test_resuming_a_finished_run_keeps_the_teacher(tmp_path):
     assert frozen(again.state_dict()) == frozen(distillation.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:.*max_epochs=0")
+def test_a_fit_with_nothing_to_train_keeps_the_teacher(make_trainer, loader):
+    distillation = DistillationCallback(output="net")
+    make_trainer(distillation, max_epochs=1).fit(make(), loader)
+    before = frozen(distillation.state_dict())
+    make_trainer(distillation, max_epochs=0).fit(make(seed=2), loader)
+    assert frozen(distillation.state_dict()) == before
+
+
 # -- refusals ------------------------------------------------
 
 
@@ -571,12 +580,18 @@ class Tupled(Forwarding):
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (
+        pytest.param(
             Manual,
             {},
             "need a training_step that returns its loss, got automatic_optimization=False",
+            marks=pytest.mark.works_with(SECTION, "manual optimization", refused=True),
         ),
-        (Compiled, {}, "need modules that are not compiled, got 'net.1'"),
+        pytest.param(
+            Compiled,
+            {},
+            "need modules that are not compiled, got 'net.1'",
+            marks=pytest.mark.slow,  # it loads the compiler
+        ),
         (Classifier, {}, r"calls self.forward \(output='forward'\) .*: 'net'$"),
         (Classifier, {"output": "head"}, "need 'forward' or a module's name, got 'head': 'net', "),
         (Classifier, {"features": ["x"]}, "need 'forward' or a module's name, got 'x': 'net', "),
