@@ -208,6 +208,9 @@ class _Calibration(Callback):
             clocks=lambda schedule: lambda done: float(self.concluded),
             uncounted=lambda optimizer: True,  # those that a gradient scaler skips
         )
+        for tensor in self.pruner.tensors:
+            if tensor.hooks:  # they count in train mode only; these layers compute the same in both
+                tensor.owner.training = True
         if self.batches == 0:
             self._conclude(trainer)
 

@@ -131,7 +131,7 @@ def _save(trainer: Trainer, recipe: PruningCallback, pruner: Pruner, path: Path)
     trainer.save_checkpoint(path, weights_only=False)
     checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     checkpoint.pop("loops", None)
-    state = pruner.state_dict() | {"steps": [], "due": {}, "observed": {}}
+    state = pruner.state_dict() | {"steps": [], "due": {}, "regrown": {}, "observed": {}}
     checkpoint |= {
         "epoch": 0,
         "global_step": 0,

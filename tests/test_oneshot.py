@@ -16,6 +16,7 @@ from lightning_prune import (
     UniformAllocation,
     prune_once,
 )
+from tests.conftest import answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,17 @@ def test_only_what_is_pruned_changes(kind, train_mode):
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
     assert hooks_of(model) == hooks
+
+
+@pytest.mark.parametrize("criterion", answers(Criterion))
+def test_every_criterion_prunes_without_training(criterion):
+    model = Model()
+    hooks, modes = hooks_of(model), [module.training for module in model.modules()]
+    callback = PruningCallback(sparsity=0.5, criterion=criterion(), allocation=UniformAllocation())
+    report = prune_once(trainer_with(callback), model, batches=3)
+    assert report.pruner.sparsity == 0.5
+    assert hooks_of(model) == hooks
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_scores_are_those_of_a_plain_loop_in_eval_mode():
