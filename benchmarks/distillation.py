@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder of MNIST's IDX files; else the digits")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.95, 0.98])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.98])
     parser.add_argument("--starts", nargs="+", default=["scratch", "trained"])
     parser.add_argument("--images", type=int, help="use only so many training images")
     parser.add_argument("--batch-size", type=int, default=32)

@@ -71,3 +71,16 @@ def test_the_benchmark_of_zeros_in_place_runs():
         check=True,
     )
     assert "dense over sparse" in run.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_distillation_runs():
+    run = subprocess.run(
+        [sys.executable, "benchmarks/distillation.py", "--seeds", "1", "--epochs", "2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "gain over alone" in run.stdout, run.stderr
+    assert run.returncode == 0
