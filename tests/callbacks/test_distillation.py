@@ -6,7 +6,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
@@ -16,6 +21,7 @@ from tests.callbacks.runs import STEPS, Save, fit, frozen
 from tests.callbacks.test_distributed import Net, assert_equal, make_trainer
 from tests.callbacks.test_distributed import loader as shared_loader
 
+SECTION = "Distillation"
 HIDDEN = 32
 
 
@@ -93,6 +99,9 @@ def close(one, other):
         torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.works_with(
+    SECTION, "soft targets, features, both; accumulated gradients: a loop by hand"
+)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     ("arguments", "by_paper"),
@@ -244,6 +253,9 @@ def test_what_is_changed_in_place_later_is_matched_as_it_was(make_trainer, loade
 # -- what is left alone ------------------------------------------------
 
 
+@pytest.mark.works_with(
+    SECTION, "dropout, noise, batch norm: random numbers and statistics untouched"
+)
 def test_without_weight_a_run_is_bit_for_bit_the_run_without_a_teacher():
     def run(*callbacks):
         return fit(*callbacks, pruning=PruningCallback(), model=make(Noisy)), torch.get_rng_state()
@@ -340,6 +352,9 @@ def test_hooks_of_this_package_are_not_copied_to_the_teacher(make_trainer, loade
 # -- beside others ------------------------------------------------
 
 
+@pytest.mark.works_with(
+    SECTION, "`PruningCallback` and `EMAWeightAveraging`, in any order: exact masks"
+)
 @pytest.mark.parametrize("average", [False, True])
 def test_masks_are_exact_and_the_order_of_callbacks_does_not_matter(average, make_trainer, loader):
     ends = []
@@ -357,6 +372,7 @@ def test_masks_are_exact_and_the_order_of_callbacks_does_not_matter(average, mak
     assert ends[0] == ends[1]
 
 
+@pytest.mark.works_with(SECTION, "`bf16-mixed`")
 def test_bf16_mixed_is_taught_alike(teacher, make_trainer, loader):
     model = make()
     trainer = make_trainer(DistillationCallback(teacher, output="net"), precision="bf16-mixed")
@@ -368,6 +384,7 @@ def test_bf16_mixed_is_taught_alike(teacher, make_trainer, loader):
         torch.testing.assert_close(value, expected.state_dict()[name], rtol=0.1, atol=0.05)
 
 
+@pytest.mark.works_with(SECTION, "a gradient scaler")
 def test_scaled_gradients_are_those_of_both_losses(teacher, make_trainer, loader):
     """Under a scale of 2**10 in single precision all is as without it."""
 
@@ -381,6 +398,7 @@ def test_scaled_gradients_are_those_of_both_losses(teacher, make_trainer, loader
     close(model, by_hand(loader, temperature=4.0)[0])
 
 
+@pytest.mark.works_with(SECTION, "`bf16-true`")
 def test_bf16_true_teaches_in_its_precision(teacher, make_trainer, loader):
     model = make()
     distillation = DistillationCallback(teacher, output="net")
@@ -398,6 +416,7 @@ def fit_replica(folder, teacher):
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.works_with(SECTION, "DDP: as one process with the batches of both")
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 def test_replicas_are_taught_alike_and_as_one_process_with_their_batches(two, tmp_path):
@@ -417,6 +436,7 @@ def test_replicas_are_taught_alike_and_as_one_process_with_their_batches(two, tm
 # -- stop and resume ------------------------------------------------
 
 
+@pytest.mark.works_with(SECTION, "stop and resume after any step, snapshot or file: bit for bit")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["snapshot", "file"])
 def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(kind, teacher, tmp_path):
@@ -585,15 +605,17 @@ def test_what_cannot_be_taught_is_refused(
     assert not hooks(model)
 
 
+@pytest.mark.works_with(SECTION, "compiled modules", refused=True)
 def test_a_compiled_module_is_refused(make_trainer, loader):
     model = torch.compile(make())
     with pytest.raises(ValueError, match="need modules that are not compiled, got 'Classifier'"):
         make_trainer(DistillationCallback(output="net")).fit(model, loader)
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+@pytest.mark.works_with(SECTION, "FSDP, `ModelParallelStrategy`, DeepSpeed", refused=True)
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
 def test_shards_are_refused(strategy):
-    trainer = SimpleNamespace(callbacks=[], strategy=strategy())
+    trainer = SimpleNamespace(callbacks=[], strategy=strategy.__new__(strategy))
     with pytest.raises(ValueError, match=f"leaves parameters whole, got {strategy.__name__}"):
         DistillationCallback().setup(trainer, make(), "fit")
 
