@@ -571,12 +571,18 @@ class Tupled(Forwarding):
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (
+        pytest.param(
             Manual,
             {},
             "need a training_step that returns its loss, got automatic_optimization=False",
+            marks=pytest.mark.works_with(SECTION, "manual optimization", refused=True),
         ),
-        (Compiled, {}, "need modules that are not compiled, got 'net.1'"),
+        pytest.param(
+            Compiled,
+            {},
+            "need modules that are not compiled, got 'net.1'",
+            marks=pytest.mark.slow,  # it loads the compiler
+        ),
         (Classifier, {}, r"calls self.forward \(output='forward'\) .*: 'net'$"),
         (Classifier, {"output": "head"}, "need 'forward' or a module's name, got 'head': 'net', "),
         (Classifier, {"features": ["x"]}, "need 'forward' or a module's name, got 'x': 'net', "),
