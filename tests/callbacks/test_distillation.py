@@ -503,6 +503,15 @@ def test_resuming_a_finished_run_keeps_the_teacher(tmp_path):
     assert frozen(again.state_dict()) == frozen(distillation.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:.*max_epochs=0")
+def test_a_fit_with_nothing_to_train_keeps_the_teacher(make_trainer, loader):
+    distillation = DistillationCallback(output="net")
+    make_trainer(distillation, max_epochs=1).fit(make(), loader)
+    before = frozen(distillation.state_dict())
+    make_trainer(distillation, max_epochs=0).fit(make(seed=2), loader)
+    assert frozen(distillation.state_dict()) == before
+
+
 # -- refusals ------------------------------------------------
 
 
