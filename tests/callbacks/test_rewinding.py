@@ -228,6 +228,54 @@ def test_a_learning_rate_in_a_tensor_goes_back_in_place():
     assert float(model.rate) == pytest.approx(0.1 * 0.5 ** (STEPS - ROUNDS[-1]))
 
 
+def test_a_scheduler_that_notes_things_down_goes_back_each_time():
+    class Noting(torch.optim.lr_scheduler.ExponentialLR):
+        def __init__(self, optimizer):
+            self.notes = []
+            super().__init__(optimizer, 0.9)
+
+        def step(self, *arguments):
+            self.notes.append("a step")
+            super().step(*arguments)
+
+    class Noted(Classifier):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [{"scheduler": Noting(optimizer), "interval": "step"}]
+
+    _, watch, _ = watched(Rewind(), model=Noted())
+    for step in ROUNDS:
+        assert watch.starts[step]["schedulers"] == watch.starts[0]["schedulers"]
+
+
+def test_lbfgs_forgets_directions_that_pruned_weights_had():
+    class Evaluating(Classifier):
+        def training_step(self, batch, batch_idx):
+            for name, mask in pruning.masks.items():
+                assert not self.get_parameter(name).detach()[~mask].any()
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    pruning = PruningCallback(sparsity=0.75, schedule=in_steps, rewind=Rewind(to=3))
+    fit(pruning=pruning, model=Evaluating())
+    assert pruning.sparsity == 0.75
+
+
+def test_an_optimizer_that_is_replaced_goes_back_too():
+    class Replacing(Classifier):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.trainer.strategy.optimizers = [self.configure_optimizers()]
+
+    _, watch, _ = watched(
+        Rewind(to=3), model=Replacing(), schedule=OneShotSchedule(end=1, unit="epoch")
+    )
+    assert frozen(watch.starts[5]["groups"]) == frozen(watch.starts[3]["groups"])
+    assert watch.starts[5]["gathered"] != {}
+
+
 # -- when ----------------------------------------------------------------------------------------
 
 
@@ -453,6 +501,12 @@ def test_a_checkpoint_that_cannot_be_gone_back_from_is_refused(other, tmp_path):
     watched(other, Save(tmp_path))
     with pytest.raises(ValueError, match=r"written with the same rewind.* got one of step 9 with"):
         watched(Rewind(to=3), resume=tmp_path / "9.ckpt")
+
+
+def test_a_reset_needs_what_the_optimizer_began_with(tmp_path):
+    watched(None, Save(tmp_path))
+    with pytest.raises(ValueError, match=r"got one of step 2 with none"):
+        watched(Rewind(to=3, optimizer="reset"), resume=tmp_path / "2.ckpt")
 
 
 # -- refused -------------------------------------------------------------------------------------
