@@ -577,6 +577,30 @@ def test_the_last_step_before_the_first_round_will_do(to, schedule):
     assert watched(Rewind(to=to), schedule=schedule)[0].sparsity == 0.75
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"to": 3, "schedule": OneShotSchedule(end=1, unit="epoch"), "accumulate_grad_batches": 2},
+        {"to": 4, "schedule": OneShotSchedule(end=0.5), "max_steps": 8, "max_epochs": -1},
+    ],
+)
+def test_the_step_is_compared_by_what_is_planned(plan):
+    to = plan.pop("to")
+    with pytest.raises(ValueError, match=f"before the first update .* got to={to}"):
+        watched(Rewind(to=to), **plan)
+    assert watched(Rewind(to=to - 1), **plan)[0].sparsity == 0.75
+
+
+def test_a_dense_checkpoint_from_behind_the_first_round_is_refused(tmp_path):
+    torch.manual_seed(0)
+    fit(Save(tmp_path), model=Normalised())
+    schedule = MultiStepSchedule(milestones=(1, 2), unit="epoch")
+    pruning, _, _ = watched(Rewind(), schedule=schedule, resume=tmp_path / "4.ckpt")
+    assert pruning.sparsity == 0.75
+    with pytest.raises(ValueError, match=r"before the first update .* got to=0"):
+        watched(Rewind(), schedule=schedule, resume=tmp_path / "5.ckpt")
+
+
 def test_several_optimizers_are_refused():
     pruning = PruningCallback(schedule=in_steps, rewind=Rewind())
     with pytest.raises(ValueError, match="need one optimizer with rewind, got 2"):
@@ -615,14 +639,15 @@ def test_an_optimizer_that_has_gained_parameters_is_refused():
         watched(Rewind(), model=Growing())
 
 
-def test_a_layer_that_has_been_added_is_refused():
+def test_tensors_that_have_changed_are_refused():
     class Growing(Classifier):
         def on_train_epoch_start(self):
+            self.register_buffer("seen", torch.zeros(1 + self.current_epoch))
             if self.current_epoch == 1:
                 self.late = nn.Linear(2, 2)
 
-    with pytest.raises(RuntimeError, match=r"others by now: late.bias, late.weight"):
-        watched(Rewind(), model=Growing())
+    with pytest.raises(RuntimeError, match=r"others by now: late.bias, late.weight, seen$"):
+        watched(Rewind(), model=Growing(), schedule=OneShotSchedule(end=8, unit="step"))
 
 
 # -- several processes ---------------------------------------------------------------------------
