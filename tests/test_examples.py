@@ -156,3 +156,16 @@ def test_the_benchmark_of_recipes_judges(learnable, tmp_path):
 def write_idx(path, values):
     header = bytes((0, 0, 8, values.dim())) + b"".join(n.to_bytes(4, "big") for n in values.shape)
     path.write_bytes(gzip.compress(header + values.to(torch.uint8).numpy().tobytes()))
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_lottery_tickets_runs():
+    run = subprocess.run(
+        [sys.executable, "benchmarks/lottery_ticket.py", "--seeds", "1", "--rounds", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("winning ticket") == 2

@@ -228,6 +228,54 @@ def test_a_learning_rate_in_a_tensor_goes_back_in_place():
     assert float(model.rate) == pytest.approx(0.1 * 0.5 ** (STEPS - ROUNDS[-1]))
 
 
+def test_a_scheduler_that_notes_things_down_goes_back_each_time():
+    class Noting(torch.optim.lr_scheduler.ExponentialLR):
+        def __init__(self, optimizer):
+            self.notes = []
+            super().__init__(optimizer, 0.9)
+
+        def step(self, *arguments):
+            self.notes.append("a step")
+            super().step(*arguments)
+
+    class Noted(Classifier):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [{"scheduler": Noting(optimizer), "interval": "step"}]
+
+    _, watch, _ = watched(Rewind(), model=Noted())
+    for step in ROUNDS:
+        assert watch.starts[step]["schedulers"] == watch.starts[0]["schedulers"]
+
+
+def test_lbfgs_forgets_directions_that_pruned_weights_had():
+    class Evaluating(Classifier):
+        def training_step(self, batch, batch_idx):
+            for name, mask in pruning.masks.items():
+                assert not self.get_parameter(name).detach()[~mask].any()
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    pruning = PruningCallback(sparsity=0.75, schedule=in_steps, rewind=Rewind(to=3))
+    fit(pruning=pruning, model=Evaluating())
+    assert pruning.sparsity == 0.75
+
+
+def test_an_optimizer_that_is_replaced_goes_back_too():
+    class Replacing(Classifier):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.trainer.strategy.optimizers = [self.configure_optimizers()]
+
+    _, watch, _ = watched(
+        Rewind(to=3), model=Replacing(), schedule=OneShotSchedule(end=1, unit="epoch")
+    )
+    assert frozen(watch.starts[5]["groups"]) == frozen(watch.starts[3]["groups"])
+    assert watch.starts[5]["gathered"] != {}
+
+
 # -- when ----------------------------------------------------------------------------------------
 
 
@@ -455,6 +503,12 @@ def test_a_checkpoint_that_cannot_be_gone_back_from_is_refused(other, tmp_path):
         watched(Rewind(to=3), resume=tmp_path / "9.ckpt")
 
 
+def test_a_reset_needs_what_the_optimizer_began_with(tmp_path):
+    watched(None, Save(tmp_path))
+    with pytest.raises(ValueError, match=r"got one of step 2 with none"):
+        watched(Rewind(to=3, optimizer="reset"), resume=tmp_path / "2.ckpt")
+
+
 # -- refused -------------------------------------------------------------------------------------
 
 
@@ -523,6 +577,30 @@ def test_the_last_step_before_the_first_round_will_do(to, schedule):
     assert watched(Rewind(to=to), schedule=schedule)[0].sparsity == 0.75
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"to": 3, "schedule": OneShotSchedule(end=1, unit="epoch"), "accumulate_grad_batches": 2},
+        {"to": 4, "schedule": OneShotSchedule(end=0.5), "max_steps": 8, "max_epochs": -1},
+    ],
+)
+def test_the_step_is_compared_by_what_is_planned(plan):
+    to = plan.pop("to")
+    with pytest.raises(ValueError, match=f"before the first update .* got to={to}"):
+        watched(Rewind(to=to), **plan)
+    assert watched(Rewind(to=to - 1), **plan)[0].sparsity == 0.75
+
+
+def test_a_dense_checkpoint_from_behind_the_first_round_is_refused(tmp_path):
+    torch.manual_seed(0)
+    fit(Save(tmp_path), model=Normalised())
+    schedule = MultiStepSchedule(milestones=(1, 2), unit="epoch")
+    pruning, _, _ = watched(Rewind(), schedule=schedule, resume=tmp_path / "4.ckpt")
+    assert pruning.sparsity == 0.75
+    with pytest.raises(ValueError, match=r"before the first update .* got to=0"):
+        watched(Rewind(), schedule=schedule, resume=tmp_path / "5.ckpt")
+
+
 def test_several_optimizers_are_refused():
     pruning = PruningCallback(schedule=in_steps, rewind=Rewind())
     with pytest.raises(ValueError, match="need one optimizer with rewind, got 2"):
@@ -561,14 +639,15 @@ def test_an_optimizer_that_has_gained_parameters_is_refused():
         watched(Rewind(), model=Growing())
 
 
-def test_a_layer_that_has_been_added_is_refused():
+def test_tensors_that_have_changed_are_refused():
     class Growing(Classifier):
         def on_train_epoch_start(self):
+            self.register_buffer("seen", torch.zeros(1 + self.current_epoch))
             if self.current_epoch == 1:
                 self.late = nn.Linear(2, 2)
 
-    with pytest.raises(RuntimeError, match=r"others by now: late.bias, late.weight"):
-        watched(Rewind(), model=Growing())
+    with pytest.raises(RuntimeError, match=r"others by now: late.bias, late.weight, seen$"):
+        watched(Rewind(), model=Growing(), schedule=OneShotSchedule(end=8, unit="step"))
 
 
 # -- several processes ---------------------------------------------------------------------------
