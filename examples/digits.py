@@ -15,12 +15,14 @@ class DigitsClassifier(LightningModule):
 
     Args:
         learning_rate: Of AdamW at the start; it falls to 0 along a cosine.
+        decay: The fraction of the training that this takes, in (0, 1].
     """
 
-    def __init__(self, learning_rate: float = 3e-3) -> None:
+    def __init__(self, learning_rate: float = 3e-3, decay: float = 1.0) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.learning_rate = learning_rate
+        self.decay = decay
         self.net = convolutional_net()
         self.val_acc = MulticlassAccuracy(10, average="micro")
         self.test_acc = MulticlassAccuracy(10, average="micro")
@@ -57,7 +59,7 @@ class DigitsClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its cosine."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = round(self.decay * self.trainer.estimated_stepping_batches)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {
             "optimizer": optimizer,

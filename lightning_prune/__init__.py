@@ -12,9 +12,13 @@ from lightning_prune.allocations import (
 )
 from lightning_prune.criteria import (
     Criterion,
+    FisherCriterion,
     GradientCriterion,
     MagnitudeCriterion,
+    MovementCriterion,
     RandomCriterion,
+    TaylorCriterion,
+    WandaCriterion,
 )
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.metrics import Sparsity
@@ -31,7 +35,15 @@ from lightning_prune.schedules import (
 )
 
 if TYPE_CHECKING:
-    from lightning_prune.callbacks import PruningCallback, SparsityCheckpoint, SparsityMonitor
+    from lightning_prune.callbacks import (
+        DistillationCallback,
+        PruningCallback,
+        Rewind,
+        SparsityCheckpoint,
+        SparsityMonitor,
+    )
+    from lightning_prune.oneshot import OneShotReport, prune_once
+    from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
 
 __version__ = "0.1.0"
 
@@ -40,15 +52,19 @@ __all__ = [
     "BlockPattern",
     "CosineSchedule",
     "Criterion",
+    "DistillationCallback",
     "ERKAllocation",
     "ExponentialSchedule",
+    "FisherCriterion",
     "GlobalAllocation",
     "GradientCriterion",
     "Group",
     "LAMPAllocation",
     "MagnitudeCriterion",
+    "MovementCriterion",
     "MultiStepSchedule",
     "NMPattern",
+    "OneShotReport",
     "OneShotSchedule",
     "Pattern",
     "PolynomialSchedule",
@@ -57,17 +73,35 @@ __all__ = [
     "PruningCallback",
     "RandomCriterion",
     "Regrow",
+    "Rewind",
     "Schedule",
+    "Sensitivity",
     "Sparsity",
     "SparsityCheckpoint",
     "SparsityMonitor",
+    "TaylorCriterion",
     "UniformAllocation",
     "UnstructuredPattern",
+    "WandaCriterion",
+    "measure_sensitivity",
+    "prune_once",
 ]
+
+_ROOMS = {  # of what needs Lightning
+    "DistillationCallback": "callbacks",
+    "PruningCallback": "callbacks",
+    "Rewind": "callbacks",
+    "SparsityCheckpoint": "callbacks",
+    "SparsityMonitor": "callbacks",
+    "OneShotReport": "oneshot",
+    "prune_once": "oneshot",
+    "Sensitivity": "sensitivity",
+    "measure_sensitivity": "sensitivity",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import Lightning only where a callback is asked for: `Pruner` does without it."""
-    if name in ("PruningCallback", "SparsityCheckpoint", "SparsityMonitor"):
-        return getattr(import_module("lightning_prune.callbacks"), name)
+    """Import Lightning only where something needs it: `Pruner` does without."""
+    if name in _ROOMS:
+        return getattr(import_module(f"lightning_prune.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'lightning_prune' has no attribute '{name}'")

@@ -48,7 +48,8 @@ def refuse_shards(name: str, answers: Sequence[Allocation | Criterion | Pattern]
             raise ValueError(
                 f"need whole parameters for {answer}, got the sharded '{name}' (FSDP2 or tensor "
                 "parallelism); use DDP, or UniformAllocation, ERKAllocation or GlobalAllocation "
-                "with MagnitudeCriterion or RandomCriterion and UnstructuredPattern()"
+                "with MagnitudeCriterion, RandomCriterion or GradientCriterion and "
+                "UnstructuredPattern()"
             )
 
 

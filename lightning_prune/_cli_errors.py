@@ -12,6 +12,7 @@ _UNKNOWN_NAME = re.compile(
 )
 _UNKNOWN_OPTION = re.compile(r"given class_path '([\w.]+)':\n\s*Option '([\w.*]+)' is not accepted")
 _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'")
+_UNKNOWN_FLAG = re.compile(r"^unrecognized arguments: --([\w.]+)")
 _UNKNOWN_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _UNKNOWN_MODULE = re.compile(r"No module named '([\w.]+)'")
 _TWICE = re.compile(r"Found more than one stateful callback of type `(\w+)`")
@@ -40,7 +41,7 @@ def _causes(message: str, keys: Sequence[str]) -> Iterator[str]:
     for path, option in _UNKNOWN_OPTION.findall(message):
         name = option.split(".")[0]
         yield f"unknown argument '{name}' of {path}{_suggestion(name, _arguments(_imported(path)))}"
-    for key in _UNKNOWN_KEY.findall(message):
+    for key in _UNKNOWN_KEY.findall(message) + _UNKNOWN_FLAG.findall(message):
         close = get_close_matches(key, sorted(set(keys)), n=3)
         yield f"unknown key '{key}'{_suggestion(key, close)}"
     for module, name in _UNKNOWN_ATTRIBUTE.findall(message):

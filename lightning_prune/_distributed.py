@@ -137,6 +137,24 @@ def total_of_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
     return torch.stack([total(count, shard).cpu() for count, shard in by_layout.values()]).sum(0)
 
 
+def add_up_replicas(tensors: Iterable[Tensor]) -> None:
+    """Add up, in place, what the processes have gathered from different data.
+
+    One message for each device and type. Every process of the default group is taken for a replica.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    for some in alike.values():
+        together = torch.cat([tensor.flatten() for tensor in some])
+        torch.distributed.all_reduce(together)
+        parts = torch.split(together, [tensor.numel() for tensor in some])
+        for tensor, summed in zip(some, parts, strict=True):
+            tensor.copy_(summed.view_as(tensor))
+
+
 def gathered(mask: Tensor, shard: Shard | None) -> Tensor:
     """Return the whole of a mask on every process."""
     if shard is None:

@@ -2,11 +2,15 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from lightning_prune._inputs import InputHook, check_inputs, empty_sums
 from lightning_prune.groups import PrunedTensor
 
 State = dict[str, Tensor]
@@ -17,7 +21,8 @@ class Criterion(ABC):
 
     A subclass is a frozen dataclass with a default for every field. What it gathers over the steps
     lives in ``state``, one dict of tensors for each pruned tensor, which the engine keeps, saves
-    and restores. To write one, define `score`; `observe` only if it needs what happens in between.
+    and restores. To write one, define `score`; `observe` only if it needs what happens in between,
+    and `watch` only if that is more than weights and gradients.
 
     Attributes:
         signed: Whether scores can be negative.
@@ -29,6 +34,18 @@ class Criterion(ABC):
     signed: ClassVar[bool] = False
     forgets: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
+
+    def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:  # noqa: B027
+        """Raise ValueError if it cannot score this tensor of the model."""
+
+    def watch(self, tensor: PrunedTensor) -> Sequence[RemovableHandle]:
+        """Return hooks that gather in ``tensor.seen``; the engine takes them away.
+
+        They are there while updates of the masks are to come. Put tensors of zeros into ``seen``
+        and let the hooks add to them, in place. Before each step the engine adds them up over the
+        replicas, calls `observe`, and sets them to zero.
+        """
+        return ()
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Return the new state; called before each optimizer step, with the gradients there.
@@ -59,20 +76,6 @@ class MagnitudeCriterion(Criterion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientCriterion(Criterion):
-    r"""Keep what the loss depends on most: :math:`|\partial L / \partial w|` of the present step.
-
-    What RigL grows by: Evci et al., "Rigging the Lottery" (2020), https://arxiv.org/abs/1911.11134.
-    """
-
-    works_on_shards: ClassVar[bool] = True
-
-    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
-        """Return the magnitude of the gradient."""
-        return tensor.gradient.abs()
-
-
-@dataclass(frozen=True, kw_only=True)
 class RandomCriterion(Criterion):
     """Keep weights at random: the baseline that a criterion must beat.
 
@@ -93,6 +96,187 @@ class RandomCriterion(Criterion):
         key = hashlib.sha256(f"{self.seed} {tensor.step} {tensor.name}".encode()).digest()
         start = int.from_bytes(key[:8], "little", signed=True)
         return (_split_mix(tensor.indices(), start) >> 40 & 0xFFFFFF).float() * 2.0**-24
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientCriterion(Criterion):
+    r"""Keep where the loss is steepest: :math:`|g|` of the present step.
+
+    A pruned weight has a gradient too, so this is also what grows: Evci et al., "Rigging the
+    Lottery" (RigL, 2020), https://arxiv.org/abs/1911.11134.
+
+    Raises:
+        ValueError: If a tensor has no gradient when it is scored.
+    """
+
+    works_on_shards: ClassVar[bool] = True
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return :math:`|g|`."""
+        return tensor.gradient.abs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaylorCriterion(Criterion):
+    r"""Keep what the loss would miss most: to first order, removing a weight changes it by |w g|.
+
+    .. math:: s = \frac{1}{T} \sum_{t=1}^{T} |w_t \, g_t|
+
+    over the :math:`T` steps since the last update, the present one included. Molchanov et al.,
+    "Importance Estimation for Neural Network Pruning" (2019), https://arxiv.org/abs/1906.10771.
+    With ``OneShotSchedule(end=0)`` it is the first step's alone: SNIP, Lee et al., "Single-shot
+    Network Pruning based on Connection Sensitivity" (2019), https://arxiv.org/abs/1810.02340.
+
+    Raises:
+        ValueError: If a tensor has no gradient at a step, or no step was made since the last
+            update.
+    """
+
+    forgets: ClassVar[bool] = True
+
+    def observe(self, tensor: PrunedTensor, state: State) -> State:
+        """Add :math:`|w g|`."""
+        return _added(state, (_wide(tensor.weights) * _wide(tensor.gradient)).abs())
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return the mean of :math:`|w g|`."""
+        return _mean(tensor, state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherCriterion(Criterion):
+    r"""Keep what the loss would miss most near a minimum, where gradients are about 0.
+
+    .. math:: s = \frac{w^2}{2} \cdot \frac{1}{T} \sum_{t=1}^{T} g_t^2
+
+    over the :math:`T` steps since the last update, the present one included: the saliency of LeCun
+    et al., "Optimal Brain Damage" (1989),
+    https://papers.nips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html, whose
+    second derivative is here the mean squared gradient of a batch, as in Theis et al., "Faster gaze
+    prediction with dense networks and Fisher pruning" (2018), https://arxiv.org/abs/1801.05787.
+
+    Raises:
+        ValueError: If a tensor has no gradient at a step, or no step was made since the last
+            update.
+    """
+
+    forgets: ClassVar[bool] = True
+
+    def observe(self, tensor: PrunedTensor, state: State) -> State:
+        """Add :math:`g^2`."""
+        return _added(state, _wide(tensor.gradient).square())
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return half the squared weight times the mean of :math:`g^2`."""
+        return _wide(tensor.weights).square() / 2 * _mean(tensor, state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovementCriterion(Criterion):
+    r"""Keep what moves away from zero, as fine-tuning shows: a small weight that grows is kept.
+
+    .. math:: s = -\sum_t w_t \, g_t
+
+    over all steps so far; negative where the loss pulls the weight towards zero. Sanh et al.,
+    "Movement Pruning" (2020), https://arxiv.org/abs/2005.07683, in its hard form (of a ranking,
+    not of a threshold). There a pruned weight may revive, as its score goes on; here it is 0, adds
+    nothing, and counts 0, so nothing revives. Scores can be negative: `LAMPAllocation` is refused.
+
+    Raises:
+        ValueError: If a tensor has no gradient at a step, or no step was made yet.
+    """
+
+    signed: ClassVar[bool] = True
+
+    def observe(self, tensor: PrunedTensor, state: State) -> State:
+        """Subtract :math:`w g`."""
+        weights, gradient = _wide(tensor.weights), _wide(tensor.gradient)
+        before = state["movement"] if state else torch.zeros_like(weights)
+        movement = torch.addcmul(before, weights, gradient, value=-1.0)
+        return {"movement": movement.masked_fill_(~tensor.mask, 0.0)}
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return minus the sum of :math:`w g`."""
+        _refuse_nothing(tensor, state)
+        return state["movement"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandaCriterion(Criterion):
+    r"""Keep what is large in the output: a weight counts as much as its input is large.
+
+    .. math:: s_{ij} = |w_{ij}| \, \lVert x_j \rVert_2
+
+    over the inputs :math:`x_j` of all training batches since the last update, of all replicas, the
+    present step's included. Sun et al., "A Simple and Effective Pruning Approach for LLMs" (2023),
+    https://arxiv.org/abs/2306.11695. They compare within each output row: use it with
+    ``UnstructuredPattern(per_row=True)`` and `UniformAllocation`, or with `NMPattern`. Other
+    patterns rank the rows of a tensor together, and other allocations also the tensors.
+
+    Of a convolution, :math:`x_j` is what one position of the kernel meets, padding included. Hooks
+    see the inputs while updates are to come; they count in training mode only, and with gradients.
+
+    Raises:
+        ValueError: If a tensor is not the weight of a Linear, a convolution (not transposed) or
+            Hugging Face's Conv1D, which alone has it, calls it and is not compiled; or if it saw no
+            inputs since the last update.
+    """
+
+    forgets: ClassVar[bool] = True
+
+    def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:
+        """Refuse a tensor whose inputs cannot be seen."""
+        check_inputs(tensor, model)
+
+    def watch(self, tensor: PrunedTensor) -> Sequence[RemovableHandle]:
+        """Return the hook that adds up squares of inputs."""
+        squares = empty_sums(tensor)
+        tensor.seen = {"squares": squares, "calls": squares.new_zeros(())}
+        return (tensor.owner.register_forward_pre_hook(InputHook(tensor), with_kwargs=True),)
+
+    def observe(self, tensor: PrunedTensor, state: State) -> State:
+        """Add what was seen."""
+        return {
+            key: state[key] + seen if state else seen.clone() for key, seen in tensor.seen.items()
+        }
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        r"""Return :math:`|w_{ij}| \, \lVert x_j \rVert_2`."""
+        if not state or not state["calls"]:
+            raise ValueError(
+                f"need inputs before an update of the masks, got none for '{tensor.name}' by step "
+                f"{tensor.step} since the last one: its {type(tensor.owner).__name__} was not "
+                "called in training mode, or joined only now; to leave it dense, write "
+                f"sparsity={{'{tensor.name}': null}}"
+            )
+        weights, norms = tensor.output_first(tensor.weights.abs()), state["squares"].sqrt()
+        outputs_of_a_group = len(weights) // len(norms)
+        return tensor.output_first(weights * norms.repeat_interleave(outputs_of_a_group, dim=0))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in a precision in which many of them can be added up."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _added(state: State, values: Tensor) -> State:
+    """Return a sum and its number of steps with one more step in them."""
+    if not state:
+        return {"sum": values, "steps": torch.ones(())}
+    return {"sum": state["sum"] + values, "steps": state["steps"] + 1}
+
+
+def _mean(tensor: PrunedTensor, state: State) -> Tensor:
+    _refuse_nothing(tensor, state)
+    return state["sum"] / state["steps"]
+
+
+def _refuse_nothing(tensor: PrunedTensor, state: State) -> None:
+    if not state:
+        raise ValueError(
+            f"need a step to be observed before an update of the masks, got none for "
+            f"'{tensor.name}' at step {tensor.step}"
+        )
 
 
 def _split_mix(index: Tensor, start: int) -> Tensor:

@@ -1,12 +1,13 @@
 """What is ranked together: it scores itself and spreads one mask over its members."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import _ranking
 from lightning_prune._distributed import Shard, local, total
@@ -29,6 +30,8 @@ class PrunedTensor:
         mask: Which entries are kept; bool, shaped as the parameter, or as the part of it that is
             here.
         state: What the criterion has gathered.
+        seen: What its hooks have gathered here since the last step, before `state` takes it up.
+        hooks: These hooks.
         step: Completed steps of the owner.
         shard: Which part of a sharded parameter is here; None if all of it is.
 
@@ -46,6 +49,8 @@ class PrunedTensor:
     output_axis: int
     mask: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    hooks: Sequence[RemovableHandle] = ()
     step: int = 0
     shard: Shard | None = None
     kept: int = field(init=False)
@@ -53,6 +58,17 @@ class PrunedTensor:
 
     def __post_init__(self) -> None:
         self.kept = int(total(self.mask.sum(), self.shard))
+
+    def unwatch(self) -> None:
+        """Take the criterion's hooks away."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks, self.seen = (), {}
+
+    def forget_seen(self) -> None:
+        """Forget what hooks have gathered since the last step."""
+        for value in self.seen.values():
+            value.zero_()
 
     def prune_to(self, mask: Tensor) -> None:
         """Keep only what is kept already and in ``mask``."""
@@ -85,7 +101,8 @@ class PrunedTensor:
                 f"need a gradient, got none for '{self.name}' at step {self.step}: it had no part "
                 f"in the loss; to leave it dense, write sparsity={{'{self.name}': null}}"
             )
-        return local(self.parameter.grad)
+        gradient = local(self.parameter.grad)
+        return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -18,7 +18,14 @@ from lightning_prune._answers import (
     refuse_clashes,
     refuse_shards,
 )
-from lightning_prune._distributed import gathered, laid_out_like, local, reshard, total
+from lightning_prune._distributed import (
+    add_up_replicas,
+    gathered,
+    laid_out_like,
+    local,
+    reshard,
+    total,
+)
 from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
 from lightning_prune.allocations import Allocation
@@ -108,6 +115,11 @@ class Pruner:
     def tensors(self) -> tuple[PrunedTensor, ...]:
         """What is being pruned, in the order of the model."""
         return self._selection.tensors
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """What is ranked together, pool by pool."""
+        return tuple(group for pool in self._pools for group in pool.groups)
 
     @property
     def dense(self) -> Mapping[str, str]:
@@ -233,7 +245,7 @@ class Pruner:
         Call it when the gradients are complete (unscaled, reduced over replicas) and before they
         are clipped. Further calls before the step itself, as by the closure of LBFGS, only mask.
         With a gradient scaler, call it after ``unscale_`` and only if the scaler will not skip the
-        step: what it skips must be neither observed nor counted.
+        step: what it skips must be neither observed nor counted, so call `skip_step` instead.
 
         Args:
             optimizer: The optimizer that will step next.
@@ -243,13 +255,25 @@ class Pruner:
             self._select_again(index)
         if index not in self._in_step:
             self._in_step.add(index)
+            add_up_replicas(value for t in self._owned(index) for value in t.seen.values())
             for tensor in self._owned(index):
                 tensor.state = self.criterion.observe(tensor, tensor.state)
             self.update(optimizer)
+        for tensor in self._owned(index):
+            tensor.forget_seen()  # LBFGS has seen the same inputs again
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             gradient = tensor.parameter.grad
             if gradient is not None and gradient.layout == torch.strided:
                 local(gradient).masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
+
+    def skip_step(self, optimizer: Optimizer) -> None:
+        """Forget what has been seen for a step that will not be made, or not as one of training.
+
+        Args:
+            optimizer: The optimizer that will not step.
+        """
+        for tensor in self._owned(self._index(optimizer)):
+            tensor.forget_seen()
 
     def update(self, optimizer: Optimizer) -> bool:
         """Bring the masks to what is due now, if that has not been done; `before_step` calls it.
@@ -277,7 +301,24 @@ class Pruner:
                 share = self.regrow.share_at(regrowing)
                 group.exchange(share, self.criterion.score, self.regrow.criterion.score)
         self._clean_up(index, is_new=is_new)
+        if self._has_ended(index):
+            for tensor in self._owned(index):
+                if tensor.hooks:  # no later update will need what they have gathered
+                    tensor.unwatch()
+                    tensor.state = {}
         return is_new
+
+    def mask(self, optimizer: Optimizer) -> None:
+        """Zero pruned weights and the optimizer's statistics of them, if both were written into.
+
+        Args:
+            optimizer: The owner of the tensors.
+        """
+        for tensor in self._owned(self._index(optimizer)):
+            tensor.weights.masked_fill_(~tensor.mask, 0.0)
+            _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
+        if isinstance(optimizer, torch.optim.LBFGS):
+            _forget_directions(optimizer)
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.
@@ -312,6 +353,8 @@ class Pruner:
             return
         for hook in self._hooks:
             hook.remove()
+        for tensor in self.tensors:
+            tensor.unwatch()
         self._hooks, self._model = [], None
         revived = [
             tensor.name
@@ -388,6 +431,7 @@ class Pruner:
                 refuse_shards(tensor.name, answers)
             try:
                 self.pattern.check_shape(tensor.shape)
+                self.criterion.check_tensor(tensor, model)
             except ValueError as error:
                 misfits[tensor.name] = f"{error} in '{tensor.name}' of shape {tensor.shape}"
         if misfits:
@@ -414,10 +458,15 @@ class Pruner:
                 same.optimizer = tensor.optimizer
         tensors = tuple(known[name] for name in selection.names if name in known)
         dense = {name: why for name, why in selection.dense.items() if name not in known}
+        for tensor in set(self.tensors) - set(tensors):
+            tensor.unwatch()
         self._selection = replace(selection, tensors=tensors, dense=dense)
         groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
         self._pools = pools(groups, self.allocation)
         self._plan = {name: final for pool in self._pools for name, final in pool.plan().items()}
+        for tensor in tensors:
+            if not tensor.hooks and not self._has_ended(tensor.optimizer):
+                tensor.hooks = self.criterion.watch(tensor)
 
     def _restore(self, tensor: PrunedTensor) -> None:
         tensor.step = self._steps[tensor.optimizer]
@@ -459,6 +508,11 @@ class Pruner:
         point = self.regrow.schedule.last_due(self._regrow_clock(self._steps[index]))
         return None if point == self._regrown.get(index) else point
 
+    def _has_ended(self, index: int) -> bool:
+        """Whether no later update is due."""
+        regrown = self.regrow is None or self._regrown.get(index) == self.regrow.schedule.end
+        return self._served.get(index) == self.schedule.end and regrown
+
     def _prune(self, index: int, share: float) -> None:
         """Bring an optimizer's pools to a share of their final sparsity."""
         first = self.regrow.first if self.regrow else None
@@ -470,19 +524,19 @@ class Pruner:
     def _clean_up(self, index: int, *, is_new: bool) -> None:
         """Empty what newly pruned weights have left behind, and note what has changed."""
         changed = {t.name: t.changes / t.total for t in self._owned(index)}
-        if is_new or any(changed.values()):
+        updated = is_new or any(changed.values())  # else this is a resume, and gathering goes on
+        if updated:
             self.updates += 1
             self.changed = changed
         optimizer = self._optimizers[index]
         for tensor in self._owned(index):
-            if self.criterion.forgets:
+            if updated and self.criterion.forgets:
                 tensor.state = {}
             if changed[tensor.name]:
                 tensor.weights.masked_fill_(~tensor.mask, 0.0)
                 _clear_pruned(optimizer.state.get(tensor.parameter, {}), tensor.mask)
         if isinstance(optimizer, torch.optim.LBFGS) and any(changed.values()):
-            for state in optimizer.state.values():  # forget directions that pruned weights had
-                state["n_iter"] = 0
+            _forget_directions(optimizer)
 
     # -- step ------------------------------------------------------------------------------------
 
@@ -496,6 +550,8 @@ class Pruner:
                 "need before_step(optimizer) between backward() and step(), got a step without it; "
                 "in a LightningModule, step what self.optimizers() returns"
             )
+        else:
+            self.skip_step(optimizer)
         for tensor in self.tensors:  # another optimizer may hold the same parameter
             tensor.weights.mul_(tensor.mask)
         for tensor in self._owned(index):
@@ -540,6 +596,12 @@ def _ownership(optimizer: Optimizer) -> tuple[int, int, int]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     ready = sum(not nn.parameter.is_lazy(p) for p in parameters)
     return len(parameters), sum(p.requires_grad for p in parameters), ready
+
+
+def _forget_directions(optimizer: torch.optim.LBFGS) -> None:
+    """Let LBFGS begin anew, without directions that pruned weights had."""
+    for state in optimizer.state.values():
+        state["n_iter"] = 0
 
 
 def _clear_pruned(state: Mapping[str, Any], mask: Tensor) -> None:

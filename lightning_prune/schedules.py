@@ -228,19 +228,33 @@ class OneShotSchedule(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiStepSchedule(Schedule):
-    """Prune in rounds, with training between them.
+    r"""Prune in rounds, with training between them.
+
+    With a ``share`` :math:`q`, of the n rounds the i-th asks for
+
+    .. math:: r_i = \frac{1 - (1 - q)^i}{1 - (1 - q)^n}
+
+    of the final sparsity. If that is :math:`1 - (1 - q)^n`, each round removes the share q of what
+    is left: the iterative pruning of Frankle & Carbin, "The Lottery Ticket Hypothesis" (2019),
+    https://arxiv.org/abs/1803.03635, with q = 0.2.
 
     Args:
         milestones: Where the rounds are due, rising, in ``unit``.
         fractions: Fraction of the final sparsity due at each milestone, never falling, the last
             being 1; by default each round adds the same.
+        share: Instead of ``fractions``, the share of what is left that each round removes, in
+            (0, 1).
         unit: What the milestones count: a ``"fraction"`` of the planned training, in [0, 1], or
             optimizer ``"step"``s or ``"epoch"``s, both 0-based.
 
     Raises:
-        ValueError: If the milestones do not rise, or the fractions do not fit them.
+        ValueError: If the milestones do not rise, the fractions do not fit them, or both fractions
+            and a share are given.
 
     Examples:
+        >>> schedule = MultiStepSchedule(milestones=(3, 6, 9), share=0.2, unit="epoch")
+        >>> [round((1 - 0.8**3) * schedule(epoch), 6) for epoch in (0, 3, 6, 9)]
+        [0.0, 0.2, 0.36, 0.488]
         >>> schedule = MultiStepSchedule(milestones=(1, 2), fractions=(0.8, 1), unit="epoch")
         >>> [schedule(epoch) for epoch in (0, 1, 2)]
         [0.0, 0.8, 1.0]
@@ -248,6 +262,7 @@ class MultiStepSchedule(Schedule):
 
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
     fractions: tuple[float, ...] | None = None
+    share: float | None = None
     unit: Unit = "fraction"
 
     def __post_init__(self) -> None:
@@ -269,6 +284,13 @@ class MultiStepSchedule(Schedule):
                 "need one fraction in [0, 1] for each milestone, never falling, the last 1, "
                 f"got fractions={self.fractions}"
             )
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(f"need 0 < share < 1, got share={self.share}")
+        if self.share is not None and self.fractions is not None:
+            raise ValueError(
+                f"need either fractions or a share, got fractions={self.fractions} and "
+                f"share={self.share}"
+            )
 
     @property
     def end(self) -> float:
@@ -280,9 +302,12 @@ class MultiStepSchedule(Schedule):
         passed = sum(milestone <= t for milestone in self.milestones)
         if passed == 0:
             return 0.0
-        if self.fractions is None:
-            return passed / len(self.milestones)
-        return float(self.fractions[passed - 1])
+        if self.fractions is not None:
+            return float(self.fractions[passed - 1])
+        if self.share is not None:
+            left = 1 - self.share
+            return (1 - left**passed) / (1 - left ** len(self.milestones))
+        return passed / len(self.milestones)
 
     def last_due(self, t: float) -> float | None:
         """Return the last milestone up to ``t``; None before the first."""

@@ -16,6 +16,7 @@ FLOORS = {
     "allocations": 0,
     "groups": 1,
     "selection": 1,
+    "_inputs": 1,
     "criteria": 1,
     "pruner": 2,
     "_pools": 2,
@@ -26,6 +27,9 @@ FLOORS = {
     "_tables": 2,
     "_cli_errors": 2,
     "callbacks": 3,
+    "_calibration": 3,
+    "oneshot": 3,
+    "sensitivity": 3,
     "cli": 3,
 }
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_prune import cli
@@ -177,3 +178,113 @@ def test_a_second_pruning_callback_is_refused(main, folder, capsys):
         main(["fit", "--config", "recipe.yaml", "--trainer.callbacks+=PruningCallback"])
     assert end.value.code == 2
     assert "need one PruningCallback in a Trainer, got two" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkpoint(main, folder):
+    config = CONFIG.replace('{"*": 0.75, "*.bias": null}', "0.0")
+    (folder / "dense.yaml").write_text(config)
+    main(["fit", "--config", "dense.yaml"])
+    (path,) = folder.glob("**/*.ckpt")
+    return path.rename(folder / "dense.ckpt")
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache" not in str(path)
+    }
+
+
+@pytest.mark.slow
+def test_prune_writes_a_checkpoint_that_test_and_fit_take(main, folder, checkpoint, capsys):
+    before = files(folder)
+    main(["prune", "--config", "recipe.yaml", "--ckpt_path", "dense.ckpt"])
+    assert files(folder) - before == {"dense-pruned.ckpt"}
+    printed = capsys.readouterr().out
+    assert "at sparsity 0.7500" in printed
+    assert "written: dense-pruned.ckpt" in printed
+    weight = torch.load("dense-pruned.ckpt", weights_only=True)["state_dict"]["net.weight"]
+    assert (weight == 0).float().mean() == 0.75
+    main(["test", "--config", "recipe.yaml", "--ckpt_path", "dense-pruned.ckpt"])
+    assert "val_acc" in capsys.readouterr().out
+    main(["fit", "--config", "recipe.yaml", "--ckpt_path", "dense-pruned.ckpt"])
+    (trained,) = folder.glob("logs/**/*.ckpt")
+    trained = torch.load(trained, weights_only=True)
+    assert trained["global_step"] == 20
+    assert torch.equal(trained["state_dict"]["net.weight"] == 0, weight == 0)
+
+
+@pytest.mark.slow
+def test_sensitivity_writes_what_a_config_takes(main, folder, checkpoint, capsys):
+    before, state = files(folder), checkpoint.read_bytes()
+    arguments = ["--ckpt_path", "dense.ckpt", "--monitor", "val_acc", "--mode", "max"]
+    arguments += ["--sparsities", "[0.75, 0.9]", "--tolerance", "1", "--output", "out/new"]
+    main(["sensitivity", "--config", "recipe.yaml", *arguments])
+    names = {f"out/new/sensitivity.{kind}" for kind in ("csv", "yaml", "png")}
+    assert files(folder) - before == {"out", "out/new", *names}
+    assert checkpoint.read_bytes() == state
+    printed = capsys.readouterr().out
+    assert "val_acc with one tensor pruned" in printed
+    assert "within 1" in printed
+    sparsity = (folder / "out/new/sensitivity.yaml").read_text()
+    assert yaml.safe_load(sparsity) == {"sparsity": {"net.weight": 0.9}}
+    config = yaml.safe_load(CONFIG)
+    config["trainer"]["callbacks"][0]["init_args"].update(yaml.safe_load(sparsity))
+    (folder / "next.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "next.yaml"])
+    assert "0.9062" in capsys.readouterr().out  # 58 of 64, as 1:4 allows
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("prune", ["--ckpt_path", "--output", "--batches", "--train_mode"]),
+        (
+            "sensitivity",
+            ["--monitor", "--mode {max,min}", "--sparsities", "--tolerance", "--plot"],
+        ),
+    ],
+)
+def test_help_explains_what_is_not_training(command, options, main, folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    own = printed[printed.rindex("validate") - 200 :]
+    for option in options:
+        assert option in own
+    assert "--model" in printed
+    assert "--datamodule" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune"], "the following arguments are required: prune.ckpt_path"),
+        (["prune", "--ckpt_path", "no.ckpt"], "need an existing checkpoint, got ckpt_path='no.ck"),
+        (["prune", "--ckpt_path", "x", "--outptu", "y"], "did you mean 'output'?"),
+        (["prune", "--ckpt_path", "x", "--batches", "0"], "need batches >= 1, got batches=0"),
+        (["sensitivity", "--tolerance", "-1"], "need a finite tolerance >= 0, got tolerance=-1.0"),
+        (["sensitivity", "--tolerence", "1"], "did you mean 'tolerance'?"),
+        (["sensitivity", "--mode", "maxx"], "maxx"),
+        (["sensitivity", "--output", "toy.py"], "need a folder to write to, got the file output"),
+        (["sensitivity", "--sparsities", "[0.5]"], "need sparsity 0 or at least 1 - n/m = 0.75"),
+        (["sensitivity", "--trainer.callbacks", "null"], "need a PruningCallback among the"),
+    ],
+)
+def test_what_is_not_training_explains_a_wrong_option(arguments, message, main, folder, capsys):
+    command, *rest = arguments
+    given = ["--config", "recipe.yaml"]
+    if command == "sensitivity":
+        given += ["--ckpt_path", "x", "--monitor", "val_acc", "--mode", "max"]
+    with pytest.raises(SystemExit) as end:
+        main([command, *given, *rest])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_metric_that_is_not_logged_is_explained(main, folder, checkpoint, capsys):
+    arguments = ["--ckpt_path", "dense.ckpt", "--monitor", "val_ac", "--mode", "max"]
+    with pytest.raises(SystemExit):
+        main(["sensitivity", "--config", "recipe.yaml", *arguments, "--sparsities", "[0.75]"])
+    assert "got monitor='val_ac'; it logs 'val_acc'" in capsys.readouterr().err

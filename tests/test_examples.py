@@ -30,6 +30,35 @@ def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob("**/last.ckpt"))
 
 
+@pytest.mark.slow
+def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "dense.yaml").write_text(
+        (ROOT / "configs" / "digits.yaml").read_text().replace("sparsity: 0.9", "sparsity: 0.0")
+    )
+
+    def main(command, config, *arguments):
+        arguments += ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "no")
+        arguments += ("--trainer.logger.save_dir", str(tmp_path))
+        monkeypatch.setattr(sys, "argv", ["lightning-prune", command, "--config", *arguments])
+        sys.argv.insert(3, str(config))
+        cli.main()
+
+    main("fit", tmp_path / "dense.yaml", "--trainer.max_epochs", "2")
+    (dense,) = tmp_path.glob("**/last.ckpt")
+    output, config = tmp_path / "sensitivity", ROOT / "configs" / "digits.yaml"
+    options = ("--monitor", "val_acc", "--mode", "max", "--output", str(output))
+    main("sensitivity", config, "--ckpt_path", str(dense), *options)
+    targets = yaml.safe_load((output / "sensitivity.yaml").read_text())["sparsity"]
+    assert list(targets) == ["net.0.weight", "net.3.weight", "net.8.weight", "net.10.weight"]
+    assert targets["net.8.weight"] is not None
+    main("prune", config, "--ckpt_path", str(dense))
+    assert "at sparsity 0.9000" in capsys.readouterr().out
+    pruned = dense.with_name("last-pruned.ckpt")
+    main("fit", config, "--ckpt_path", str(pruned), "--trainer.max_epochs", "1")
+    assert "0.9000" in capsys.readouterr().out.split("Pruned")[-1]
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_says_what_it_shows(config):
     assert config.read_text().startswith("# ")
@@ -73,6 +102,19 @@ def test_the_benchmark_of_zeros_in_place_runs():
         check=True,
     )
     assert "dense over sparse" in run.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_distillation_runs():
+    run = subprocess.run(
+        [sys.executable, "benchmarks/distillation.py", "--seeds", "1", "--epochs", "2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "gain over alone" in run.stdout, run.stderr
+    assert run.returncode == 0
 
 
 @pytest.mark.slow

@@ -82,13 +82,19 @@ def test_every_combination_lands_exactly_and_holds_its_zeros(
 ):
     model = Net()
     optimizer = OPTIMIZERS[optimizer](model.parameters())
-    pruner = Pruner(
-        sparsity=0.75,
-        schedule=schedule(),
-        allocation=allocation(),
-        pattern=pattern(),
-        criterion=criterion(),
-    )
+    recipe = {
+        "sparsity": 0.75,
+        "schedule": schedule(),
+        "allocation": allocation(),
+        "pattern": pattern(),
+        "criterion": criterion(),
+    }
+    if allocation.needs_unsigned_scores and criterion.signed:
+        names = f"{allocation.__name__}, got criterion={criterion.__name__}"
+        with pytest.raises(ValueError, match=names):
+            Pruner(**recipe)
+        return
+    pruner = Pruner(**recipe)
     masks = []
 
     def check():
@@ -200,11 +206,13 @@ def test_sparsity_zero_changes_nothing():
     )
 
 
+@pytest.mark.parametrize("every", [None, 0.2])
 @pytest.mark.parametrize("criterion", answers(Criterion))
-def test_a_resumed_run_equals_the_uninterrupted_one(criterion, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(criterion, every, tmp_path):
     def start(model):
         optimizer = OPTIMIZERS["adamw"](model.parameters())
-        return model, optimizer, Pruner(sparsity=0.9, criterion=criterion())
+        schedule = PolynomialSchedule(every=every)
+        return model, optimizer, Pruner(sparsity=0.9, schedule=schedule, criterion=criterion())
 
     model, optimizer, pruner = start(Net())
     pruner.attach(model, optimizer, steps=STEPS)
@@ -229,6 +237,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(criterion, tmp_path):
         assert torch.equal(mask, its_pruner.masks[name])
     one, other = optimizer.state_dict()["state"], its_optimizer.state_dict()["state"]
     assert all(torch.equal(one[i][k], other[i][k]) for i in one for k in one[i])
+    gathered, its_gathered = (p.state_dict()["observed"] for p in (pruner, its_pruner))
+    for name, values in gathered.items():
+        assert values.keys() == its_gathered[name].keys()
+        assert all(torch.equal(values[key], its_gathered[name][key]) for key in values)
 
 
 def test_a_mask_takes_one_bit_an_entry_in_the_state():

@@ -101,6 +101,20 @@ def test_a_schedule_is_a_value(kind):
         kind().unit = "step"
 
 
+# What is left after each round that removes a fifth: Frankle & Carbin 2019, figure 1 and 3.
+LEFT = (0.8, 0.64, 0.512, 0.4096, 0.32768, 0.262144, 0.2097152)
+
+
+@pytest.mark.parametrize("rounds", range(1, 8))
+def test_a_share_removes_as_much_of_what_is_left_in_each_round(rounds):
+    schedule = MultiStepSchedule(milestones=tuple(range(1, rounds + 1)), share=0.2, unit="step")
+    final = 1 - LEFT[rounds - 1]
+    left = [1 - final * schedule(step) for step in range(1, rounds + 1)]
+    assert left == pytest.approx(LEFT[:rounds], abs=1e-12)
+    assert schedule(0) == 0
+    assert schedule(rounds) == 1
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -127,6 +141,8 @@ def test_a_schedule_is_a_value(kind):
         (lambda: MultiStepSchedule(milestones=(0.5, 0.5)), "need rising milestones"),
         (lambda: MultiStepSchedule(fractions=(0.5, 1)), "one fraction in"),
         (lambda: MultiStepSchedule(fractions=(0.5, 0.4, 1)), "never falling"),
+        (lambda: MultiStepSchedule(share=1.0), "need 0 < share < 1, got share=1.0"),
+        (lambda: MultiStepSchedule(share=0.2, fractions=(0, 0, 1)), "either fractions or a share"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

@@ -24,6 +24,7 @@ from lightning_prune import (
     RandomCriterion,
     Regrow,
     Sparsity,
+    TaylorCriterion,
     UniformAllocation,
     UnstructuredPattern,
 )
@@ -35,7 +36,7 @@ SECTION = "Replicas and shards"
 RECIPES = list(
     itertools.product(
         (UniformAllocation(), ERKAllocation(), GlobalAllocation()),
-        (MagnitudeCriterion(), RandomCriterion()),
+        (MagnitudeCriterion(), RandomCriterion(), GradientCriterion()),
         (0.3, 0.97),
     )
 )
@@ -101,7 +102,7 @@ def pruned_once(net, allocation, criterion, sparsity, state=None):
         pruner.load_state_dict(state)
     pruner.attach(net, optimizer, steps=1)
     for parameter in net.parameters():
-        parameter.grad = torch.ones_like(parameter)
+        parameter.grad = torch.cos(3 * parameter.detach())
     pruner.before_step(optimizer)
     return pruner
 
@@ -257,6 +258,7 @@ class GatheringCriterion(Criterion):
         ({"pattern": BlockPattern()}, "BlockPattern(shape=(4, 1))"),
         ({"pattern": UnstructuredPattern(per_row=True)}, "UnstructuredPattern(per_row=True)"),
         ({"criterion": GatheringCriterion()}, "GatheringCriterion()"),
+        ({"criterion": TaylorCriterion()}, "TaylorCriterion()"),
     ],
 )
 def test_what_is_not_exact_on_shards_is_refused_by_name(recipe, named, two):

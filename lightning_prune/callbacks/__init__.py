@@ -1,7 +1,15 @@
 """The Lightning floor: one callback a file."""
 
 from lightning_prune.callbacks.checkpoint import SparsityCheckpoint
+from lightning_prune.callbacks.distillation import DistillationCallback
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.callbacks.rewinding import Rewind
 
-__all__ = ["PruningCallback", "SparsityCheckpoint", "SparsityMonitor"]
+__all__ = [
+    "DistillationCallback",
+    "PruningCallback",
+    "Rewind",
+    "SparsityCheckpoint",
+    "SparsityMonitor",
+]

@@ -51,6 +51,29 @@ def trainer_clock(trainer: Trainer, schedule: Schedule, *, resumed: bool) -> Clo
     return lambda done: _fraction(trainer)
 
 
+def planned_moment(trainer: Trainer, schedule: Schedule, step: int, done: int) -> float | None:
+    """Return the moment at which a later step is planned; None if Lightning cannot know.
+
+    Args:
+        trainer: The Trainer, at ``on_train_start``.
+        schedule: The schedule in whose unit the moment is.
+        step: The step of the owner.
+        done: Those completed now.
+    """
+    if trainer.fast_dev_run or not trainer.lightning_module.automatic_optimization:  # type: ignore[attr-defined]
+        return None
+    if schedule.unit == "step":
+        return float(step)
+    at, batches = trainer.global_step + step - done, trainer.num_training_batches
+    epochs = 0.0
+    if not math.isinf(batches):
+        epochs = at / math.ceil(batches / trainer.accumulate_grad_batches)
+    if schedule.unit == "epoch":
+        return epochs
+    by_steps = at / trainer.max_steps if trainer.max_steps > 0 else 0.0
+    return max(epochs / _max_epochs(trainer), by_steps)
+
+
 def _fraction(trainer: Trainer) -> float:
     if _is_last(trainer):
         return 1.0

@@ -1,6 +1,6 @@
 """Pruning inside a Lightning Trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 from lightning_prune._tables import pruning_table
 from lightning_prune.allocations import Allocation
 from lightning_prune.callbacks._clock import trainer_clock
+from lightning_prune.callbacks.rewinding import Rewind, Rewinder
 from lightning_prune.criteria import Criterion
 from lightning_prune.patterns import Pattern
 from lightning_prune.pruner import Pruner
 from lightning_prune.regrowth import Regrow
-from lightning_prune.schedules import Schedule
+from lightning_prune.schedules import Clock, Schedule
 
 
 class PruningCallback(Callback):
@@ -38,6 +39,7 @@ class PruningCallback(Callback):
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay so.
         regrow: Whether and how what is dropped grows back elsewhere (RigL, SET); null for never.
+        rewind: Where each round of a `MultiStepSchedule` goes back to; nowhere by default.
 
     Raises:
         ValueError: If an argument is out of range, or two of them clash.
@@ -58,6 +60,7 @@ class PruningCallback(Callback):
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
+        rewind: Rewind | None = None,
     ) -> None:
         self.pruner = Pruner(
             sparsity=sparsity,
@@ -68,6 +71,14 @@ class PruningCallback(Callback):
             keep_zeros=keep_zeros,
             regrow=regrow,
         )
+        if rewind is not None:
+            rewind.check_schedule(self.pruner.schedule)
+            if regrow is not None:
+                raise ValueError(
+                    "need either rewind or regrow, got both: regrowth goes on all along"
+                )
+        self.rewind = rewind
+        self._rewinder: Rewinder | None = None
         # What the next training starts from; empty if afresh, None once it has begun.
         self._restored: dict[str, Any] | None = None
         self._training = False
@@ -115,14 +126,23 @@ class PruningCallback(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks (one bit an entry), step counts and what the criterion has gathered."""
+        """Return masks (one bit an entry), step counts and what criterion and rewind have kept."""
         if self._restored is not None:
             return self._restored
-        return self.pruner.state_dict() if self.pruner.tensors else {}
+        if not self.pruner.tensors:
+            return {}
+        kept = {"rewind": self._rewinder.state_dict()} if self._rewinder else {}
+        return self.pruner.state_dict() | kept
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, where weights, optimizers and restored states are there under every strategy."""
-        clocks = partial(trainer_clock, trainer, resumed=bool(self._restored))
+        resumed = bool(self._restored)
+        clocks: Callable[[Schedule], Clock] = partial(trainer_clock, trainer, resumed=resumed)
+        rewinder = None
+        if self.rewind is not None:
+            state = (self._restored or {}).get("rewind", {})
+            rewinder = Rewinder(self.rewind, self.pruner, trainer, state=state, resumed=resumed)
+            clocks = rewinder.clock
         if self._restored:
             self.pruner.load_state_dict(self._restored)
 
@@ -131,9 +151,19 @@ class PruningCallback(Callback):
             return trial or _will_be_skipped(trainer, optimizer)
 
         self.pruner.attach(pl_module, trainer.optimizers, clocks=clocks, uncounted=uncounted)
+        if rewinder is not None:
+            rewinder.begin()
+        self._rewinder = rewinder
         self._restored, self._training, self._averaged_updates = None, True, None
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Go back, if a round is complete."""
+        if self._rewinder is not None:
+            self._rewinder.on_batch_start(pl_module)
 
     # A compiled optimizer would trace this and compile again at each update.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -142,7 +172,9 @@ class PruningCallback(Callback):
     ) -> None:
         """Let the engine work on gradients that are complete and not yet clipped."""
         self.pruner.follow(trainer.optimizers)
-        if not _will_be_skipped(trainer, optimizer):
+        if _will_be_skipped(trainer, optimizer):
+            self.pruner.skip_step(optimizer)
+        else:
             self.pruner.before_step(optimizer)
 
     def on_train_batch_end(

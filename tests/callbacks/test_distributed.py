@@ -19,10 +19,13 @@ from lightning_prune import (
     Criterion,
     GlobalAllocation,
     OneShotSchedule,
+    PolynomialSchedule,
     PruningCallback,
     SparsityCheckpoint,
     SparsityMonitor,
+    TaylorCriterion,
     UniformAllocation,
+    WandaCriterion,
 )
 from lightning_prune._state import unpacked
 from tests.conftest import answers
@@ -154,6 +157,34 @@ def test_replicas_choose_the_same_masks(criterion, two, tmp_path):
     assert_equal(masks, other_masks)
     assert_equal(weights, other_weights)
     assert_pruned(masks, weights)
+
+
+def fit_some_replicas(folder, criterion, name, ckpt_path=None):
+    """Train two epochs, or only the first if the name is "stopped"; save under the name."""
+    schedule = PolynomialSchedule(begin=0.2, every=0.3)
+    pruning = PruningCallback(sparsity=0.75, schedule=schedule, criterion=criterion())
+    model = Net()
+    trainer = make_trainer(folder, DDPStrategy(), pruning)
+    if name == "stopped":
+        model.on_train_epoch_end = lambda: setattr(trainer, "should_stop", True)
+    trainer.fit(model, loader(), ckpt_path=ckpt_path, weights_only=True)
+    trainer.save_checkpoint(folder / f"{name}.ckpt")
+    return outcome(pruning, model)
+
+
+@pytest.mark.parametrize("criterion", [TaylorCriterion, WandaCriterion])
+def test_resumed_replicas_equal_the_uninterrupted_ones(criterion, two, tmp_path):
+    (masks, weights), _ = two(fit_some_replicas, tmp_path, criterion, "whole")
+    two(fit_some_replicas, tmp_path, criterion, "stopped")
+    observed = torch.load(tmp_path / "stopped.ckpt", weights_only=True)["callbacks"][
+        "PruningCallback"
+    ]["observed"]
+    assert all(observed.values())  # else nothing would be at stake
+    for its_masks, its_weights in two(
+        fit_some_replicas, tmp_path, criterion, "resumed", tmp_path / "stopped.ckpt"
+    ):
+        assert_equal(masks, its_masks)
+        assert_equal(weights, its_weights)
 
 
 def fit_shards(

@@ -24,9 +24,11 @@ from lightning_prune import (
     CosineSchedule,
     ERKAllocation,
     ExponentialSchedule,
+    FisherCriterion,
     GlobalAllocation,
     LAMPAllocation,
     MagnitudeCriterion,
+    MovementCriterion,
     MultiStepSchedule,
     NMPattern,
     OneShotSchedule,
@@ -35,8 +37,10 @@ from lightning_prune import (
     RandomCriterion,
     Regrow,
     SparsityMonitor,
+    TaylorCriterion,
     UniformAllocation,
     UnstructuredPattern,
+    WandaCriterion,
 )
 from tests.callbacks.conftest import Classifier
 from tests.callbacks.runs import (
@@ -64,6 +68,13 @@ ALL_CRITERIA = [
         marks=pytest.mark.works_with("Stop and resume", f"after any step, {name}"),
     )
     for name, criterion in CRITERIA.items()
+] + [
+    pytest.param(
+        criterion(),
+        id=criterion.__name__,
+        marks=pytest.mark.works_with("Stop and resume", "after any step, a criterion with state"),
+    )
+    for criterion in (TaylorCriterion, FisherCriterion, MovementCriterion, WandaCriterion)
 ]
 plain = {"loader": DataLoader(dataset(), batch_size=8)}
 
@@ -71,7 +82,8 @@ plain = {"loader": DataLoader(dataset(), batch_size=8)}
 @pytest.mark.parametrize("criterion", ALL_CRITERIA)
 def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(criterion, tmp_path):
     def pruning():
-        return PruningCallback(criterion=criterion)
+        every = 0.2 if criterion.forgets else None  # so that there is something to forget
+        return PruningCallback(criterion=criterion, schedule=PolynomialSchedule(every=every))
 
     whole, save = fit(pruning=pruning()), Save(tmp_path)
     assert not whole.differences(fit(save, pruning=pruning()))
