@@ -47,6 +47,7 @@ from lightning_prune import (
     PruningCallback,
     RandomCriterion,
     Regrow,
+    TaylorCriterion,
     UniformAllocation,
 )
 
@@ -148,6 +149,14 @@ RECIPES = {
         },
         by_hand={0.95: "97.13 ± 0.14", 0.98: "94.95 ± 0.12"},
         bars={0.95: 96.80, 0.98: 94.60},
+    ),
+    "SNIP": Recipe(
+        arguments=lambda seed: {
+            "schedule": OneShotSchedule(end=0),
+            "allocation": GlobalAllocation(),
+            "criterion": TaylorCriterion(),
+        },
+        bars={0.95: 96.15, 0.98: 93.10},
     ),
     RANDOM: Recipe(
         arguments=lambda seed: {
