@@ -110,6 +110,13 @@ def test_of_a_convolution_each_weight_has_the_inputs_that_it_meets(model, shape)
     assert torch.allclose(scores(pruner), by_hand, rtol=1e-5)
 
 
+def test_squares_are_summed_in_a_precision_that_holds_them():
+    model = nn.Linear(1, 4, dtype=torch.float16)
+    optimizer, pruner = attached(model)
+    step(model, optimizer, pruner, torch.full((2, 1), 300.0, dtype=torch.float16))
+    assert squares(pruner).item() == 180000  # beyond float16
+
+
 def test_a_layer_of_hugging_face_is_input_first():
     model, x = Conv1D(4, 6), torch.randn(2, 3, 6)
     optimizer, pruner = attached(model)
