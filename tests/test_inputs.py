@@ -110,6 +110,13 @@ def test_of_a_convolution_each_weight_has_the_inputs_that_it_meets(model, shape)
     assert torch.allclose(scores(pruner), by_hand, rtol=1e-5)
 
 
+def test_squares_are_summed_in_a_precision_that_holds_them():
+    model = nn.Linear(1, 4, dtype=torch.float16)
+    optimizer, pruner = attached(model)
+    step(model, optimizer, pruner, torch.full((2, 1), 300.0, dtype=torch.float16))
+    assert squares(pruner).item() == 180000  # beyond float16
+
+
 def test_a_layer_of_hugging_face_is_input_first():
     model, x = Conv1D(4, 6), torch.randn(2, 3, 6)
     optimizer, pruner = attached(model)
@@ -333,6 +340,20 @@ def test_a_layer_that_joins_before_the_first_update_is_seen_in_time():
     step(model, optimizer, pruner, torch.randn(2, 4))
     step(model, optimizer, pruner, torch.randn(2, 4))
     assert pruner.sparsity == 0.5
+
+
+def test_a_layer_that_joins_puts_no_hooks_where_all_is_done():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].requires_grad_(False)
+    first, rest = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[0], model[1:]))
+    schedule = OneShotSchedule(end=1, unit="step")
+    pruner = Pruner(sparsity=0.5, schedule=schedule, criterion=WandaCriterion())
+    pruner.attach(model, [first, rest], steps=9)
+    for _ in range(2):
+        step(model, first, pruner, torch.randn(2, 4))
+    model[2].requires_grad_(True)
+    step(model, rest, pruner, torch.randn(2, 4))
+    assert len(hooks(model)) == len(hooks(model[1:])) == 2
 
 
 def test_the_evaluations_of_one_step_of_lbfgs_count_once():
