@@ -84,11 +84,8 @@ def _inputs_shape(tensor: PrunedTensor) -> tuple[int, ...]:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return (
-        "_orig_mod" in module._modules
-        or module._compiled_call_impl is not None
-        or hasattr(module.forward, "_torchdynamo_orig_callable")
-    )
+    by_its_forward = hasattr(module.forward, "_torchdynamo_orig_callable")  # or by torch.compile
+    return by_its_forward or module._compiled_call_impl is not None
 
 
 class InputHook:

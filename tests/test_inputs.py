@@ -342,6 +342,20 @@ def test_a_layer_that_joins_before_the_first_update_is_seen_in_time():
     assert pruner.sparsity == 0.5
 
 
+def test_a_layer_that_joins_puts_no_hooks_where_all_is_done():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].requires_grad_(False)
+    first, rest = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[0], model[1:]))
+    schedule = OneShotSchedule(end=1, unit="step")
+    pruner = Pruner(sparsity=0.5, schedule=schedule, criterion=WandaCriterion())
+    pruner.attach(model, [first, rest], steps=9)
+    for _ in range(2):
+        step(model, first, pruner, torch.randn(2, 4))
+    model[2].requires_grad_(True)
+    step(model, rest, pruner, torch.randn(2, 4))
+    assert len(hooks(model)) == len(hooks(model[1:])) == 2
+
+
 def test_the_evaluations_of_one_step_of_lbfgs_count_once():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
