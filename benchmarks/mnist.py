@@ -313,7 +313,7 @@ def draw(runs: list[Run], path: Path) -> None:
     from matplotlib.figure import Figure
 
     accuracies = by_recipe(runs)
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     if (DENSE, 0.0) in accuracies:
         mean = statistics.mean(accuracies[DENSE, 0.0])
@@ -335,7 +335,7 @@ def draw(runs: list[Run], path: Path) -> None:
     axes.set_xlabel("sparsity")
     axes.set_ylabel("test accuracy, points")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=120)
 
 
