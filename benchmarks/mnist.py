@@ -137,6 +137,13 @@ RECIPES = {
         by_hand={0.95: "97.73 ± 0.10", 0.98: "96.23 ± 0.12"},
         bars={0.95: 97.40, 0.98: 95.85},
     ),
+    "the default": Recipe(arguments=lambda seed: {}),
+    "gradual to 75 %, ERK": Recipe(
+        arguments=lambda seed: {
+            "schedule": PolynomialSchedule(begin=0.1, end=0.75),
+            "allocation": ERKAllocation(),
+        }
+    ),
     "gradual, LAMP": Recipe(
         arguments=gradual(LAMPAllocation()),
         by_hand={0.95: "97.69 ± 0.16", 0.98: "96.42 ± 0.19"},
@@ -322,7 +329,7 @@ def draw(runs: list[Run], path: Path) -> None:
         mean = statistics.mean(accuracies[DENSE, 0.0])
         axes.axhline(mean, color="black", linestyle=":", label=f"dense: {mean:.2f}")
     sparsities = sorted({run.sparsity for run in runs if run.recipe != DENSE})
-    for marker, name in zip("osD^vPX*<>"[: len(RECIPES)], RECIPES, strict=True):
+    for marker, name in zip("osD^vPX*<>dhp8"[: len(RECIPES)], RECIPES, strict=True):
         present = [sparsity for sparsity in sparsities if (name, sparsity) in accuracies]
         if not present:
             continue

