@@ -32,6 +32,7 @@ FLOORS = {
     "_calibration": 3,
     "oneshot": 3,
     "sensitivity": 3,
+    "_commands": 3,
     "cli": 3,
 }
 
