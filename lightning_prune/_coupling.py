@@ -1,0 +1,199 @@
+"""Which channels of a model live or die together, read off the graphs of its forward pass."""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune._dataflow import Cut, Dataflow, Stored
+from lightning_prune._labels import UNLABELLED, Classes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slices:
+    """Where the channels of a group lie in one parameter or buffer.
+
+    Args:
+        name: Its qualified name.
+        axis: The axis that they lie along.
+        channel: Which channel of the group each index of the axis belongs to; -1 for none.
+        is_output: Whether this is the output axis of a layer that makes the channels.
+    """
+
+    name: str
+    axis: int
+    channel: Tensor
+    is_output: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CoupledChannels:
+    """Channels that can be told apart and removed one by one, with all that goes with them.
+
+    Args:
+        slices: Where they lie, in the order of the model; a tensor may come twice, for two axes.
+        labels: One for each channel, the same as in `Coupling.cuts`.
+        is_residual: Whether an addition of two activations joins their makers.
+        why_dense: Why they cannot be removed exactly; None if they can.
+    """
+
+    slices: tuple[Slices, ...]
+    labels: Tensor
+    is_residual: bool
+    why_dense: str | None
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return len(self.labels)
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The names of the weights that make them."""
+        return tuple(its.name for its in self.slices if its.is_output)
+
+    @property
+    def width(self) -> int:
+        """How many indices along its makers' output axes are one channel, at least: a head's."""
+        widths = [int((its.channel == 0).sum()) for its in self.slices if its.is_output]
+        return math.gcd(*widths)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Coupling:
+    """All channels of a model.
+
+    Args:
+        groups: Those that have a maker, in the order of the model.
+        cuts: Where the model's code may count on their number.
+    """
+
+    groups: tuple[CoupledChannels, ...]
+    cuts: tuple[Cut, ...]
+
+
+def couple(module: nn.Module, example: Any) -> Coupling:
+    """Trace a module in training and in evaluation mode, and find what its channels are coupled to.
+
+    Args:
+        module: Left as it is.
+        example: What ``forward`` takes: a tensor, a tuple of arguments, or a dict of named ones.
+
+    Raises:
+        ValueError: If the module cannot be traced with this example.
+    """
+    classes = Classes()
+    stored = _stored(module, classes)
+    flow = Dataflow(classes, stored)
+    for program in _programs(module, example):
+        flow.walk(program)
+    flow.settle()
+    return Coupling(groups=tuple(_groups(flow, stored)), cuts=tuple(flow.cuts))
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return an example as the positional and the named arguments of ``forward``."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, list | tuple):
+        return tuple(example), {}
+    return (example,), {}
+
+
+def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.ExportedProgram]:
+    copied = copy.deepcopy(module)
+    args, kwargs = arguments(example)
+    for training in (True, False):
+        copied.train(training)
+        try:
+            with _unfused():
+                program = torch.export.export(copied, args, kwargs, strict=False)
+                yield program.run_decompositions({})
+        except Exception as error:  # whatever the model's own code raises
+            mode = "training" if training else "evaluation"
+            raise ValueError(
+                "need a forward that torch.export can trace, to find which channels go together, "
+                f"got {type(error).__name__} in {mode} mode: {str(error).splitlines()[0]}; give an "
+                "example that forward takes (example=..., or the module's example_input_array), and "
+                "keep what depends on the values of tensors out of forward"
+            ) from error
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Trace what is computed, not the fused kernels that hide it."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _stored(module: nn.Module, classes: Classes) -> dict[str, Stored]:
+    """Return parameters and buffers with new labels for each axis; tied ones share them."""
+    known: dict[int, Stored] = {}
+    found: dict[str, Stored] = {}
+    parameters = list(module.named_parameters(remove_duplicate=False))
+    for name, tensor in [*parameters, *module.named_buffers(remove_duplicate=False)]:
+        if id(tensor) not in known:
+            known[id(tensor)] = Stored(
+                name=name,
+                axes=tuple(classes.new(size) for size in tensor.shape),
+                is_parameter=isinstance(tensor, nn.Parameter),
+            )
+        found[name] = known[id(tensor)]
+    return found
+
+
+def _groups(flow: Dataflow, stored: Mapping[str, Stored]) -> Iterator[CoupledChannels]:
+    """Put together the channels that lie along the same axes."""
+    places = [
+        (tensor.name, axis, flow.classes.roots(labels))
+        for tensor in dict.fromkeys(stored.values())
+        for axis, labels in enumerate(tensor.axes)
+    ]
+    spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for index, (_, _, roots) in enumerate(places):
+        found, counts = torch.unique(roots, return_counts=True)
+        for root, count in zip(found.tolist(), counts.tolist(), strict=True):
+            spans[root].append((index, count))
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+    for root, its_spans in sorted(spans.items()):
+        alike[tuple(its_spans)].append(root)
+    for its_places, members in alike.items():
+        slices = tuple(_slices(flow, *places[index], members) for index, _ in its_places)
+        if not any(its.is_output for its in slices) or UNLABELLED in members:
+            continue
+        reasons = [why for root in members if (why := flow.classes.why_dense(root))]
+        if not reasons and len(members) == 1 and _is_whole(slices):
+            reasons = ["all its channels go together"]
+        yield CoupledChannels(
+            slices=slices,
+            labels=torch.tensor(members),
+            is_residual=flow.classes.is_residual(members),
+            why_dense=reasons[0] if reasons else None,
+        )
+
+
+def _slices(flow: Dataflow, name: str, axis: int, roots: Tensor, members: list[int]) -> Slices:
+    ordered = torch.tensor(members)
+    position = torch.searchsorted(ordered, roots).clamp(max=len(members) - 1)
+    return Slices(
+        name=name,
+        axis=axis,
+        channel=torch.where(ordered[position] == roots, position, -1),
+        is_output=flow.output_axes.get(name) == axis,
+    )
+
+
+def _is_whole(slices: tuple[Slices, ...]) -> bool:
+    """Whether there is nothing along the maker's axis but this one channel."""
+    return all(bool((its.channel == 0).all()) for its in slices if its.is_output)

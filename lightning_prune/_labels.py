@@ -1,0 +1,95 @@
+"""Which channels belong together: classes of labels, joined as a model's graph is walked."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+UNLABELLED = 0
+
+
+class Classes:
+    """A partition of labels, which are whole numbers from 1; 0 labels what is no channel.
+
+    A label may come with a minus sign: the channel is then not zero where it is pruned. The sign
+    means nothing here.
+    """
+
+    def __init__(self) -> None:
+        self._parents = np.zeros(1, dtype=np.int64)
+        self._reasons: dict[int, str] = {}
+        self._residual: set[int] = set()
+
+    def new(self, number: int) -> Tensor:
+        """Return labels that nothing else has."""
+        first = len(self._parents)
+        labels = np.arange(first, first + number)
+        self._parents = np.concatenate([self._parents, labels])
+        return torch.from_numpy(labels)
+
+    def roots(self, labels: Tensor) -> Tensor:
+        """Return for each label the one that stands for its class."""
+        return torch.from_numpy(np.asarray(self._roots()[labels.abs().numpy()]))
+
+    def join(self, first: Tensor, second: Tensor, *, residual: bool = False) -> None:
+        """Make one class of each pair of labels; pairs with an unlabelled one are left alone.
+
+        Args:
+            first: Labels of any shape.
+            second: As many labels.
+            residual: Whether an addition joins them, and not what a layer reads or writes.
+        """
+        pairs = torch.stack([self.roots(first).flatten(), self.roots(second).flatten()], 1)
+        pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs != UNLABELLED).all(1)]
+        for one, other in torch.unique(pairs, dim=0).tolist():
+            kept, gone = sorted((self._root(one), self._root(other)))
+            if kept == gone:
+                continue
+            self._parents[gone] = kept
+            if gone in self._reasons:
+                self._reasons.setdefault(kept, self._reasons.pop(gone))
+            if residual or gone in self._residual:
+                self._residual.add(kept)
+
+    def join_rows(self, rows: Tensor, reason: str) -> None:
+        """Make one class of each row; a row that also has unlabelled entries stays dense.
+
+        Args:
+            rows: Labels, ``(rows, entries)``.
+            reason: Why it stays dense.
+        """
+        roots = self.roots(rows)
+        highest = roots.amax(1, keepdim=True)
+        self.join(roots, highest.expand_as(roots))
+        mixed = (roots == UNLABELLED).any(1) & (highest[:, 0] != UNLABELLED)
+        self.keep_dense(highest[mixed], reason)
+
+    def keep_dense(self, labels: Tensor, reason: str) -> None:
+        """Keep the classes of these labels; the first reason counts."""
+        for root in torch.unique(self.roots(labels)).tolist():
+            if root != UNLABELLED:
+                self._reasons.setdefault(root, reason)
+
+    def why_dense(self, root: int) -> str | None:
+        """Return why a class is kept; None if it may go."""
+        return self._reasons.get(root)
+
+    def is_residual(self, roots: Iterable[int]) -> bool:
+        """Whether an addition has joined the class of any of these."""
+        return not self._residual.isdisjoint(roots)
+
+    def _roots(self) -> np.ndarray:
+        parents = self._parents
+        while True:
+            grandparents = parents[parents]
+            if np.array_equal(grandparents, parents):
+                break
+            parents = grandparents
+        self._parents = parents
+        return parents
+
+    def _root(self, label: int) -> int:
+        while self._parents[label] != label:
+            label = int(self._parents[label])
+        return label
