@@ -8,7 +8,7 @@ enters it dense.
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,14 +17,56 @@ from torch import Tensor, fx
 from lightning_prune._labels import UNLABELLED, Classes
 
 _MOVES = frozenset(
-    "view _unsafe_view reshape flatten unflatten permute transpose t unsqueeze squeeze expand "
-    "select slice unbind repeat roll flip pixel_shuffle pixel_unshuffle channel_shuffle movedim "
-    "unfold narrow slice_scatter select_scatter repeat_interleave".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "permute",
+        "transpose",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "select",
+        "slice",
+        "unbind",
+        "repeat",
+        "roll",
+        "flip",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "movedim",
+        "unfold",
+        "narrow",
+        "slice_scatter",
+        "select_scatter",
+        "repeat_interleave",
+    ]
 )
-_RESHAPES = frozenset("view _unsafe_view reshape flatten unflatten".split())
-_COPIES = frozenset("alias clone contiguous detach dropout lift_fresh_copy to _to_copy".split())
+_RESHAPES = frozenset(["view", "_unsafe_view", "reshape", "flatten", "unflatten"])
+_COPIES = frozenset(
+    ["alias", "clone", "contiguous", "detach", "dropout", "lift_fresh_copy", "to", "_to_copy"]
+)
 _REDUCTIONS = frozenset(
-    "sum mean amax amin max min var std norm linalg_vector_norm prod logsumexp argmax argmin".split()
+    [
+        "sum",
+        "mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "norm",
+        "linalg_vector_norm",
+        "prod",
+        "logsumexp",
+        "argmax",
+        "argmin",
+    ]
 )
 _NOT_ZERO_OF_ZEROS = frozenset(["logsumexp", "argmax", "argmin"])
 _SPATIAL = ("max_pool", "avg_pool", "adaptive_", "upsample_")
@@ -33,10 +75,18 @@ _PROBES = 7  # random values at which an operation is tried
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stored:
-    """A parameter or buffer: it has labels for each of its axes, not for each entry."""
+    """A parameter or buffer: it has labels for each of its axes, not for each entry.
+
+    Args:
+        name: Its qualified name.
+        axes: The labels of each axis.
+        order: Which axis of the tensor in the model each of them is.
+        is_parameter: Whether it is a parameter.
+    """
 
     name: str
     axes: tuple[Tensor, ...]
+    order: tuple[int, ...]
     is_parameter: bool
 
 
@@ -230,16 +280,12 @@ class Dataflow:
     ) -> Tensor:
         """Return the entries that a layer makes along an axis, zero where its rows are."""
         labels = weight.axes[output_axis] if labels is None else labels
-        self.output_axes[weight.name] = self._axis_in_model(weight, output_axis)
+        self.output_axes[weight.name] = weight.order[output_axis]
         if isinstance(bias, Stored):
             self.classes.join(bias.axes[-1], labels)
         elif bias is not None:
             self.classes.keep_dense(labels, "its bias is computed")
         return _spread(labels, axis, node)
-
-    def _axis_in_model(self, weight: Stored, axis: int) -> int:
-        own = self.stored[weight.name].axes
-        return next(i for i, labels in enumerate(own) if labels is weight.axes[axis])
 
     def _embedding(self, node: fx.Node, given: "_Given") -> Value:
         weight = given["weight"]
@@ -410,7 +456,8 @@ class Dataflow:
         return list(moved) if isinstance(moved, tuple) else moved
 
     def _cat(self, node: fx.Node, given: "_Given") -> Value:
-        return _run(node, [self._entries(value) for value in given.inputs])
+        joined: Tensor = _run(node, [self._entries(value) for value in given.inputs])
+        return joined
 
     def _split(self, node: fx.Node, given: "_Given") -> Value:
         labels = self._entries(given[0])
@@ -567,7 +614,7 @@ class Dataflow:
                 self._splits.append((rows, parts))
 
     def _settle(self, rows: Tensor, parts: tuple[int, ...]) -> int:
-        """Join over all new axes but the last, unless whole slices go already; count the classes."""
+        """Join over all new axes but the last, if slices are not whole yet; count the classes."""
         grid = self.classes.roots(rows).view(*parts, -1)
         varying = [axis for axis in range(len(parts)) if not _is_constant(grid, axis)]
         if len(varying) > 1:
@@ -659,11 +706,13 @@ def _is_zero_of(node: fx.Node, is_zero: Sequence[bool]) -> bool:
 
 def _moved(stored: Stored, node: fx.Node) -> Stored:
     """Return what is stored with its axes in another order."""
-    order = _run(node, [torch.empty([i + 2 for i in range(len(stored.axes))])]).shape
-    return Stored(
-        name=stored.name,
-        axes=tuple(stored.axes[size - 2] for size in order),
-        is_parameter=stored.is_parameter,
+    order = [
+        s - 2 for s in _run(node, [torch.empty([i + 2 for i in range(len(stored.axes))])]).shape
+    ]
+    return replace(
+        stored,
+        axes=tuple(stored.axes[axis] for axis in order),
+        order=tuple(stored.order[axis] for axis in order),
     )
 
 
@@ -691,7 +740,8 @@ def _is_constant(roots: Tensor, axis: int) -> bool:
 
 def _split_axes(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
     """Return each axis of which a reshape makes several larger than 1, and their sizes."""
-    splits, position = [], 0
+    splits: list[tuple[int, tuple[int, ...]]] = []
+    position = 0
     for axis, size in enumerate(before):
         parts: list[int] = []
         while position < len(after) and math.prod(parts) * after[position] <= size:

@@ -30,6 +30,7 @@ FLOORS = {
     "_state": 2,
     "metrics": 2,
     "_tables": 2,
+    "shrinking": 2,
     "_cli_errors": 2,
     "callbacks": 3,
     "_calibration": 3,
