@@ -70,6 +70,7 @@ _REDUCTIONS = frozenset(
 )
 _NOT_ZERO_OF_ZEROS = frozenset(["logsumexp", "argmax", "argmin"])
 _SPATIAL = ("max_pool", "avg_pool", "adaptive_", "upsample_")
+_NO_CHANNELS = "meets values that are no channels"
 _PROBES = 7  # random values at which an operation is tried
 
 
@@ -154,7 +155,8 @@ class Dataflow:
             return _blank(node)
         name = node.target._schema.name.removeprefix("aten::")
         given = _Given(node, values)
-        if not any(self._has_channels(value) for value in given.inputs):
+        makes_nothing = node.meta.get("val") is None  # such as a check of a shape
+        if makes_nothing or not any(self._has_channels(value) for value in given.inputs):
             return _blank(node)
         if name in ("transpose", "t", "permute") and isinstance(given[0], Stored):
             return _moved(given[0], node)
@@ -397,27 +399,34 @@ class Dataflow:
         partner = next((v for v in values if isinstance(v, Tensor) and _has_labels(v)), None)
         operands = [self._entries(value, partner) for value in values]
         expanded = [operand.expand(shape) for operand in operands]
-        roots = [self.classes.roots(operand) for operand in expanded]
+        result = torch.stack([self.classes.roots(operand) for operand in expanded]).amax(0)
+        for operand in operands:
+            if not _has_labels(operand):
+                self._meet_unlabelled(operand, result)
         added = str(node.target).startswith(("aten.add", "aten.sub"))
-        activations = [isinstance(value, Tensor) for value in values]
-        for i, one in enumerate(roots):
-            for j in range(i + 1, len(roots)):
-                residual = added and activations[i] and activations[j]
-                self.classes.join(one, roots[j], residual=residual)
-        result = torch.stack(roots).amax(0)
-        for operand, its_roots in zip(operands, roots, strict=True):
-            clash = (its_roots == UNLABELLED) & (result != UNLABELLED)
-            if clash.any() and not self._is_broadcast(operand, result):
-                self.classes.keep_dense(result[clash], "meets values that are no channels")
+        for value, operand in zip(values, expanded, strict=True):
+            residual = added and isinstance(value, Tensor)
+            self.classes.join(operand, result, residual=residual)
+        result = self.classes.roots(result)
+        for operand in operands:
+            if _has_labels(operand):
+                clash = (operand.expand(shape) == UNLABELLED) & (result != UNLABELLED)
+                self.classes.keep_dense(result[clash], _NO_CHANNELS)
         return torch.where(self._stays_zero(node, expanded), result, -result)
 
-    def _is_broadcast(self, operand: Tensor, roots: Tensor) -> bool:
-        """Whether an operand has size 1 wherever the labels tell channels apart."""
-        missing = roots.ndim - operand.ndim
-        return all(
-            axis < missing or operand.shape[axis - missing] == 1 or _is_constant(roots, axis)
-            for axis in range(roots.ndim)
-        )
+    def _meet_unlabelled(self, operand: Tensor, labels: Tensor) -> None:
+        """Join along the axes of an operand that has other values for each index of them."""
+        roots, missing = self.classes.roots(labels), labels.ndim - operand.ndim
+        axes = [
+            axis
+            for axis in range(missing, labels.ndim)
+            if operand.shape[axis - missing] > 1 and not _is_constant(roots, axis)
+        ]
+        if axes:
+            rest = [axis for axis in range(labels.ndim) if axis not in axes]
+            size = math.prod(labels.shape[axis] for axis in axes)
+            self.classes.join_rows(labels.permute(*rest, *axes).reshape(-1, size), _NO_CHANNELS)
+            self._refuse_one_class(labels, _NO_CHANNELS)
 
     def _stays_zero(self, node: fx.Node, operands: Sequence[Tensor]) -> Tensor:
         """Return where the result is zero if those operands are that are zero when pruned."""

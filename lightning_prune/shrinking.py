@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_prune._attention import SlimMultiheadAttention, slim_attention
 from lightning_prune._coupling import (
     CoupledChannels,
     Coupling,
@@ -149,6 +150,7 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
     for name, weight in weights.items():
         if name in tensors and tensors[name].shape != weight.shape:
             _replace(module, name, tensors[name].new_empty(weight.shape))
+    slim_attention(module)
     children = {plain_name(name): child for name, child in module.named_modules()}
     for name, numbers in state["attributes"].items():
         for attribute, number in numbers.items():
@@ -212,6 +214,7 @@ def _removed(
         for axis, stays in axes.items():
             tensor = tensor.index_select(axis, stays.nonzero().flatten().to(tensor.device))
         _replace(smaller, name, tensor)
+    slim_attention(smaller)
     if adapt_code:
         _adapt_code(smaller, coupling, removal)
     for child, original in zip(smaller.modules(), module.modules(), strict=True):
@@ -275,9 +278,11 @@ def _adapt_code(smaller: nn.Module, coupling: Coupling, removal: Removal) -> Non
     children = dict(smaller.named_modules())
     for name, by_size in sizes.items():
         child = children[name]
+        if isinstance(child, SlimMultiheadAttention):
+            continue  # it reads them off its weights
         for attribute, value in _numbers(child).items():
             if len(now := by_size.get(value, set())) == 1:
-                setattr(child, attribute, now.pop())
+                setattr(child, attribute, *now)
 
 
 def _numbers(child: nn.Module) -> dict[str, int]:
@@ -375,15 +380,16 @@ class _WithoutDropout(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        name = getattr(function, "__name__", "")
+        name, kwargs = getattr(function, "__name__", ""), dict(kwargs or {})
         if name.endswith("dropout") or name[:-2].endswith("dropout"):
-            return args[0] if args else (kwargs or {})["input"]
-        if name == "scaled_dot_product_attention":
-            if len(args) > 4:
-                args = (*args[:4], 0.0, *args[5:])
-            else:
-                kwargs = {**(kwargs or {}), "dropout_p": 0.0}
-        return function(*args, **(kwargs or {}))
+            return args[0] if args else kwargs["input"]
+        if name == "multi_head_attention_forward":
+            kwargs["training"] = False
+        elif name == "scaled_dot_product_attention" and len(args) > 4:
+            args = (*args[:4], 0.0, *args[5:])
+        elif name == "scaled_dot_product_attention":
+            kwargs["dropout_p"] = 0.0
+        return function(*args, **kwargs)
 
 
 # -- tensors -------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ FLOORS = {
     "groups": 1,
     "selection": 1,
     "_labels": 0,
+    "_attention": 0,
     "_dataflow": 0,
     "_coupling": 1,
     "_inputs": 1,
