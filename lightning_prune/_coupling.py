@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.Exported
     for training in (True, False):
         copied.train(training)
         try:
-            with _unfused():
+            with _plainly():
                 program = torch.export.export(copied, args, kwargs, strict=False)
                 yield program.run_decompositions({})
         except Exception as error:  # whatever the model's own code raises
@@ -139,12 +140,16 @@ def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.Exported
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
+def _plainly() -> Iterator[None]:
     """Trace what is computed, not the fused kernels that hide it."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices=[]):
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch.random.fork_rng(),
+            warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

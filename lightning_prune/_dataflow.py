@@ -307,6 +307,7 @@ class Dataflow:
         )
         made_zero = isinstance(given.get("weight"), Stored) and isinstance(given["bias"], Stored)
         labels = self.classes.roots(rows[:, 0])
+        self._note_cut(node, labels)
         return _spread(labels if made_zero else -labels, 1, node)
 
     def _group_norm(self, node: fx.Node, given: "_Given") -> Value:
@@ -462,6 +463,10 @@ class Dataflow:
             self._note_cut(node, part)
         if _name(node) in _RESHAPES:
             self._note_split(labels, moved.shape)
+        elif _name(node) == "channel_shuffle":
+            groups = given.options["groups"]
+            width = labels.shape[1] // groups
+            self._note_split(labels, (len(labels), groups, width, *labels.shape[2:]))
         return list(moved) if isinstance(moved, tuple) else moved
 
     def _cat(self, node: fx.Node, given: "_Given") -> Value:
