@@ -127,8 +127,7 @@ def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.Exported
         copied.train(training)
         try:
             with _plainly():
-                program = torch.export.export(copied, args, kwargs, strict=False)
-                yield program.run_decompositions({})
+                yield torch.export.export(copied, args, kwargs, strict=False)
         except Exception as error:  # whatever the model's own code raises
             mode = "training" if training else "evaluation"
             raise ValueError(
