@@ -5,14 +5,16 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lightning_prune._dataflow import Cut, Dataflow, Stored
 from lightning_prune._labels import UNLABELLED, Classes
+from lightning_prune.selection import plain_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +96,8 @@ def couple(module: nn.Module, example: Any) -> Coupling:
     for program in _programs(module, example):
         flow.walk(program)
     flow.settle()
-    return Coupling(groups=tuple(_groups(flow, stored)), cuts=tuple(flow.cuts))
+    cuts = [replace(cut, labels=classes.roots(cut.labels)) for cut in flow.cuts]
+    return Coupling(groups=tuple(_groups(flow, stored)), cuts=tuple(cuts))
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -106,9 +109,19 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
+def with_two_samples(example: Any) -> Any:
+    """Return an example whose batch is not of 1: some normalisations cannot train on that."""
+
+    def twice(value: Any) -> Any:
+        is_one = isinstance(value, Tensor) and value.ndim > 0 and len(value) == 1
+        return torch.cat([value, value]) if is_one else value
+
+    return tree_map(twice, example)
+
+
 def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.ExportedProgram]:
     copied = copy.deepcopy(module)
-    args, kwargs = arguments(example)
+    args, kwargs = arguments(with_two_samples(example))
     for training in (True, False):
         copied.train(training)
         try:
@@ -119,9 +132,9 @@ def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.Exported
             mode = "training" if training else "evaluation"
             raise ValueError(
                 "need a forward that torch.export can trace, to find which channels go together, "
-                f"got {type(error).__name__} in {mode} mode: {str(error).splitlines()[0]}; give an "
-                "example that forward takes (example=..., or the module's example_input_array), and "
-                "keep what depends on the values of tensors out of forward"
+                f"got {type(error).__name__} in {mode} mode: {str(error).splitlines()[0]}; give "
+                "an example that forward takes (example=..., or the module's "
+                "example_input_array), and keep what depends on values of tensors out of forward"
             ) from error
 
 
@@ -145,8 +158,9 @@ def _stored(module: nn.Module, classes: Classes) -> dict[str, Stored]:
     for name, tensor in [*parameters, *module.named_buffers(remove_duplicate=False)]:
         if id(tensor) not in known:
             known[id(tensor)] = Stored(
-                name=name,
+                name=plain_name(name),
                 axes=tuple(classes.new(size) for size in tensor.shape),
+                order=tuple(range(tensor.ndim)),
                 is_parameter=isinstance(tensor, nn.Parameter),
             )
         found[name] = known[id(tensor)]

@@ -8,7 +8,7 @@ enters it dense.
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,26 +17,77 @@ from torch import Tensor, fx
 from lightning_prune._labels import UNLABELLED, Classes
 
 _MOVES = frozenset(
-    "view _unsafe_view reshape flatten unflatten permute transpose t unsqueeze squeeze expand "
-    "select slice unbind repeat roll flip pixel_shuffle pixel_unshuffle channel_shuffle movedim "
-    "unfold narrow slice_scatter select_scatter repeat_interleave".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "permute",
+        "transpose",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "select",
+        "slice",
+        "unbind",
+        "repeat",
+        "roll",
+        "flip",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "movedim",
+        "unfold",
+        "narrow",
+        "slice_scatter",
+        "select_scatter",
+        "repeat_interleave",
+    ]
 )
-_RESHAPES = frozenset("view _unsafe_view reshape flatten unflatten".split())
-_COPIES = frozenset("alias clone contiguous detach dropout lift_fresh_copy to _to_copy".split())
+_RESHAPES = frozenset(["view", "_unsafe_view", "reshape", "flatten", "unflatten"])
+_COPIES = frozenset(
+    ["alias", "clone", "contiguous", "detach", "dropout", "lift_fresh_copy", "to", "_to_copy"]
+)
 _REDUCTIONS = frozenset(
-    "sum mean amax amin max min var std norm linalg_vector_norm prod logsumexp argmax argmin".split()
+    [
+        "sum",
+        "mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "norm",
+        "linalg_vector_norm",
+        "prod",
+        "logsumexp",
+        "argmax",
+        "argmin",
+    ]
 )
 _NOT_ZERO_OF_ZEROS = frozenset(["logsumexp", "argmax", "argmin"])
 _SPATIAL = ("max_pool", "avg_pool", "adaptive_", "upsample_")
+_NO_CHANNELS = "meets values that are no channels"
 _PROBES = 7  # random values at which an operation is tried
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stored:
-    """A parameter or buffer: it has labels for each of its axes, not for each entry."""
+    """A parameter or buffer: it has labels for each of its axes, not for each entry.
+
+    Args:
+        name: Its qualified name.
+        axes: The labels of each axis.
+        order: Which axis of the tensor in the model each of them is.
+        is_parameter: Whether it is a parameter.
+    """
 
     name: str
     axes: tuple[Tensor, ...]
+    order: tuple[int, ...]
     is_parameter: bool
 
 
@@ -104,7 +155,8 @@ class Dataflow:
             return _blank(node)
         name = node.target._schema.name.removeprefix("aten::")
         given = _Given(node, values)
-        if not any(self._has_channels(value) for value in given.inputs):
+        makes_nothing = node.meta.get("val") is None  # such as a check of a shape
+        if makes_nothing or not any(self._has_channels(value) for value in given.inputs):
             return _blank(node)
         if name in ("transpose", "t", "permute") and isinstance(given[0], Stored):
             return _moved(given[0], node)
@@ -230,16 +282,12 @@ class Dataflow:
     ) -> Tensor:
         """Return the entries that a layer makes along an axis, zero where its rows are."""
         labels = weight.axes[output_axis] if labels is None else labels
-        self.output_axes[weight.name] = self._axis_in_model(weight, output_axis)
+        self.output_axes[weight.name] = weight.order[output_axis]
         if isinstance(bias, Stored):
             self.classes.join(bias.axes[-1], labels)
         elif bias is not None:
             self.classes.keep_dense(labels, "its bias is computed")
         return _spread(labels, axis, node)
-
-    def _axis_in_model(self, weight: Stored, axis: int) -> int:
-        own = self.stored[weight.name].axes
-        return next(i for i, labels in enumerate(own) if labels is weight.axes[axis])
 
     def _embedding(self, node: fx.Node, given: "_Given") -> Value:
         weight = given["weight"]
@@ -351,27 +399,34 @@ class Dataflow:
         partner = next((v for v in values if isinstance(v, Tensor) and _has_labels(v)), None)
         operands = [self._entries(value, partner) for value in values]
         expanded = [operand.expand(shape) for operand in operands]
-        roots = [self.classes.roots(operand) for operand in expanded]
+        result = torch.stack([self.classes.roots(operand) for operand in expanded]).amax(0)
+        for operand in operands:
+            if not _has_labels(operand):
+                self._meet_unlabelled(operand, result)
         added = str(node.target).startswith(("aten.add", "aten.sub"))
-        activations = [isinstance(value, Tensor) for value in values]
-        for i, one in enumerate(roots):
-            for j in range(i + 1, len(roots)):
-                residual = added and activations[i] and activations[j]
-                self.classes.join(one, roots[j], residual=residual)
-        result = torch.stack(roots).amax(0)
-        for operand, its_roots in zip(operands, roots, strict=True):
-            clash = (its_roots == UNLABELLED) & (result != UNLABELLED)
-            if clash.any() and not self._is_broadcast(operand, result):
-                self.classes.keep_dense(result[clash], "meets values that are no channels")
+        for value, operand in zip(values, expanded, strict=True):
+            residual = added and isinstance(value, Tensor)
+            self.classes.join(operand, result, residual=residual)
+        result = self.classes.roots(result)
+        for operand in operands:
+            if _has_labels(operand):
+                clash = (operand.expand(shape) == UNLABELLED) & (result != UNLABELLED)
+                self.classes.keep_dense(result[clash], _NO_CHANNELS)
         return torch.where(self._stays_zero(node, expanded), result, -result)
 
-    def _is_broadcast(self, operand: Tensor, roots: Tensor) -> bool:
-        """Whether an operand has size 1 wherever the labels tell channels apart."""
-        missing = roots.ndim - operand.ndim
-        return all(
-            axis < missing or operand.shape[axis - missing] == 1 or _is_constant(roots, axis)
-            for axis in range(roots.ndim)
-        )
+    def _meet_unlabelled(self, operand: Tensor, labels: Tensor) -> None:
+        """Join along the axes of an operand that has other values for each index of them."""
+        roots, missing = self.classes.roots(labels), labels.ndim - operand.ndim
+        axes = [
+            axis
+            for axis in range(missing, labels.ndim)
+            if operand.shape[axis - missing] > 1 and not _is_constant(roots, axis)
+        ]
+        if axes:
+            rest = [axis for axis in range(labels.ndim) if axis not in axes]
+            size = math.prod(labels.shape[axis] for axis in axes)
+            self.classes.join_rows(labels.permute(*rest, *axes).reshape(-1, size), _NO_CHANNELS)
+            self._refuse_one_class(labels, _NO_CHANNELS)
 
     def _stays_zero(self, node: fx.Node, operands: Sequence[Tensor]) -> Tensor:
         """Return where the result is zero if those operands are that are zero when pruned."""
@@ -410,7 +465,8 @@ class Dataflow:
         return list(moved) if isinstance(moved, tuple) else moved
 
     def _cat(self, node: fx.Node, given: "_Given") -> Value:
-        return _run(node, [self._entries(value) for value in given.inputs])
+        joined: Tensor = _run(node, [self._entries(value) for value in given.inputs])
+        return joined
 
     def _split(self, node: fx.Node, given: "_Given") -> Value:
         labels = self._entries(given[0])
@@ -567,7 +623,7 @@ class Dataflow:
                 self._splits.append((rows, parts))
 
     def _settle(self, rows: Tensor, parts: tuple[int, ...]) -> int:
-        """Join over all new axes but the last, unless whole slices go already; count the classes."""
+        """Join over all new axes but the last, if slices are not whole yet; count the classes."""
         grid = self.classes.roots(rows).view(*parts, -1)
         varying = [axis for axis in range(len(parts)) if not _is_constant(grid, axis)]
         if len(varying) > 1:
@@ -659,11 +715,13 @@ def _is_zero_of(node: fx.Node, is_zero: Sequence[bool]) -> bool:
 
 def _moved(stored: Stored, node: fx.Node) -> Stored:
     """Return what is stored with its axes in another order."""
-    order = _run(node, [torch.empty([i + 2 for i in range(len(stored.axes))])]).shape
-    return Stored(
-        name=stored.name,
-        axes=tuple(stored.axes[size - 2] for size in order),
-        is_parameter=stored.is_parameter,
+    order = [
+        s - 2 for s in _run(node, [torch.empty([i + 2 for i in range(len(stored.axes))])]).shape
+    ]
+    return replace(
+        stored,
+        axes=tuple(stored.axes[axis] for axis in order),
+        order=tuple(stored.order[axis] for axis in order),
     )
 
 
@@ -691,7 +749,8 @@ def _is_constant(roots: Tensor, axis: int) -> bool:
 
 def _split_axes(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
     """Return each axis of which a reshape makes several larger than 1, and their sizes."""
-    splits, position = [], 0
+    splits: list[tuple[int, tuple[int, ...]]] = []
+    position = 0
     for axis, size in enumerate(before):
         parts: list[int] = []
         while position < len(after) and math.prod(parts) * after[position] <= size:

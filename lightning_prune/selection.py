@@ -202,12 +202,13 @@ def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return every parameter by each of its names, without what `torch.compile` adds to them."""
     return {
-        _plain(name): parameter
+        plain_name(name): parameter
         for name, parameter in module.named_parameters(remove_duplicate=False)
     }
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a name without what `torch.compile` adds to it."""
     return name.replace("_orig_mod.", "")
 
 
@@ -223,7 +224,7 @@ def _parameters(module: nn.Module) -> _Found:
             parametrized_by = type(owner[-1]).__name__
             path, _, attribute = path.rpartition("parametrizations.")
             owner = modules[path.rstrip(".")]
-        name = _plain(raw)
+        name = plain_name(raw)
         place = _Place(name=name, attribute=attribute, owner=owner, parametrized_by=parametrized_by)
         first = first_names.setdefault(id(parameter), name)
         found.setdefault(first, (parameter, []))[1].append(place)

@@ -1,0 +1,116 @@
+"""Multi-head attention whose heads together are narrower than its inputs."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear, scaled_dot_product_attention
+
+
+class SlimMultiheadAttention(nn.Module):
+    """`torch.nn.MultiheadAttention` after heads were removed, which torch's own cannot be.
+
+    It takes, returns and stores the same under the same names. Only ``in_proj_weight``,
+    ``(3 * heads * head size, embedding)``, and ``out_proj`` are smaller.
+
+    Args:
+        original: What it replaces; its parameters are taken over.
+        head_size: Width of a head.
+    """
+
+    _qkv_same_embed_dim = False  # so that torch's layers do not take a fused kernel instead
+
+    def __init__(self, original: nn.MultiheadAttention, head_size: int) -> None:
+        super().__init__()
+        self.in_proj_weight = original.in_proj_weight
+        self.in_proj_bias = original.in_proj_bias
+        self.out_proj = original.out_proj
+        self.batch_first = original.batch_first
+        self.dropout = original.dropout
+        self.head_size = head_size
+        self.training = original.training
+
+    @property
+    def num_heads(self) -> int:
+        """How many heads are left."""
+        return len(self.in_proj_weight) // (3 * self.head_size)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `torch.nn.MultiheadAttention` would."""
+        is_batched = query.ndim == 3
+        inputs = [query, key, value]
+        if not is_batched:
+            inputs = [x.unsqueeze(0) for x in inputs]
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
+            inputs = [x.transpose(0, 1) for x in inputs]
+        mask = self._mask(key_padding_mask, attn_mask, query.dtype)
+        q, k, v = self._projected(inputs)
+        weights = None
+        rate = self.dropout if self.training else 0.0
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_size)
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            weights = dropout(weights, rate)
+            heads = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            heads = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+        output = self.out_proj(heads.transpose(1, 2).flatten(2))
+        if not is_batched:
+            return output[0], None if weights is None else weights[0]
+        return output if self.batch_first else output.transpose(0, 1), weights
+
+    def _projected(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Return queries, keys and values as ``(batch, heads, length, head size)``."""
+        matrices = self.in_proj_weight.chunk(3)
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        return [
+            linear(x, matrix, bias).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)
+            for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
+        ]
+
+    def _mask(
+        self, key_padding_mask: Tensor | None, attn_mask: Tensor | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Return what to add to the scores, for ``(batch, heads, queries, keys)``."""
+        mask = None
+        if attn_mask is not None:
+            mask = _additive(attn_mask, dtype)
+            if mask.ndim == 3:
+                mask = mask.view(-1, self.num_heads, *mask.shape[1:])
+        if key_padding_mask is not None:
+            padding = _additive(key_padding_mask, dtype)[:, None, None]
+            mask = padding if mask is None else mask + padding
+        return mask
+
+
+def slim_attention(module: nn.Module) -> None:
+    """Replace attention whose projections have lost heads."""
+    for child in list(module.modules()):
+        for name, attention in child.named_children():
+            if isinstance(attention, nn.MultiheadAttention) and _has_lost_heads(attention):
+                head_size = attention.embed_dim // attention.num_heads
+                setattr(child, name, SlimMultiheadAttention(attention, head_size))
+
+
+def _has_lost_heads(attention: nn.MultiheadAttention) -> bool:
+    fused = attention.in_proj_weight
+    return fused is not None and len(fused) != 3 * attention.embed_dim and attention.bias_k is None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask in which True forbids as one that is added."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)

@@ -1,0 +1,418 @@
+"""Removal of zero channels: a smaller module that computes the same."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_prune._attention import SlimMultiheadAttention, slim_attention
+from lightning_prune._coupling import (
+    CoupledChannels,
+    Coupling,
+    Slices,
+    arguments,
+    couple,
+    with_two_samples,
+)
+from lightning_prune.selection import plain_name
+
+TOLERANCE = 1e-5
+_BATCHES = 3
+
+Removal = Mapping[int, Tensor]
+"""For the index of a group, which of its channels go; bool, one for each."""
+
+
+def shrink(module: nn.Module, example: Any = None) -> nn.Module:
+    r"""Return a copy of a module without the channels that are zero wherever they lie.
+
+    A channel is removed if all that is stored for it is 0: the row that makes it, its bias, the
+    scale and shift of its normalisation and the columns that read it, as `ChannelPattern` leaves
+    them. Before the copy is returned, its outputs are compared with those of the module on random
+    batches, in evaluation and in training mode (without dropout):
+
+    .. math:: \max |y' - y| \le 10^{-5} \max |y|
+
+    The copy is of the same class and can be trained, compiled, exported and pruned again. Since
+    its shapes are new, save it by `shrunk_state` or by ``torch.export.save``.
+
+    Args:
+        module: What was pruned; left as it is.
+        example: What its ``forward`` takes: a tensor, a tuple of arguments or a dict of named ones;
+            by default its ``example_input_array``.
+
+    Raises:
+        ValueError: If there is no example, or the module cannot be traced with it.
+        RuntimeError: If the copy computes something else, naming the channels because of which.
+
+    Examples:
+        >>> module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> with torch.no_grad():
+        ...     for zero in (module[0].weight[1], module[0].bias[1], module[2].weight[:, 1]):
+        ...         _ = zero.zero_()
+        >>> shrink(module, torch.randn(8, 4))[0]
+        Linear(in_features=4, out_features=2, bias=True)
+    """
+    example = example_of(module, example)
+    coupling = couple(module, example)
+    removal = _zero_channels(module, coupling)
+    smaller, problems = _checked(module, example, coupling, removal)
+    if smaller is None:
+        raise RuntimeError(
+            "need a module that computes the same without its zero channels, got "
+            + "; ".join(f"'{coupling.groups[i].producers[0]}' ({why})" for i, why in problems)
+        )
+    return smaller
+
+
+def why_not_removable(
+    module: nn.Module, example: Any, coupling: Coupling, candidates: Sequence[int]
+) -> dict[int, str]:
+    """Try on copies whether channels can be removed, and say why not where they cannot.
+
+    Args:
+        module: Left as it is; its channels need not be zero.
+        example: What its ``forward`` takes.
+        coupling: Its channels.
+        candidates: Indices of the groups to try.
+
+    Returns:
+        A reason for each group that must stay dense, by its index.
+    """
+    removal = {index: _one_of(coupling.groups[index]) for index in candidates}
+    masked = copy.deepcopy(module)
+    tensors = _tensors(masked)
+    with torch.no_grad():
+        for index, gone in removal.items():
+            for its in coupling.groups[index].slices:
+                if isinstance(tensors[its.name], nn.Parameter):
+                    _rows(tensors[its.name], its)[_is_gone(its, gone)] = 0.0
+    _, problems = _checked(masked, example, coupling, removal)
+    return dict(problems)
+
+
+def example_of(module: nn.Module, example: Any = None) -> Any:
+    """Return an example of what ``forward`` takes, where the module's parameters are.
+
+    Raises:
+        ValueError: If none is given and the module has none.
+    """
+    if example is None:
+        example = getattr(module, "example_input_array", None)
+    if example is None:
+        raise ValueError(
+            "need an example of what forward takes, to find which channels go together, got none: "
+            f"set self.example_input_array in {type(module).__name__}, or give example=..."
+        )
+    device = next(module.parameters()).device
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
+
+
+def shrunk_state(module: nn.Module) -> dict[str, Any]:
+    """Return the weights of a module with what `adopt` needs to load them into a dense instance.
+
+    It holds tensors, numbers and strings, so that it loads with ``weights_only=True``.
+    """
+    return {
+        "state_dict": module.state_dict(),
+        "attributes": {
+            plain_name(name): numbers
+            for name, child in module.named_modules()
+            if (numbers := _numbers(child))
+        },
+    }
+
+
+def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a module the shapes and the weights of a shrunk one of the same class.
+
+    Args:
+        module: A new instance, as its constructor makes it.
+        state: What `shrunk_state` returned.
+
+    Raises:
+        ValueError: If the weights are those of another architecture.
+    """
+    tensors = _tensors(module)
+    weights = {plain_name(name): tensor for name, tensor in state["state_dict"].items()}
+    persistent = {plain_name(name) for name in module.state_dict()}
+    if foreign := sorted(set(weights) ^ persistent):
+        raise ValueError(
+            "need the state of a module of the same class, got one that differs in "
+            + ", ".join(f"'{name}'" for name in foreign[:6])
+        )
+    for name, weight in weights.items():
+        if name in tensors and tensors[name].shape != weight.shape:
+            _replace(module, name, tensors[name].new_empty(weight.shape))
+    slim_attention(module)
+    children = {plain_name(name): child for name, child in module.named_modules()}
+    for name, numbers in state["attributes"].items():
+        for attribute, number in numbers.items():
+            if getattr(children[name], attribute, number) != number:
+                setattr(children[name], attribute, number)
+    module.load_state_dict(
+        {raw: weights[plain_name(raw)] for raw in module.state_dict()}, strict=True
+    )
+
+
+# -- removal -------------------------------------------------------------------------------------
+
+
+def _zero_channels(module: nn.Module, coupling: Coupling) -> Removal:
+    """Return which channels are zero wherever they lie; of each group at least one stays."""
+    tensors = _tensors(module)
+    removal: dict[int, Tensor] = {}
+    for index, group in enumerate(coupling.groups):
+        if group.why_dense is not None:
+            continue
+        gone = torch.ones(group.channels, dtype=torch.bool)
+        for its in group.slices:
+            if isinstance(tensors[its.name], nn.Parameter):
+                rows = _rows(tensors[its.name], its)
+                alive = (rows != 0).reshape(len(rows), -1).any(1).cpu()
+                gone[its.channel[(its.channel >= 0) & alive]] = False
+        if gone.all():
+            gone[0] = False
+        if gone.any():
+            removal[index] = gone
+    return removal
+
+
+def _one_of(group: CoupledChannels) -> Tensor:
+    """Return that one channel goes, in the middle, so that no end is special."""
+    gone = torch.zeros(group.channels, dtype=torch.bool)
+    gone[group.channels // 2] = True
+    return gone
+
+
+def _removed(
+    module: nn.Module, coupling: Coupling, removal: Removal, *, adapt_code: bool
+) -> nn.Module:
+    """Return a copy without those channels.
+
+    Args:
+        module: Left as it is.
+        coupling: Its channels.
+        removal: Which go.
+        adapt_code: Whether numbers that its modules' code counts on follow, too.
+    """
+    smaller = copy.deepcopy(module)
+    kept: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for index, gone in removal.items():
+        for its in coupling.groups[index].slices:
+            stays = kept[its.name].get(its.axis, torch.ones_like(its.channel, dtype=torch.bool))
+            kept[its.name][its.axis] = stays & ~_is_gone(its, gone)
+    tensors = _tensors(smaller)
+    for name, axes in kept.items():
+        tensor = tensors[name].detach()
+        for axis, stays in axes.items():
+            tensor = tensor.index_select(axis, stays.nonzero().flatten().to(tensor.device))
+        _replace(smaller, name, tensor)
+    slim_attention(smaller)
+    if adapt_code:
+        _adapt_code(smaller, coupling, removal)
+    for child, original in zip(smaller.modules(), module.modules(), strict=True):
+        _fit(child, original)
+    return smaller
+
+
+def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor of another shape in the place of a parameter or buffer, wherever it hangs."""
+    old = _tensors(module)[name]
+    new: Tensor = tensor.contiguous()
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for child in module.modules():
+        for registered in (child._parameters, child._buffers):
+            for attribute, value in list(registered.items()):
+                if value is old:
+                    registered[attribute] = new  # type: ignore[assignment]
+
+
+def _fit(child: nn.Module, original: nn.Module) -> None:
+    """Let a layer of torch say how large it is now."""
+    weight = getattr(child, "weight", None)
+    before = getattr(original, "weight", None)
+    if not isinstance(weight, Tensor) or not isinstance(before, Tensor):
+        return
+    if isinstance(child, _ConvNd):
+        if weight.shape[0] != before.shape[0] and child.groups == child.in_channels > 1:
+            child.groups = child.groups * weight.shape[0] // before.shape[0]
+        first, second = weight.shape[0], weight.shape[1] * child.groups
+        inputs, outputs = (
+            (first, second) if isinstance(child, _ConvTransposeNd) else (second, first)
+        )
+        child.in_channels, child.out_channels = inputs, outputs
+    elif isinstance(child, nn.Linear):
+        child.out_features, child.in_features = weight.shape
+    elif isinstance(child, nn.modules.batchnorm._NormBase):
+        child.num_features = len(weight)
+    elif isinstance(child, nn.GroupNorm):
+        child.num_groups = child.num_groups * len(weight) // child.num_channels
+        child.num_channels = len(weight)
+    elif isinstance(child, nn.Embedding):
+        child.embedding_dim = weight.shape[1]
+    elif isinstance(child, nn.PReLU):
+        child.num_parameters = len(weight)
+    elif type(child).__name__ == "Conv1D":  # of Hugging Face
+        child.nx, child.nf = weight.shape  # type: ignore[assignment]
+
+
+def _adapt_code(smaller: nn.Module, coupling: Coupling, removal: Removal) -> None:
+    """Set the whole numbers of a module that are sizes which its code cuts channels into.
+
+    Such as the number of heads: its reshape would else make as many, but thinner ones.
+    """
+    removed = torch.cat([coupling.groups[i].labels[gone] for i, gone in removal.items()])
+    sizes: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for cut in coupling.cuts:
+        is_gone = (torch.isin(cut.labels, removed) | (cut.labels == 0)).all(1)
+        is_gone &= (cut.labels != 0).any(1)
+        sizes[cut.module][len(is_gone)].add(len(is_gone) - int(is_gone.sum()))
+    children = dict(smaller.named_modules())
+    for name, by_size in sizes.items():
+        child = children[name]
+        if isinstance(child, SlimMultiheadAttention):
+            continue  # it reads them off its weights
+        for attribute, value in _numbers(child).items():
+            if len(now := by_size.get(value, set())) == 1:
+                setattr(child, attribute, *now)
+
+
+def _numbers(child: nn.Module) -> dict[str, int]:
+    return {name: value for name, value in vars(child).items() if type(value) is int}
+
+
+# -- comparison ----------------------------------------------------------------------------------
+
+
+def _checked(
+    module: nn.Module, example: Any, coupling: Coupling, removal: Removal
+) -> tuple[nn.Module | None, list[tuple[int, str]]]:
+    """Remove channels and compare; return the smaller module, or None and the groups to blame."""
+    if not removal:
+        return copy.deepcopy(module), []
+    why = ""
+    for adapt_code in (True, False):
+        try:
+            smaller = _removed(module, coupling, removal, adapt_code=adapt_code)
+            difference = _largest_difference(module, smaller, example)
+        except Exception as error:  # whatever the model's own code raises
+            why = why or f"forward fails without it: {type(error).__name__}: {_first_line(error)}"
+            continue
+        if difference <= TOLERANCE:
+            return smaller, []
+        why = why or f"outputs differ by {difference:.1e} without it"
+    if len(removal) == 1:
+        return None, [(next(iter(removal)), why)]
+    indices = list(removal)
+    problems: list[tuple[int, str]] = []
+    for half in (indices[: len(indices) // 2], indices[len(indices) // 2 :]):
+        problems += _checked(module, example, coupling, {i: removal[i] for i in half})[1]
+    return None, problems or [(index, why) for index in indices]
+
+
+def _largest_difference(module: nn.Module, smaller: nn.Module, example: Any) -> float:
+    """Return by how much outputs differ, relative to the largest, over modes and random batches."""
+    pair = [copy.deepcopy(each).double() for each in (module, smaller)]
+    worst = 0.0
+    for batch in _batches(example):
+        for training in (False, True):
+            outputs = [_outputs(copy.deepcopy(each), batch, training) for each in pair]
+            worst = max(worst, *(_difference(a, b) for a, b in zip(*outputs, strict=True)))
+    return worst
+
+
+def _outputs(module: nn.Module, batch: Any, training: bool) -> list[Tensor]:
+    args, kwargs = arguments(batch)
+    module.train(training)
+    with torch.no_grad(), torch.random.fork_rng(), _WithoutDropout():
+        torch.manual_seed(0)
+        return [x for x in tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    if expected.shape != found.shape:
+        raise ValueError(f"an output of {tuple(expected.shape)} becomes {tuple(found.shape)}")
+    if expected.numel() == 0:
+        return 0.0
+    largest = float(expected.double().abs().max())
+    difference = float((expected.double() - found.double()).abs().max())
+    return difference / largest if largest else difference
+
+
+def _batches(example: Any) -> Iterator[Any]:
+    """Yield the example and others like it, floating-point ones in double precision."""
+    generator = torch.Generator().manual_seed(0)
+
+    def other(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point():
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            return noise.to(value.device)
+        order = torch.randperm(value.numel(), generator=generator).to(value.device)
+        return value.flatten()[order].view(value.shape)
+
+    def wide(value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.double() if is_float else value
+
+    doubled = with_two_samples(example)
+    yield tree_map(wide, doubled)
+    for _ in range(_BATCHES - 1):
+        yield tree_map(other, doubled)
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Makes dropout pass on what it is given, also where it is called as a function."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name, kwargs = getattr(function, "__name__", ""), dict(kwargs or {})
+        if name.endswith("dropout") or name[:-2].endswith("dropout"):
+            return args[0] if args else kwargs["input"]
+        if name == "multi_head_attention_forward":
+            kwargs["training"] = False
+        elif name == "scaled_dot_product_attention" and len(args) > 4:
+            args = (*args[:4], 0.0, *args[5:])
+        elif name == "scaled_dot_product_attention":
+            kwargs["dropout_p"] = 0.0
+        return function(*args, **kwargs)
+
+
+# -- tensors -------------------------------------------------------------------------------------
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        plain_name(name): tensor
+        for name, tensor in [
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        ]
+    }
+
+
+def _rows(tensor: Tensor, its: Slices) -> Tensor:
+    return tensor.detach().movedim(its.axis, 0)
+
+
+def _is_gone(its: Slices, gone: Tensor) -> Tensor:
+    """Return which indices of an axis belong to channels that go."""
+    return (its.channel >= 0) & gone[its.channel.clamp(min=0)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
