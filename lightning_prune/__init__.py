@@ -10,6 +10,7 @@ from lightning_prune.allocations import (
     LAMPAllocation,
     UniformAllocation,
 )
+from lightning_prune.channels import ChannelGroup
 from lightning_prune.criteria import (
     Criterion,
     FisherCriterion,
@@ -22,7 +23,13 @@ from lightning_prune.criteria import (
 )
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.metrics import Sparsity
-from lightning_prune.patterns import BlockPattern, NMPattern, Pattern, UnstructuredPattern
+from lightning_prune.patterns import (
+    BlockPattern,
+    ChannelPattern,
+    NMPattern,
+    Pattern,
+    UnstructuredPattern,
+)
 from lightning_prune.pruner import Pruner
 from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import (
@@ -51,6 +58,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Allocation",
     "BlockPattern",
+    "ChannelGroup",
+    "ChannelPattern",
     "CosineSchedule",
     "Criterion",
     "DistillationCallback",

@@ -8,6 +8,7 @@ from lightning_prune.allocations import Allocation, ERKAllocation, UniformAlloca
 from lightning_prune.criteria import Criterion
 from lightning_prune.groups import PrunedTensor
 from lightning_prune.patterns import NMPattern, Pattern
+from lightning_prune.regrowth import Regrow
 from lightning_prune.selection import as_yaml
 
 Answer = Allocation | Criterion | Pattern
@@ -90,7 +91,9 @@ def nothing_to_prune(dense: Mapping[str, str]) -> str:
     return f"need at least one prunable weight, got none: {reasons or 'no parameters'}"
 
 
-def refuse_clashes(allocation: Allocation, criterion: Criterion, pattern: Pattern) -> None:
+def refuse_clashes(
+    allocation: Allocation, criterion: Criterion, pattern: Pattern, regrow: Regrow | None
+) -> None:
     """Raise ValueError, naming the two, if two answers cannot work together."""
     if allocation.needs_unsigned_scores and criterion.signed:
         raise ValueError(
@@ -101,4 +104,9 @@ def refuse_clashes(allocation: Allocation, criterion: Criterion, pattern: Patter
         raise ValueError(
             f"need a pattern inside single tensors for {type(allocation).__name__}, got "
             f"pattern={type(pattern).__name__}; use UniformAllocation or GlobalAllocation"
+        )
+    if regrow is not None and pattern.couples_tensors:
+        raise ValueError(
+            f"need a pattern inside single tensors for {type(regrow).__name__}, got "
+            f"pattern={type(pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
         )

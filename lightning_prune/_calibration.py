@@ -137,7 +137,8 @@ def calibrate(
     Returns:
         The engine, detached.
     """
-    recipe = recipe_of(trainer).pruner
+    given = recipe_of(trainer)
+    recipe = given.pruner
     callback = PruningCallback(
         sparsity=dict(recipe.targets),
         schedule=OneShotSchedule(end=1.0),
@@ -145,6 +146,7 @@ def calibrate(
         criterion=recipe.criterion,
         pattern=recipe.pattern,
         keep_zeros=recipe.keep_zeros,
+        example=given.example,
     )
     shown = batches if needs_batches(recipe.criterion) else 0
     at_once = not gathers(recipe.criterion) and model.automatic_optimization
@@ -207,6 +209,7 @@ class _Calibration(Callback):
             trainer.optimizers,
             clocks=lambda schedule: lambda done: float(self.concluded),
             uncounted=lambda optimizer: True,  # those that a gradient scaler skips
+            example=self.callback.example,
         )
         for tensor in self.pruner.tensors:
             if tensor.hooks:  # they count in train mode only; these layers compute the same in both

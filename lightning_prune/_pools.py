@@ -1,5 +1,6 @@
 """What shares a budget: the groups of a pool, brought together to what is due."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Pool:
     @property
     def optimizer(self) -> int:
         """Index of the optimizer that owns the tensors."""
-        return self.groups[0].members[0].optimizer
+        return self.groups[0].optimizer
 
     def plan(self) -> Mapping[str, float | None]:
         """Return the final sparsity of each group; None where it depends on the scores."""
@@ -40,14 +41,15 @@ class Pool:
         kept = self._kept([group.blank_scores() for group in self.groups], self.sparsity)
         return {group.name: 1 - keep / atoms.total for group, atoms, keep in kept}
 
-    def prune(self, target: float, score: Score) -> None:
+    def prune(self, target: float, score: Score, *, again: bool = False) -> None:
         """Bring the masks to a sparsity, unless no more than that is kept already.
 
         Args:
             target: What is due now, in [0, 1].
             score: A criterion's ``score``.
+            again: Whether it was due before already, so that what is kept may come from there.
         """
-        if self._is_satisfied(target):
+        if self._is_satisfied(target, again=again):
             return
         scores = [group.scores(score) for group in self.groups]
         for group, atoms, keep in self._kept(scores, target):
@@ -58,11 +60,17 @@ class Pool:
         """Whether nothing is pruned yet."""
         return all(tensor.kept == tensor.total for group in self.groups for tensor in group.members)
 
-    def _is_satisfied(self, target: float) -> bool:
-        """Whether no more is kept than due, and nowhere more than the pattern holds."""
+    def _is_satisfied(self, target: float, *, again: bool) -> bool:
+        """Whether no more is kept than due, and nowhere more than the pattern holds.
+
+        A group may keep more than its due because that is rounded. Several groups may not do so
+        together, unless what they keep was allocated at this due already.
+        """
         alive = [(group, group.alive()) for group in self.groups]
-        kept = sum(int(total(atoms.sum(), group.shard)) for group, atoms in alive)
-        return kept <= self._due(target) and all(
+        kept = {group.name: int(total(atoms.sum(), group.shard)) for group, atoms in alive}
+        if again or len(self.groups) == 1:
+            kept = {group.name: _least_due(group, kept[group.name]) for group in self.groups}
+        return sum(kept.values()) <= self._due(target) and all(
             group.pattern.holds(atoms, _ranking.number_kept(atoms.numel(), target))
             for group, atoms in alive
         )
@@ -79,14 +87,19 @@ class Pool:
         floor, cap = sum(a.floor for a in atoms.values()), sum(a.cap for a in atoms.values())
         keep = self.allocation(atoms, min(max(self._due(target), floor), cap))
         for group in self.groups:
-            yield group, atoms[group.name], keep[group.name]
+            its = atoms[group.name]
+            yield group, its, min(group.rounded(keep[group.name]), its.cap)
+
+
+def _least_due(group: Group, kept: int) -> int:
+    """Return the least number of atoms of which rounding makes what is kept, or more."""
+    return bisect_left(range(group.total + 1), kept, key=group.rounded)
 
 
 def pools(groups: Sequence[Group], allocation: Allocation) -> list[Pool]:
     """Return the groups by what they share a budget with: each alone if the allocation says so."""
     together: dict[tuple[str, int, str], list[Group]] = {}
     for group in groups:
-        first = group.members[0]
-        alone = "" if allocation.pooled else first.name
-        together.setdefault((first.glob, first.optimizer, alone), []).append(group)
+        alone = "" if allocation.pooled else group.name
+        together.setdefault((group.members[0].glob, group.optimizer, alone), []).append(group)
     return [Pool(groups=tuple(some), allocation=allocation) for some in together.values()]

@@ -8,52 +8,79 @@ from rich.text import Text
 
 from lightning_prune.pruner import Pruner
 
-_COLUMNS = ("tensor", "shape", "weights", "kept", "sparsity", "final")
+_TENSOR_COLUMNS = ("tensor", "shape", "weights", "kept", "sparsity", "final")
+_CHANNEL_COLUMNS = ("channels of", "tensors", "channels", "kept", "sparsity", "final")
 _LISTED_NAMES = 6
 
 
 def pruning_table(pruner: Pruner, title: str) -> RenderableType:
-    """Return the state of every tensor, and below it what stays dense, for a terminal."""
+    """Return the state of every tensor or group of channels, and below it what stays dense."""
     table = Table(title=title, title_justify="left")
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in ("tensor", "shape") else "right")
+    for column in _columns(pruner):
+        left = column in ("tensor", "shape", "channels of")
+        table.add_column(column, justify="left" if left else "right")
     rows = pruning_rows(pruner)
     for row in rows[:-1]:
         table.add_row(*row)
     table.add_section()
     table.add_row(*rows[-1], style="bold")
-    dense = [
-        Text(f"dense ({reason}): {', '.join(names)}", style="dim")
+    notes = [
+        f"dense ({reason}): {', '.join(names)}"
         for reason, names in _dense_by_reason(pruner).items()
     ]
-    return Group(table, *dense)
+    if pruner.pattern.couples_tensors and pruner.parameter_sparsity:
+        notes.insert(
+            0,
+            f"removing the pruned channels takes away {pruner.parameter_sparsity:.4f} of all "
+            "parameters",
+        )
+    return Group(table, *(Text(note, style="dim") for note in notes))
 
 
 def pruning_markdown(pruner: Pruner) -> str:
     """Return the same as a Markdown table, for TensorBoard's text page."""
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *pruning_rows(pruner)]
+    columns = _columns(pruner)
+    rows = [columns, ("---",) * len(columns), *pruning_rows(pruner)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def pruning_rows(pruner: Pruner) -> list[tuple[str, ...]]:
-    """Return one row of text a tensor and a last one for all of them together."""
+    """Return one row of text a tensor or group, and a last one for all of them together."""
+    coupled = pruner.pattern.couples_tensors
     rows: list[tuple[str, ...]] = []
-    for tensor in pruner.tensors:
-        final = pruner.plan[tensor.name]
+    for group in pruner.groups:
+        shape = " x ".join(map(str, group.members[0].parameter.shape))
+        final = pruner.plan[group.name]
         rows.append(
             (
-                tensor.name,
-                " x ".join(map(str, tensor.parameter.shape)),
-                f"{tensor.total:,}",
-                f"{tensor.kept:,}",
-                f"{1 - tensor.kept / tensor.total:.4f}",
+                group.name,
+                str(len(group.members)) if coupled else shape,
+                f"{group.size:,}",
+                f"{group.kept:,}",
+                f"{1 - group.kept / group.size:.4f}",
                 "pooled" if final is None else f"{final:.4f}",
             )
         )
-    total, kept = (sum(getattr(t, name) for t in pruner.tensors) for name in ("total", "kept"))
-    reached, planned_for_all = f"{pruner.sparsity:.4f}", f"{pruner.final_sparsity:.4f}"
-    rows.append(("all", "", f"{total:,}", f"{kept:,}", reached, planned_for_all))
+    size, kept = (sum(getattr(group, name) for group in pruner.groups) for name in ("size", "kept"))
+    tensors = str(len(pruner.tensors)) if coupled else ""
+    reached, planned_for_all = f"{pruner.sparsity:.4f}", f"{_planned_for_all(pruner):.4f}"
+    rows.append(("all", tensors, f"{size:,}", f"{kept:,}", reached, planned_for_all))
     return rows
+
+
+def _columns(pruner: Pruner) -> tuple[str, ...]:
+    return _CHANNEL_COLUMNS if pruner.pattern.couples_tensors else _TENSOR_COLUMNS
+
+
+def _planned_for_all(pruner: Pruner) -> float:
+    """Return the final sparsity: of channels what rounding leaves of it, where that is known."""
+    planned = [pruner.plan[group.name] for group in pruner.groups]
+    if not pruner.pattern.couples_tensors or not planned or None in planned:
+        return pruner.final_sparsity
+    pruned = sum(
+        group.size * final for group, final in zip(pruner.groups, planned, strict=True) if final
+    )
+    return pruned / sum(group.size for group in pruner.groups)
 
 
 def _dense_by_reason(pruner: Pruner) -> dict[str, list[str]]:

@@ -34,6 +34,8 @@ class PrunedTensor:
         hooks: These hooks.
         step: Completed steps of the owner.
         shard: Which part of a sharded parameter is here; None if all of it is.
+        follows: Whether it only goes with others, such as the bias of a channel: the criterion
+            neither sees nor scores it.
 
     Attributes:
         kept: Number of entries of the whole tensor that are not pruned.
@@ -53,6 +55,7 @@ class PrunedTensor:
     hooks: Sequence[RemovableHandle] = ()
     step: int = 0
     shard: Shard | None = None
+    follows: bool = False
     kept: int = field(init=False)
     changes: int = 0
 
@@ -130,11 +133,16 @@ class PrunedTensor:
 Score = Callable[[PrunedTensor, dict[str, Tensor]], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Group:
-    """What lives or dies together: it scores itself and spreads one mask over its members.
+    """What is ranked together: it scores itself and spreads one mask over its members.
 
-    Patterns inside a tensor make groups of one; a pattern that couples tensors makes larger ones.
+    Patterns inside a tensor make groups of one; `ChannelPattern` makes larger ones, of which this
+    is the base.
+
+    Args:
+        members: The tensors; the first says to which sparsity, by which glob and optimizer.
+        pattern: What an atom is.
     """
 
     members: tuple[PrunedTensor, ...]
@@ -146,9 +154,39 @@ class Group:
         return self.members[0].name
 
     @property
+    def producers(self) -> tuple[str, ...]:
+        """Names of the members whose sparsity it has."""
+        return (self.name,)
+
+    @property
+    def size(self) -> int:
+        """Number of what sparsity counts, pruned ones included: entries, or channels."""
+        return self.members[0].total
+
+    @property
+    def kept(self) -> int:
+        """Number of these that are not pruned."""
+        return self.members[0].kept
+
+    @property
+    def changed(self) -> float:
+        """Fraction of these that has changed since `forget_changes`."""
+        return self.members[0].changes / self.size
+
+    def forget_changes(self) -> None:
+        """Begin to count changes anew."""
+        for member in self.members:
+            member.changes = 0
+
+    @property
     def sparsity(self) -> float:
         """The final sparsity, that of the first member."""
         return self.members[0].sparsity
+
+    @property
+    def optimizer(self) -> int:
+        """Index of the optimizer that owns it, that of the first member."""
+        return self.members[0].optimizer
 
     @property
     def shard(self) -> Shard | None:
@@ -163,11 +201,11 @@ class Group:
 
     def alive(self) -> Tensor:
         """Return which atoms are not pruned: those with a kept entry anywhere."""
-        alive = [
-            self.pattern.to_atoms(member.output_first(member.mask).float()) > 0
-            for member in self.members
-        ]
-        return torch.stack(alive).any(0)
+        return self._with_any(lambda member: member.mask)
+
+    def nonzero(self) -> Tensor:
+        """Return which atoms have a weight that is not 0, pruned or not."""
+        return self._with_any(lambda member: member.weights != 0)
 
     def atoms(self, scores: Tensor, target: float) -> Atoms:
         """Return the atoms with their bounds.
@@ -192,7 +230,7 @@ class Group:
         )
 
     def scores(self, score: Score) -> Tensor:
-        """Return one score an atom: the mean over its entries in all members.
+        """Return one score an atom: the mean over its entries.
 
         Args:
             score: A criterion's ``score``.
@@ -200,8 +238,8 @@ class Group:
         Raises:
             ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
         """
-        pooled = [self._member_scores(member, score) for member in self.members]
-        return torch.stack(pooled).mean(0)
+        member = self.members[0]
+        return self.pattern.to_atoms(member.output_first(member_scores(member, score)))
 
     def blank_scores(self) -> Tensor:
         """Return equal scores, for plans that need none."""
@@ -209,6 +247,10 @@ class Group:
         return self.pattern.to_atoms(
             torch.zeros_like(member.output_first(member.mask), dtype=torch.float32)
         )
+
+    def rounded(self, due: int) -> int:
+        """Return how many atoms are kept where an allocation gives ``due``."""
+        return self.pattern.round_kept(due, self.total, width=1)
 
     def choose(self, ranked: Tensor, keep: int) -> Tensor:
         """Return the bool mask of the atoms that are here and among the ``keep`` best of all."""
@@ -244,26 +286,36 @@ class Group:
         for member, entries in self._entries(atoms):
             member.prune_to(entries)
 
+    def _with_any(self, entries: Callable[[PrunedTensor], Tensor]) -> Tensor:
+        """Return which atoms have an entry for which a bool tensor of a member is true."""
+        member = self.members[0]
+        return self.pattern.to_atoms(member.output_first(entries(member)).float()) > 0
+
     def _entries(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with its part of a bool mask of the atoms."""
         for member in self.members:
             shape = tuple(member.output_first(member.mask).shape)
             yield member, member.output_first(self.pattern.to_entries(atoms, shape))
 
-    def _member_scores(self, member: PrunedTensor, score: Score) -> Tensor:
-        scores = local(score(member, member.state))
-        source = getattr(score, "__qualname__", score)
-        if scores.shape != member.mask.shape:
-            raise ValueError(
-                f"need scores shaped as the tensor, {tuple(member.mask.shape)}, got "
-                f"{tuple(scores.shape)} from {source} for '{member.name}'"
-            )
-        bad = int(total((~torch.isfinite(scores)).sum(), member.shard))
-        if bad:
-            raise ValueError(
-                f"need finite scores, got {bad} NaN or infinite ones of {member.total} from "
-                f"{source} for '{member.name}' at step {member.step}; "
-                "its weights or gradients have diverged"
-            )
-        wide = scores if scores.dtype == torch.float64 else scores.float()
-        return self.pattern.to_atoms(member.output_first(wide))
+
+def member_scores(member: PrunedTensor, score: Score) -> Tensor:
+    """Return one score an entry of what is here of a tensor, at least in single precision.
+
+    Raises:
+        ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
+    """
+    scores = local(score(member, member.state))
+    source = getattr(score, "__qualname__", score)
+    if scores.shape != member.mask.shape:
+        raise ValueError(
+            f"need scores shaped as the tensor, {tuple(member.mask.shape)}, got "
+            f"{tuple(scores.shape)} from {source} for '{member.name}'"
+        )
+    bad = int(total((~torch.isfinite(scores)).sum(), member.shard))
+    if bad:
+        raise ValueError(
+            f"need finite scores, got {bad} NaN or infinite ones of {member.total} from "
+            f"{source} for '{member.name}' at step {member.step}; "
+            "its weights or gradients have diverged"
+        )
+    return scores if scores.dtype == torch.float64 else scores.float()

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,16 @@ class Pattern(ABC):
     def holds(self, alive: Tensor, due: int) -> bool:
         """Whether nothing has to go for the pattern's sake, where ``due`` atoms may be kept."""
         return True
+
+    def round_kept(self, due: int, total: int, width: int) -> int:
+        """Return how many atoms are kept where an allocation gives ``due``; it rises with that.
+
+        Args:
+            due: Number of atoms, in [0, total].
+            total: How many there are, pruned ones included.
+            width: Indices along the output axis of the layer that makes them for each.
+        """
+        return due
 
     @property
     def works_on_shards(self) -> bool:
@@ -220,6 +230,65 @@ class BlockPattern(Pattern):
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the blocks that keeps exactly ``keep``."""
+        return _ranking.best(scores, keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelPattern(Pattern):
+    r"""Whole channels: outputs of a layer with everything in other tensors that goes with them.
+
+    That is their bias, the weights and biases of normalisations, depthwise convolutions, and the
+    inputs of the layers that read them. So a pruned channel is exactly zero wherever it goes, and
+    removing it changes nothing; Li et al., "Pruning Filters for Efficient ConvNets" (2017),
+    https://arxiv.org/abs/1608.08710. What goes together is read off the traced model, which needs
+    an example of its input. A score is the mean over all weights of a channel.
+
+    Kernels are fast at multiples of 8 channels, and slow beside them. So of :math:`n` channels as
+    many are kept as is nearest to what is due among
+
+    .. math:: \{m, 2m, 3m, \dots\} \cup \{n\}, \quad m = r / \gcd(r, w)
+
+    where :math:`r` is ``round_to`` and :math:`w` the width of a channel: 1, or the size of an
+    attention head. So at least :math:`m` stay, also at sparsity 1. Half way, the even one is taken.
+
+    Args:
+        round_to: The outputs that a layer keeps are a multiple of this, or all; at least 1.
+        scope: ``"inner"`` prunes channels between two layers of one block; ``"all"`` also those of
+            residual streams, which go through all blocks that add to them.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Examples:
+        >>> pattern = ChannelPattern(round_to=8)
+        >>> [pattern.round_kept(due, total=20, width=1) for due in (0, 11, 12, 13, 18, 19, 20)]
+        [8, 8, 16, 16, 16, 20, 20]
+        >>> pattern.round_kept(3, total=12, width=64)
+        3
+    """
+
+    couples_tensors: ClassVar[bool] = True
+    round_to: int = 8
+    scope: Literal["inner", "all"] = "inner"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.round_to, bool) or self.round_to != int(self.round_to):
+            raise ValueError(f"need a whole number round_to, got round_to={self.round_to}")
+        if self.round_to < 1:
+            raise ValueError(f"need round_to >= 1, got round_to={self.round_to}")
+        if self.scope not in ("inner", "all"):
+            raise ValueError(f"need scope 'inner' or 'all', got scope={self.scope!r}")
+
+    def round_kept(self, due: int, total: int, width: int) -> int:
+        """Return the nearest number of channels that may be kept."""
+        unit = self.round_to // math.gcd(self.round_to, width)
+        allowed: list[int] = [*range(unit, total, unit), total]
+        # A tie is one between neighbours, so it is decided by which is the even one.
+        place = min(range(len(allowed)), key=lambda i: (abs(allowed[i] - due), (i + 1) % 2))
+        return allowed[place]
+
+    def __call__(self, scores: Tensor, keep: int) -> Tensor:
+        """Return a bool mask of the channels that keeps exactly ``keep``."""
         return _ranking.best(scores, keep)
 
 

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,23 +11,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune._answers import (
-    Answer,
     SparsityTargets,
     checked_targets,
     default_allocation,
-    nothing_to_prune,
     refuse_clashes,
-    refuse_misfits,
-    refuse_shards,
 )
-from lightning_prune._distributed import (
-    add_up_replicas,
-    gathered,
-    laid_out_like,
-    local,
-    reshard,
-    total,
-)
+from lightning_prune._choice import choose, continued
+from lightning_prune._distributed import add_up_replicas, gathered, laid_out_like, local, total
 from lightning_prune._optimizers import clear_pruned, forget_directions, ownership
 from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
@@ -39,7 +28,7 @@ from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.patterns import Pattern, UnstructuredPattern
 from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
-from lightning_prune.selection import Selection, named_parameters, select
+from lightning_prune.selection import Selection, named_parameters
 
 
 class Pruner:
@@ -52,7 +41,8 @@ class Pruner:
         sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
             parameter or module names, None leaving it dense, where the last that matches decides.
         schedule: When; `PolynomialSchedule` by default.
-        allocation: Where; by default `UniformAllocation` for N:M, else `ERKAllocation`.
+        allocation: Where; by default `UniformAllocation` for N:M and channels, else
+            `ERKAllocation`.
         criterion: Which; `MagnitudeCriterion` by default.
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay so.
@@ -93,17 +83,18 @@ class Pruner:
         self.criterion = criterion or MagnitudeCriterion()
         self.keep_zeros = keep_zeros
         self.regrow = regrow
-        refuse_clashes(self.allocation, self.criterion, self.pattern)
+        refuse_clashes(self.allocation, self.criterion, self.pattern, regrow)
         for target in self.targets.values():
             if target is not None:
                 self.pattern.check_sparsity(target)
         self.updates = 0
         """Number of updates that were due since `attach`."""
         self.changed: dict[str, float] = {}
-        """Share of each tensor's mask entries that the last update changed, by name."""
+        """Share of each group that the last update changed, by name."""
         self._pools: list[Pool] = []
         self._plan: Mapping[str, float | None] = {}
-        self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
+        self._selection = Selection()
+        self._example: Any = None
         self._model: nn.Module | None = None
         self._optimizers: list[Optimizer] = []
         self._timetable = Timetable(self.schedule, regrow.schedule if regrow else None)
@@ -119,12 +110,12 @@ class Pruner:
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """What is ranked together, pool by pool."""
-        return tuple(group for pool in self._pools for group in pool.groups)
+        """What of it is ranked together: each tensor alone, or channels with all their tensors."""
+        return self._selection.groups
 
     @property
     def dense(self) -> Mapping[str, str]:
-        """Why each other parameter stays dense, by name."""
+        """Why each other parameter stays dense, or the channels that it makes, by name."""
         return self._selection.dense
 
     @property
@@ -139,24 +130,30 @@ class Pruner:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros in the pruned tensors together, counted from the masks."""
-        entries = sum(tensor.total for tensor in self.tensors)
-        return 1 - sum(tensor.kept for tensor in self.tensors) / entries if entries else 0.0
+        """Fraction of what is pruned that is zero, counted from the masks: weights or channels."""
+        size = sum(group.size for group in self.groups)
+        return 1 - sum(group.kept for group in self.groups) / size if size else 0.0
+
+    @property
+    def parameter_sparsity(self) -> float:
+        """Fraction of the entries of all the model's parameters that is pruned."""
+        pruned = sum(tensor.total - tensor.kept for tensor in self.tensors)
+        return pruned / self._selection.entries if pruned else 0.0
 
     @property
     def sparsity_target(self) -> float:
-        """What `sparsity` is due to be since the last due point."""
+        """What `sparsity` is due to be since the last due point, before `ChannelPattern` rounds."""
         return self._mean_target(self.target)
 
     @property
     def final_sparsity(self) -> float:
-        """What `sparsity` is due to be at the end of the schedule."""
-        return self._mean_target(lambda tensor: tensor.sparsity)
+        """What `sparsity` is due to be at the end of the schedule, before it is rounded."""
+        return self._mean_target(lambda group: group.sparsity)
 
-    def target(self, tensor: PrunedTensor) -> float:
-        """Return the sparsity that has been due for a tensor's pool since the last due point."""
-        point = self._timetable.last_pruned(tensor.optimizer)
-        return 0.0 if point is None else tensor.sparsity * self.schedule(point)
+    def target(self, group: Group) -> float:
+        """Return the sparsity that has been due for a group's pool since the last due point."""
+        point = self._timetable.last_pruned(group.optimizer)
+        return 0.0 if point is None else group.sparsity * self.schedule(point)
 
     @property
     def steps(self) -> list[int]:
@@ -165,7 +162,7 @@ class Pruner:
 
     @property
     def plan(self) -> Mapping[str, float | None]:
-        """The final sparsity of each tensor; None where only the training will tell."""
+        """The final sparsity of each group; None where only the training will tell."""
         return self._plan
 
     def attach(
@@ -177,6 +174,7 @@ class Pruner:
         steps_per_epoch: int | None = None,
         clocks: Callable[[Schedule], Clock] | None = None,
         uncounted: Callable[[Optimizer], bool] = lambda optimizer: False,
+        example: Any = None,
     ) -> None:
         """Choose the tensors, restore what `load_state_dict` was given, and begin.
 
@@ -190,24 +188,26 @@ class Pruner:
                 completed steps to the moment in the schedule's unit.
             uncounted: Whether the step that an optimizer has just made without `before_step` is
                 none of the training's, such as a trial that will be undone; it is only masked.
+            example: For `ChannelPattern`, what the model's ``forward`` takes: a tensor, a tuple of
+                arguments, or a dict of named ones; by default its ``example_input_array``.
 
         Raises:
             ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
-                pattern, the plan does not fit the schedule, or restored masks do not fit the model.
+                pattern, the plan does not fit the schedule, restored masks do not fit the model, or
+                the model cannot be traced for its channels.
         """
         if self._model is not None:
             raise RuntimeError("need a detached Pruner, got one that is attached; call detach()")
         self._loaded, self._pending = self._pending, None
         optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
         clocks = clocks or partial(planned_clock, steps=steps, steps_per_epoch=steps_per_epoch)
-        selection = self._fitting_selection(model, optimizers)
-        if not selection.tensors and not selection.waiting:
-            raise ValueError(nothing_to_prune(selection.dense))
+        self._example = example
+        selection = self._choose(model, optimizers)
         if self._loaded is not None:
             refuse_foreign_masks(self._loaded, model)
         self._timetable.begin(clocks, self._loaded or {}, len(optimizers))
         self._optimizers, self._uncounted, self._ownership = optimizers, uncounted, {}
-        self._selection = Selection(names=(), tensors=(), dense={}, waiting=False)
+        self._selection = Selection()
         self.updates, self.changed = 0, {}
         self._adopt(selection)
         self._model = model
@@ -223,7 +223,7 @@ class Pruner:
         optimizers = list(optimizers)
         if optimizers == self._optimizers:
             return
-        selection = self._fitting_selection(self._model, optimizers)
+        selection = self._choose(self._model, optimizers)
         for hook in self._hooks:
             hook.remove()
         self._optimizers, self._hooks = optimizers, []
@@ -249,7 +249,8 @@ class Pruner:
             self._timetable.in_step.add(index)
             add_up_replicas(value for t in self._owned(index) for value in t.seen.values())
             for tensor in self._owned(index):
-                tensor.state = self.criterion.observe(tensor, tensor.state)
+                if not tensor.follows:
+                    tensor.state = self.criterion.observe(tensor, tensor.state)
             self.update(optimizer)
         for tensor in self._owned(index):
             tensor.forget_seen()  # LBFGS has seen the same inputs again
@@ -280,12 +281,13 @@ class Pruner:
         pruning, regrowing = self._timetable.to_prune(index), self._timetable.to_regrow(index)
         if pruning is None and regrowing is None:
             return False
-        for tensor in self._owned(index):
-            tensor.changes = 0
+        for group in self._groups(index):
+            group.forget_changes()
         is_new = regrowing is not None
         if pruning is not None:
-            is_new |= not self._timetable.note_pruned(index, pruning)
-            self._prune(index, self.schedule(pruning))
+            again = self._timetable.note_pruned(index, pruning)
+            is_new |= not again
+            self._prune(index, self.schedule(pruning), again=again)
         if self.regrow is not None and regrowing is not None:
             self._timetable.note_regrown(index, regrowing)
             for group in self._groups(index):
@@ -403,83 +405,74 @@ class Pruner:
 
     # -- selection -------------------------------------------------------------------------------
 
-    def _fitting_selection(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> Selection:
-        reshard(model)
-        selection = select(model, optimizers, self.targets)
-        answers: list[Answer] = [self.allocation, self.criterion, self.pattern]
-        if self.regrow:
-            answers += [self.regrow.criterion, self.regrow.first or self.criterion]
-        for tensor in selection.tensors:
-            if tensor.shard is not None:
-                refuse_shards(tensor.name, answers)
-        refuse_misfits(selection.tensors, model, self.targets, self.criterion, self.pattern)
-        return selection
+    def _choose(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> Selection:
+        regrow = self.regrow
+        grown = [regrow.criterion, regrow.first or self.criterion] if regrow else []
+        return choose(
+            model,
+            optimizers,
+            targets=self.targets,
+            pattern=self.pattern,
+            criterion=self.criterion,
+            others=[self.allocation, *grown],
+            example=self._example,
+        )
 
     def _adopt(self, selection: Selection) -> None:
-        """Take up the tensors that are new, masked as restored or as `keep_zeros` finds them.
-
-        What is being pruned stays so, also where it has been frozen since.
-        """
-        known = {tensor.name: tensor for tensor in self.tensors}
-        for tensor in selection.tensors:
-            same = known.get(tensor.name)
-            if same is None or same.parameter is not tensor.parameter:
-                self._restore(tensor)
-                known[tensor.name] = tensor
-            else:
-                same.optimizer = tensor.optimizer
-        tensors = tuple(known[name] for name in selection.names if name in known)
-        dense = {name: why for name, why in selection.dense.items() if name not in known}
-        for tensor in set(self.tensors) - set(tensors):
+        """Take up the tensors that are new, masked as restored or as `keep_zeros` finds them."""
+        before = set(self.tensors)
+        self._selection = continued(self._selection, selection, self._restore)
+        for tensor in before - set(self.tensors):
             tensor.unwatch()
-        self._selection = replace(selection, tensors=tensors, dense=dense)
-        groups = [Group(members=(tensor,), pattern=self.pattern) for tensor in tensors]
-        self._pools = pools(groups, self.allocation)
+        if self.keep_zeros:
+            for group in self.groups:
+                if any(self._is_fresh(member) for member in group.members if member not in before):
+                    _keep_zeros(group)
+        self._pools = pools(self.groups, self.allocation)
         self._plan = {name: final for pool in self._pools for name, final in pool.plan().items()}
-        for tensor in tensors:
-            if not tensor.hooks and not self._timetable.is_over(tensor.optimizer):
+        for tensor in self.tensors:
+            if tensor not in before:
+                tensor.weights.mul_(tensor.mask)
+            watched = tensor.hooks or tensor.follows
+            if not watched and not self._timetable.is_over(tensor.optimizer):
                 tensor.hooks = self.criterion.watch(tensor)
+
+    def _is_fresh(self, tensor: PrunedTensor) -> bool:
+        """Whether there is no restored mask for a tensor."""
+        return self._loaded is None or tensor.name not in self._loaded["masks"]
 
     def _restore(self, tensor: PrunedTensor) -> None:
         tensor.step = self._timetable.steps[tensor.optimizer]
+        if self._loaded is None or self._is_fresh(tensor):
+            return
         device = tensor.mask.device
-        if self._loaded is not None and tensor.name in self._loaded["masks"]:
-            whole = unpacked(self._loaded["masks"][tensor.name], tensor.parameter.shape)
-            tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
-            observed = self._loaded["observed"].get(tensor.name, {})
-            tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
-        elif self.keep_zeros:
-            group = Group(members=(tensor,), pattern=self.pattern)
-            nonzero = tensor.output_first(tensor.weights != 0).float()
-            group.keep(self.pattern.to_atoms(nonzero) > 0)
-            if tensor.kept == 0:
-                raise ValueError(
-                    f"need a weight that is not 0 with keep_zeros=True, got none in '{tensor.name}'"
-                )
-        tensor.weights.mul_(tensor.mask)
+        whole = unpacked(self._loaded["masks"][tensor.name], tensor.parameter.shape)
+        tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
+        observed = self._loaded["observed"].get(tensor.name, {})
+        tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
 
     def _select_again(self, index: int) -> None:
         """Take up what this optimizer has gained; it is due at once what the schedule says."""
         assert self._model is not None
         if self._loaded is not None:  # a lazy layer has a shape only now
             refuse_foreign_masks(self._loaded, self._model)
-        self._adopt(self._fitting_selection(self._model, self._optimizers))
+        self._adopt(self._choose(self._model, self._optimizers))
         self._ownership[index] = ownership(self._optimizers[index])
         self._timetable.look_again(index)
 
     # -- update ----------------------------------------------------------------------------------
 
-    def _prune(self, index: int, share: float) -> None:
+    def _prune(self, index: int, share: float, *, again: bool) -> None:
         """Bring an optimizer's pools to a share of their final sparsity."""
         first = self.regrow.first if self.regrow else None
         for pool in self._pools:
             if pool.optimizer == index:
                 criterion = first if first and pool.is_dense else self.criterion
-                pool.prune(pool.sparsity * share, criterion.score)
+                pool.prune(pool.sparsity * share, criterion.score, again=again)
 
     def _clean_up(self, index: int, *, is_new: bool) -> None:
         """Empty what newly pruned weights have left behind, and note what has changed."""
-        changed = {t.name: t.changes / t.total for t in self._owned(index)}
+        changed = {group.name: group.changed for group in self._groups(index)}
         updated = is_new or any(changed.values())  # else this is a resume, and gathering goes on
         if updated:
             self.updates += 1
@@ -488,7 +481,7 @@ class Pruner:
         for tensor in self._owned(index):
             if updated and self.criterion.forgets:
                 tensor.state = {}
-            if changed[tensor.name]:
+            if tensor.changes:
                 tensor.weights.masked_fill_(~tensor.mask, 0.0)
                 clear_pruned(optimizer, tensor.parameter, tensor.mask)
         if any(changed.values()):
@@ -524,7 +517,7 @@ class Pruner:
         return (tensor for tensor in self.tensors if tensor.optimizer == index)
 
     def _groups(self, index: int) -> Iterator[Group]:
-        return (g for pool in self._pools if pool.optimizer == index for g in pool.groups)
+        return (group for group in self.groups if group.optimizer == index)
 
     def _index(self, optimizer: Optimizer) -> int:
         for index, known in enumerate(self._optimizers):
@@ -536,7 +529,20 @@ class Pruner:
         owners = {tensor.optimizer for tensor in self.tensors}
         return all(self._timetable.last_pruned(index) == self.schedule.end for index in owners)
 
-    def _mean_target(self, target: Callable[[PrunedTensor], float]) -> float:
-        entries = sum(tensor.total for tensor in self.tensors)
-        due = sum(target(tensor) * tensor.total for tensor in self.tensors)
-        return due / entries if entries else 0.0
+    def _mean_target(self, target: Callable[[Group], float]) -> float:
+        size = sum(group.size for group in self.groups)
+        due = sum(target(group) * group.size for group in self.groups)
+        return due / size if size else 0.0
+
+
+def _keep_zeros(group: Group) -> None:
+    """Prune what is zero already.
+
+    Raises:
+        ValueError: If all of it is.
+    """
+    group.keep(group.nonzero())
+    if group.kept == 0:
+        raise ValueError(
+            f"need a weight that is not 0 with keep_zeros=True, got none in '{group.name}'"
+        )

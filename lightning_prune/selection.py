@@ -1,7 +1,7 @@
 """Which tensors of a model are pruned at all, and why the others are not."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from lightning_prune._distributed import local, shard_of
-from lightning_prune.groups import PrunedTensor
+from lightning_prune.groups import Group, PrunedTensor
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -29,15 +29,20 @@ class Selection:
     Args:
         names: All parameters, in the order of the model.
         tensors: The tensors to prune, in that order.
-        dense: For every other parameter the reason, by name.
+        dense: For every other parameter the reason, by name; for channels also for one of which
+            only the inputs are pruned.
         waiting: Whether some of the dense ones may still join, when they are unfrozen, initialised
             or given to an optimizer.
+        groups: What of the tensors is ranked together.
+        entries: Number of entries of all parameters.
     """
 
-    names: tuple[str, ...]
-    tensors: tuple[PrunedTensor, ...]
-    dense: Mapping[str, str]
-    waiting: bool
+    names: tuple[str, ...] = ()
+    tensors: tuple[PrunedTensor, ...] = ()
+    dense: Mapping[str, str] = field(default_factory=dict)
+    waiting: bool = False
+    groups: tuple[Group, ...] = ()
+    entries: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,48 @@ class _Place:
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A parameter, and whether it is to be pruned.
+
+    Args:
+        name: Its first name.
+        names: All its names.
+        parameter: The parameter itself.
+        owner: The module where it hangs, under its first name.
+        glob: The glob that decides on it; empty if none matches.
+        sparsity: Its final sparsity; 0 if it has none.
+        optimizer: Index of the optimizer that owns it; -1 for none.
+        why_dense: Why it is not chosen; None if it is.
+        why_unready: Why it could not be pruned now, chosen or not; None if it could.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    parameter: nn.Parameter
+    owner: nn.Module
+    glob: str
+    sparsity: float
+    optimizer: int
+    why_dense: str | None
+    why_unready: str | None
+
+    def tensor(self) -> PrunedTensor:
+        """Return it as a tensor under pruning; if it is not chosen, it only follows others."""
+        return PrunedTensor(
+            name=self.name,
+            parameter=self.parameter,
+            owner=self.owner,
+            sparsity=self.sparsity,
+            glob=self.glob,
+            optimizer=self.optimizer,
+            output_axis=_output_axis(self.parameter, self.owner),
+            mask=torch.ones_like(local(self.parameter), dtype=torch.bool),
+            shard=shard_of(self.parameter),
+            follows=self.why_dense is not None,
+        )
+
+
 _Found = dict[str, tuple[nn.Parameter, list[_Place]]]
 
 
@@ -90,6 +137,24 @@ def select(
     Raises:
         ValueError: If a glob matches nothing, or only parameters that are not floating-point.
     """
+    found = candidates(module, optimizers, sparsity)
+    reasons = {one.name: one.why_dense or one.why_unready for one in found}
+    return Selection(
+        names=tuple(reasons),
+        tensors=tuple(one.tensor() for one in found if not reasons[one.name]),
+        dense={name: why for name, why in reasons.items() if why},
+        waiting=any(not one.why_dense and one.why_unready for one in found),
+        entries=entries(found),
+    )
+
+
+def candidates(
+    module: nn.Module, optimizers: Sequence[Optimizer], sparsity: Mapping[str, float | None]
+) -> list[Candidate]:
+    """Return every parameter with what decides on it, in the order of the model.
+
+    The arguments and the errors are those of `select`.
+    """
     owner_of = {
         id(parameter): index
         for index, optimizer in enumerate(optimizers)
@@ -99,35 +164,30 @@ def select(
     found = _parameters(module)
     unusual = {name: _why_unusual(*entry) for name, entry in found.items()}
     deciding = _deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
-    tensors: list[PrunedTensor] = []
-    dense: dict[str, str] = {}
-    waiting = False
+    chosen = []
     for name, (parameter, places) in found.items():
         glob = deciding.get(name)
         target = None if glob is None else sparsity[glob]
-        unready = _why_unready(parameter, owner_of)
-        if glob is None:
-            dense[name] = unusual[name] or "no glob matches"
-        elif target is None:
-            dense[name] = "sparsity null"
-        elif unready:
-            dense[name] = unready
-            waiting = True
-        else:
-            tensors.append(
-                PrunedTensor(
-                    name=name,
-                    parameter=parameter,
-                    owner=places[0].owner,
-                    sparsity=target,
-                    glob=glob,
-                    optimizer=owner_of[id(parameter)],
-                    output_axis=_output_axis(parameter, places[0].owner),
-                    mask=torch.ones_like(local(parameter), dtype=torch.bool),
-                    shard=shard_of(parameter),
-                )
+        why_dense = None if target is not None else "sparsity null"
+        chosen.append(
+            Candidate(
+                name=name,
+                names=tuple(place.name for place in places),
+                parameter=parameter,
+                owner=places[0].owner,
+                glob=glob or "",
+                sparsity=target or 0.0,
+                optimizer=owner_of.get(id(parameter), -1),
+                why_dense=unusual[name] or "no glob matches" if glob is None else why_dense,
+                why_unready=_why_unready(parameter, owner_of),
             )
-    return Selection(names=tuple(found), tensors=tuple(tensors), dense=dense, waiting=waiting)
+        )
+    return chosen
+
+
+def entries(found: Iterable[Candidate]) -> int:
+    """Return how many entries parameters have together, without those that have no shape yet."""
+    return sum(one.parameter.numel() for one in found if not is_lazy(one.parameter))
 
 
 def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -238,15 +238,17 @@ def measure_sensitivity(
         for group in pruner.groups:
             group.scores(recipe.criterion.score)  # refuses what is not finite
             for tensor in group.members:
+                if tensor.follows:
+                    continue
                 score = recipe.criterion.score(tensor, tensor.state)
                 scores[tensor.name] = score.detach().to("cpu", copy=True)
 
     pruner = calibrate(
         trainer, model, datamodule, batches=batches, train_mode=train_mode, then=keep_scores
     )
-    order = [tensor.name for tensor in pruner.tensors]
-    groups = sorted(pruner.groups, key=lambda group: order.index(group.name))
-    metrics: dict[str, dict[float, float]] = {group.name: {} for group in groups}
+    groups = pruner.groups
+    metrics: dict[str, dict[float, float]] = {}
+    worse = min if mode == "max" else max
     # What validation warns of has been said of the dense model.
     with unchanged(model), quiet(".*"), _progress(trainer, len(groups) * len(grid)) as (bar, task):
         for group in groups:
@@ -254,7 +256,9 @@ def measure_sensitivity(
                 bar.update(task, description=f"{group.name} at {sparsity:g}")
                 with _pruned_alone(group, scores, sparsity):
                     metric = validated(trainer, model, datamodule)[monitor]
-                metrics[group.name][sparsity] = metric
+                for name in group.producers:  # one can make channels of several groups
+                    its = metrics.setdefault(name, {})
+                    its[sparsity] = worse(metric, its.get(sparsity, metric))
                 bar.advance(task)
     return Sensitivity(monitor=monitor, mode=mode, dense=logged[monitor], metrics=metrics)
 

@@ -7,7 +7,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from lightning_prune import _channel_selection
+from lightning_prune._coupling import Coupling
 from tests.processes import processes
+
+_COUPLINGS: dict[str, Coupling] = {}
 
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None)
@@ -28,6 +32,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace each model once in all tests: what goes together does not depend on its weights."""
+    trace = _channel_selection.couple
+
+    def couple(module: torch.nn.Module, example: Any) -> Coupling:
+        shapes = [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+        key = repr((type(module), module, shapes))
+        if key not in _COUPLINGS:
+            _COUPLINGS[key] = trace(module, example)
+        return _COUPLINGS[key]
+
+    monkeypatch.setattr(_channel_selection, "couple", couple)
 
 
 @pytest.fixture(scope="session")

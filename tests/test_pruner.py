@@ -8,6 +8,7 @@ from torch import nn
 from lightning_prune import (
     Allocation,
     BlockPattern,
+    ChannelPattern,
     Criterion,
     ERKAllocation,
     LAMPAllocation,
@@ -53,6 +54,7 @@ class Net(nn.Sequential):
 
 
 TOTAL = 8 * 4 * 4 + 20 * 40 + 4 * 20
+EXAMPLE = torch.zeros(2, 4, 8)  # for the channels
 
 
 def train(model, optimizer, pruner, steps=STEPS, first=0, check=None):
@@ -78,7 +80,7 @@ def pruned_weights(model, pruner):
     ids=lambda part: part if isinstance(part, str) else part.__name__,
 )
 def test_every_combination_lands_exactly_and_holds_its_zeros(
-    schedule, allocation, pattern, criterion, optimizer
+    schedule, allocation, pattern, criterion, optimizer, traced_once
 ):
     model = Net()
     optimizer = OPTIMIZERS[optimizer](model.parameters())
@@ -91,6 +93,11 @@ def test_every_combination_lands_exactly_and_holds_its_zeros(
     }
     if allocation.needs_unsigned_scores and criterion.signed:
         names = f"{allocation.__name__}, got criterion={criterion.__name__}"
+        with pytest.raises(ValueError, match=names):
+            Pruner(**recipe)
+        return
+    if allocation.needs_single_tensors and pattern.couples_tensors:
+        names = f"{allocation.__name__}, got pattern={pattern.__name__}"
         with pytest.raises(ValueError, match=names):
             Pruner(**recipe)
         return
@@ -107,10 +114,14 @@ def test_every_combination_lands_exactly_and_holds_its_zeros(
                 if value.shape == tensor.mask.shape:
                     assert not value[~tensor.mask].any()
 
-    pruner.attach(model, optimizer, steps=STEPS)
+    pruner.attach(model, optimizer, steps=STEPS, example=EXAMPLE)
     train(model, optimizer, pruner, check=check)
     pruner.detach()
     zeros = sum(int((t.parameter == 0).sum()) for t in pruner.tensors)
+    if pattern is ChannelPattern:  # five of twenty are due, and 8 stay
+        assert zeros == 12 * 40 + 4 * 12
+        assert (pruner.sparsity, pruner.sparsity_target) == (1 - 8 / 20, 0.75)
+        return
     assert zeros == TOTAL - round(TOTAL * 0.25)
     assert pruner.sparsity == pruner.sparsity_target == 0.75
     if pattern is NMPattern and allocation is UniformAllocation:

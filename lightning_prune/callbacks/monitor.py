@@ -17,7 +17,8 @@ class SparsityMonitor(Callback):
     """Logs how the sparsity of a `PruningCallback` grows, overall and tensor by tensor.
 
     At each mask update, for every tensor and ``overall``: ``sparsity/…``, ``sparsity_target/…`` and
-    ``mask_change/…``, the share of mask entries that the update changed. In TensorBoard also weight
+    ``mask_change/…``, the share of mask entries that the update changed. For channels they are
+    those of each group, under the name of its first producer. In TensorBoard also weight
     histograms, a Custom Scalars layout and, when training ends, a text table and a picture of the
     quality over the sparsity.
 
@@ -84,22 +85,22 @@ class SparsityMonitor(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Log the tensors after each update of the masks."""
+        """Log tensors, or groups of channels, after each update of the masks."""
         pruner = pruner_beside(self, trainer)
         if pruner.updates == self._logged_updates:
             return
         self._logged_updates = pruner.updates
-        entries = sum(tensor.total for tensor in pruner.tensors)
-        changed = sum(pruner.changed.get(t.name, 0.0) * t.total for t in pruner.tensors)
+        size = sum(group.size for group in pruner.groups)
+        changed = sum(pruner.changed.get(group.name, 0.0) * group.size for group in pruner.groups)
         scalars = {
             "sparsity/overall": pruner.sparsity,
             "sparsity_target/overall": pruner.sparsity_target,
-            "mask_change/overall": changed / entries,
+            "mask_change/overall": changed / size,
         }
-        for tensor in pruner.tensors:
-            scalars[f"sparsity/{tensor.name}"] = 1 - tensor.kept / tensor.total
-            scalars[f"sparsity_target/{tensor.name}"] = pruner.target(tensor)
-            scalars[f"mask_change/{tensor.name}"] = pruner.changed.get(tensor.name, 0.0)
+        for group in pruner.groups:
+            scalars[f"sparsity/{group.name}"] = 1 - group.kept / group.size
+            scalars[f"sparsity_target/{group.name}"] = pruner.target(group)
+            scalars[f"mask_change/{group.name}"] = pruner.changed.get(group.name, 0.0)
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=_logged_step(trainer))
 
@@ -114,10 +115,11 @@ class SparsityMonitor(Callback):
         if self.histograms_every and (trainer.current_epoch + 1) % self.histograms_every == 0:
             for board in _boards(trainer):
                 for tensor in pruner_beside(self, trainer).tensors:
-                    kept = tensor.weights[tensor.mask].float()
-                    board.experiment.add_histogram(
-                        f"kept_weights/{tensor.name}", kept, _logged_step(trainer)
-                    )
+                    if not tensor.follows:
+                        kept = tensor.weights[tensor.mask].float()
+                        board.experiment.add_histogram(
+                            f"kept_weights/{tensor.name}", kept, _logged_step(trainer)
+                        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table and the picture."""

@@ -26,20 +26,25 @@ from lightning_prune.schedules import Clock, Schedule
 class PruningCallback(Callback):
     """Prunes the model gradually while it trains, and lands exactly on target.
 
-    Logs ``sparsity`` (counted from the masks) and ``sparsity_target`` at each step; prints what
-    will be pruned when training starts and what was when it ends. Its checkpoints resume sparse;
-    they also load into the plain model, without this package.
+    Logs ``sparsity`` (counted from the masks) and ``sparsity_target`` at each step, of channels
+    also ``parameter_sparsity``, the share of all parameters that removing them takes away; prints
+    what will be pruned when training starts and what was when it ends. Its checkpoints resume
+    sparse; they also load into the plain model, without this package.
 
     Args:
         sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
             parameter or module names, null leaving it dense, where the last that matches decides.
         schedule: When; by default `PolynomialSchedule`, from 10 % to 50 % of the training.
-        allocation: Where; by default `UniformAllocation` for N:M, else `ERKAllocation`.
+        allocation: Where; by default `UniformAllocation` for N:M and channels, else
+            `ERKAllocation`.
         criterion: Which; `MagnitudeCriterion` by default.
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay so.
         regrow: Whether and how what is dropped grows back elsewhere (RigL, SET); null for never.
         rewind: Where each round of a `MultiStepSchedule` goes back to; nowhere by default.
+        example: For `ChannelPattern`, what the module's ``forward`` takes: a tensor, a tuple of
+            arguments, or a dict of named ones; by default its ``example_input_array``, which is
+            the way to say it in YAML.
 
     Raises:
         ValueError: If an argument is out of range, or two of them clash.
@@ -61,6 +66,7 @@ class PruningCallback(Callback):
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
         rewind: Rewind | None = None,
+        example: Any = None,
     ) -> None:
         self.pruner = Pruner(
             sparsity=sparsity,
@@ -78,6 +84,7 @@ class PruningCallback(Callback):
                     "need either rewind or regrow, got both: regrowth goes on all along"
                 )
         self.rewind = rewind
+        self.example = example
         self._rewinder: Rewinder | None = None
         # What the next training starts from; empty if afresh, None once it has begun.
         self._restored: dict[str, Any] | None = None
@@ -150,7 +157,13 @@ class PruningCallback(Callback):
             trial = self not in trainer.callbacks  # type: ignore[attr-defined]
             return trial or _will_be_skipped(trainer, optimizer)
 
-        self.pruner.attach(pl_module, trainer.optimizers, clocks=clocks, uncounted=uncounted)
+        self.pruner.attach(
+            pl_module,
+            trainer.optimizers,
+            clocks=clocks,
+            uncounted=uncounted,
+            example=self.example,
+        )
         if rewinder is not None:
             rewinder.begin()
         self._rewinder = rewinder
@@ -189,6 +202,9 @@ class PruningCallback(Callback):
         self._mask_averages(trainer)
         pl_module.log("sparsity", self.pruner.sparsity, prog_bar=True, on_step=True, on_epoch=False)
         pl_module.log("sparsity_target", self.pruner.sparsity_target, on_step=True, on_epoch=False)
+        if self.pruner.pattern.couples_tensors:
+            share = self.pruner.parameter_sparsity
+            pl_module.log("parameter_sparsity", share, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
