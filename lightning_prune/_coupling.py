@@ -110,6 +110,28 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
+def example_of(module: nn.Module, example: Any = None) -> Any:
+    """Return an example of what ``forward`` takes, on the device of the module's parameters.
+
+    Args:
+        module: The module.
+        example: The example; None for the module's ``example_input_array``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    example = getattr(module, "example_input_array", None) if example is None else example
+    if example is None:
+        raise ValueError(
+            "need an example of what forward takes, to find which channels go together, got "
+            "example=None; set self.example_input_array = torch.zeros(1, 3, 224, 224) (with the "
+            f"shape of your input) in the constructor of {type(module).__name__}, or give the "
+            "example itself"
+        )
+    device = next(module.parameters()).device
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
+
+
 def with_two_samples(example: Any) -> Any:
     """Return an example whose batch is not of 1: some normalisations cannot train on that."""
 

@@ -19,6 +19,7 @@ from lightning_prune._coupling import (
     Slices,
     arguments,
     couple,
+    example_of,
     with_two_samples,
 )
 from lightning_prune._labels import UNLABELLED
@@ -100,23 +101,6 @@ def why_not_removable(
                     _rows(tensors[its.name], its)[_is_gone(its, gone)] = 0.0
     _, problems = _checked(masked, example, coupling, removal)
     return dict(problems)
-
-
-def example_of(module: nn.Module, example: Any = None) -> Any:
-    """Return an example of what ``forward`` takes, where the module's parameters are.
-
-    Raises:
-        ValueError: If none is given and the module has none.
-    """
-    if example is None:
-        example = getattr(module, "example_input_array", None)
-    if example is None:
-        raise ValueError(
-            "need an example of what forward takes, to find which channels go together, got none: "
-            f"set self.example_input_array in {type(module).__name__}, or give example=..."
-        )
-    device = next(module.parameters()).device
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
 
 
 def shrunk_state(module: nn.Module) -> dict[str, Any]:
