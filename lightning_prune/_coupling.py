@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune._dataflow import Cut, Dataflow, Stored
+from lightning_prune._calls import Stored
+from lightning_prune._dataflow import walk
+from lightning_prune._flow import Cut, Flow
 from lightning_prune._labels import UNLABELLED, Classes
 from lightning_prune.selection import plain_name
 
@@ -93,12 +95,12 @@ def couple(module: nn.Module, example: Any) -> Coupling:
     """
     classes = Classes()
     stored = _stored(module, classes)
-    flow = Dataflow(classes, stored)
+    flow = Flow(classes)
     for program in _programs(module, example):
-        flow.walk(program)
+        walk(flow, program, stored)
     flow.settle()
     cuts = [replace(cut, labels=classes.roots(cut.labels)) for cut in flow.cuts]
-    return Coupling(groups=tuple(_groups(flow, stored)), cuts=tuple(cuts))
+    return Coupling(groups=tuple(_groups(flow, stored, cuts)), cuts=tuple(cuts))
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -193,8 +195,13 @@ def _stored(module: nn.Module, classes: Classes) -> dict[str, Stored]:
     return found
 
 
-def _groups(flow: Dataflow, stored: Mapping[str, Stored]) -> Iterator[CoupledChannels]:
-    """Put together the channels that lie along the same axes."""
+def _groups(
+    flow: Flow, stored: Mapping[str, Stored], cuts: Sequence[Cut]
+) -> Iterator[CoupledChannels]:
+    """Put together the channels that lie along the same axes, and in the same parts of what is cut.
+
+    Only then does what one of them can do tell what the others can.
+    """
     places = [
         (tensor.name, axis, flow.classes.roots(labels))
         for tensor in dict.fromkeys(stored.values())
@@ -205,11 +212,13 @@ def _groups(flow: Dataflow, stored: Mapping[str, Stored]) -> Iterator[CoupledCha
         found, counts = torch.unique(roots, return_counts=True)
         for root, count in zip(found.tolist(), counts.tolist(), strict=True):
             spans[root].append((index, count))
-    alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+    parts = {frozenset(torch.unique(cut.labels).tolist()) for cut in cuts}
+    alike: dict[Any, list[int]] = defaultdict(list)
     for root, its_spans in sorted(spans.items()):
-        alike[tuple(its_spans)].append(root)
-    for its_places, members in alike.items():
-        slices = tuple(_slices(flow, *places[index], members) for index, _ in its_places)
+        its_parts = frozenset(part for part in parts if root in part)
+        alike[tuple(its_spans), its_parts].append(root)
+    for (its_places, _), members in alike.items():
+        slices = tuple(_slices(flow, places[index], members) for index, _ in its_places)
         if not any(its.is_output for its in slices) or UNLABELLED in members:
             continue
         reasons = [why for root in members if (why := flow.classes.why_dense(root))]
@@ -223,14 +232,15 @@ def _groups(flow: Dataflow, stored: Mapping[str, Stored]) -> Iterator[CoupledCha
         )
 
 
-def _slices(flow: Dataflow, name: str, axis: int, roots: Tensor, members: list[int]) -> Slices:
+def _slices(flow: Flow, place: tuple[str, int, Tensor], members: list[int]) -> Slices:
+    name, axis, roots = place
     ordered = torch.tensor(members)
     position = torch.searchsorted(ordered, roots).clamp(max=len(members) - 1)
     return Slices(
         name=name,
         axis=axis,
         channel=torch.where(ordered[position] == roots, position, -1),
-        is_output=flow.output_axes.get(name) == axis,
+        is_output=axis in flow.output_axes.get(name, ()),
     )
 
 
