@@ -173,7 +173,8 @@ def _plainly() -> Iterator[None]:
             torch.random.fork_rng(),
             warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
         ):
-            yield
+            warnings.filterwarnings("ignore", "The tensor attributes .* assigned during export")
+            yield  # recurrent layers keep a list of their weights, which is assigned
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

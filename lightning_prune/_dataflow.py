@@ -166,7 +166,7 @@ def _item(flow: Flow, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
         return blank(node)
     if results[position] is None:
         if node.users:
-            flow.keep_dense(results, f"passes through {source.name}")
+            flow.keep_dense(results, f"passes through {name_of(source)}")
         return blank(node)
     return results[position]  # type: ignore[no-any-return]
 
