@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune._latency import Latency
 from lightning_prune.allocations import (
     Allocation,
     ERKAllocation,
@@ -25,6 +26,7 @@ from lightning_prune.metrics import Sparsity
 from lightning_prune.patterns import BlockPattern, NMPattern, Pattern, UnstructuredPattern
 from lightning_prune.pruner import Pruner
 from lightning_prune.regrowth import Regrow
+from lightning_prune.report import LayerReport, Report, report
 from lightning_prune.schedules import (
     CosineSchedule,
     ExponentialSchedule,
@@ -60,6 +62,8 @@ __all__ = [
     "GradientCriterion",
     "Group",
     "LAMPAllocation",
+    "Latency",
+    "LayerReport",
     "MagnitudeCriterion",
     "MovementCriterion",
     "MultiStepSchedule",
@@ -73,6 +77,7 @@ __all__ = [
     "PruningCallback",
     "RandomCriterion",
     "Regrow",
+    "Report",
     "Rewind",
     "Schedule",
     "Sensitivity",
@@ -85,6 +90,7 @@ __all__ = [
     "WandaCriterion",
     "measure_sensitivity",
     "prune_once",
+    "report",
 ]
 
 _ROOMS = {  # of what needs Lightning

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
@@ -122,7 +122,7 @@ def select(
                     sparsity=target,
                     glob=glob,
                     optimizer=owner_of[id(parameter)],
-                    output_axis=_output_axis(parameter, places[0].owner),
+                    output_axis=output_axis(parameter, places[0].owner),
                     mask=torch.ones_like(local(parameter), dtype=torch.bool),
                     shard=shard_of(parameter),
                 )
@@ -226,7 +226,7 @@ def _deciding_globs(
     return deciding
 
 
-def _output_axis(parameter: nn.Parameter, owner: nn.Module) -> int:
+def output_axis(parameter: Tensor, owner: nn.Module) -> int:
     """Return the axis of the output channels: Hugging Face's Conv1D is input first, too."""
     inputs_first = isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
     return int(inputs_first and parameter.ndim > 1)
