@@ -159,13 +159,12 @@ def _findings(report: "Report") -> list[str]:
         lines.append(f"{ratio:.2f} times fewer parameters than dense")
     if total.compressed_bytes:
         ratio = total.bytes / total.compressed_bytes
-        lines.append(f"zlib makes a file of the parameters {ratio:.2f} times smaller")
-    lines.append(
-        f"activations take {_short(report.peak_bytes)} bytes at most, "
-        f"{_short(report.dense_peak_bytes)} in the dense model, measured between operations"
-    )
+        lines.append(f"{ratio:.2f} times smaller on disk through zlib")
+    if report.peak_bytes < report.dense_peak_bytes:
+        ratio = report.dense_peak_bytes / report.peak_bytes
+        lines.append(f"{ratio:.2f} times less memory for activations at the peak")
     lines += [_said(latency) for latency in report.latencies]
-    if any(one.verdict == "no faster" for one in report.latencies) and report.sparsity:
+    if report.sparsity and any(one.verdict == "no faster" for one in report.latencies):
         lines.append(
             "zeros in place are multiplied like any other number; a kernel that skips them, or "
             "removed channels, would be faster"
@@ -174,17 +173,14 @@ def _findings(report: "Report") -> list[str]:
 
 
 def _said(latency: Latency) -> str:
-    where = f"{latency.runtime} on {latency.device}"
+    where = f"in {latency.runtime} ({latency.device}, "
     if latency.device == "cpu":
-        where += f", {latency.threads} thread{'s' if latency.threads > 1 else ''}"
-    how = (
-        f"{latency.blocks} pairs of blocks of {latency.calls} calls in turns, "
-        f"after {latency.warm_up} calls to warm up"
-    )
+        where += f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, "
+    where += f"{latency.blocks} x {latency.calls} calls each, in turns)"
     if latency.verdict == "no faster":
-        return f"no faster in {where} ({how})"
+        return f"no faster {where}"
     ratio = latency.speedup if latency.verdict == "faster" else 1 / latency.speedup
-    return f"{ratio:.2f} times {latency.verdict} in {where} ({how})"
+    return f"{ratio:.2f} times {latency.verdict} {where}"
 
 
 def _warnings(report: "Report") -> list[str]:
@@ -205,18 +201,18 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _short(number: int) -> str:
-    """Return a number of bytes in at most four digits.
+    """Return a number of bytes in three digits.
 
     Examples:
         >>> _short(999), _short(12_345), _short(1_234_567)
-        ('999', '12.3 k', '1.23 M')
+        ('999 B', '12.3 kB', '1.23 MB')
     """
     value, unit = float(number), ""
     for bigger in ("k", "M", "G", "T"):
         if value < 999.5:
             break
         value, unit = value / 1000, bigger
-    return f"{value:.3g} {unit}".strip()
+    return f"{value:.3g} {unit}B"
 
 
 def _table(title: str, columns: Row, rows: Sequence[Row], *, total: bool = True) -> Table:

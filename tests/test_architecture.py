@@ -36,6 +36,7 @@ FLOORS = {
     "report": 2,
     "callbacks": 3,
     "_calibration": 3,
+    "_example": 3,
     "oneshot": 3,
     "sensitivity": 3,
     "_commands": 3,

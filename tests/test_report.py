@@ -291,6 +291,7 @@ def test_removed_channels_are_compared_with_the_dense_module_that_is_given():
     assert found.sparsity == 0
     text = shown(found, 100)
     assert "27 of 54" in text
+    assert "1.43 times less memory for activations at the peak" in text
     assert "1.94 times fewer parameters than dense" in text
 
 
@@ -498,7 +499,7 @@ def test_a_module_that_sleeps_is_slower(seconds, verdict, monkeypatch):
     dense, pruned = map(Slept, seconds)
     found = report(pruned, torch.randn(1), dense=dense, blocks=6)
     assert found.latencies[0].verdict == verdict
-    assert f"times {verdict} in torch on cpu, 1 thread (6 pairs" in shown(found, 120)
+    assert f"times {verdict} in torch (cpu, 1 thread, 6 x " in shown(found, 120)
 
 
 def test_without_onnx_runtime_the_rest_is_there(monkeypatch):
@@ -567,8 +568,8 @@ def test_the_table_fits_a_terminal_and_says_what_follows(lenet_report):
         text = shown(lenet_report, width)
         assert all(len(line.rstrip()) <= width for line in text.splitlines())
         words = " ".join(text.split())
-        assert "no faster in torch on cpu, 1 thread" in words
-        assert "2.00 times slower in ONNX Runtime on cpu, 1 thread" in words
+        assert "no faster in torch (cpu, 1 thread, 6 x" in words
+        assert "2.00 times slower in ONNX Runtime (cpu, 1 thread, 6 x" in words
         assert "zeros in place are multiplied like any other number" in words
         assert "0.7513 of the prunable weights are zero" in words
         assert "│ all │ 266,610 │ 66,610 │ 0.7502 │" in words
@@ -590,7 +591,7 @@ def test_json_and_csv_hold_every_number(lenet_report):
 
 def test_markdown_is_a_table_and_a_list(lenet_report):
     text = lenet_report.to_markdown()
-    assert "| all | 266,610 | 66,610 | 0.7502 |  | 266,200 | 66,200 | 1.07 M |" in text
+    assert "| all | 266,610 | 66,610 | 0.7502 |  | 266,200 | 66,200 | 1.07 MB |" in text
     assert "- 2.00 times slower in ONNX Runtime" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 2
