@@ -34,6 +34,7 @@ _CSV = (
     "dense_macs",
     "effective_macs",
     "unknown",
+    "dense_bytes",
     "bytes",
     "compressed_bytes",
     "peak_bytes",
@@ -158,8 +159,8 @@ def _findings(report: "Report") -> list[str]:
         ratio = total.dense_parameters / max(total.parameters, 1)
         lines.append(f"{ratio:.2f} times fewer parameters than dense")
     if total.compressed_bytes:
-        ratio = total.bytes / total.compressed_bytes
-        lines.append(f"{ratio:.2f} times smaller on disk through zlib")
+        ratio = total.dense_bytes / total.compressed_bytes
+        lines.append(f"{ratio:.2f} times smaller on disk than dense, through zlib")
     if report.peak_bytes < report.dense_peak_bytes:
         ratio = report.dense_peak_bytes / report.peak_bytes
         lines.append(f"{ratio:.2f} times less memory for activations at the peak")

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import inspect
 import logging
 import random
 import tempfile
@@ -46,8 +47,9 @@ class LayerReport:
         dense_macs: Multiplications with an addition each, in the dense module.
         effective_macs: Those that are there and do not multiply a weight that is zero.
         unknown: Operations whose multiplications are not known and so left out.
-        bytes: Bytes of its parameters as they are stored.
-        compressed_bytes: The same through zlib.
+        dense_bytes: Bytes of its parameters in the dense module, as they are stored.
+        bytes: The same of those that are there.
+        compressed_bytes: These bytes through zlib.
         peak_bytes: The most bytes of activations that were alive while it ran.
     """
 
@@ -60,6 +62,7 @@ class LayerReport:
     dense_macs: int
     effective_macs: int
     unknown: tuple[str, ...]
+    dense_bytes: int
     bytes: int
     compressed_bytes: int
     peak_bytes: int
@@ -117,6 +120,7 @@ class Report:
             dense_macs=of_all("dense_macs"),
             effective_macs=of_all("effective_macs"),
             unknown=tuple(name for layer in self.layers for name in layer.unknown),
+            dense_bytes=of_all("dense_bytes"),
             bytes=of_all("bytes"),
             compressed_bytes=of_all("compressed_bytes"),
             peak_bytes=self.peak_bytes,
@@ -186,7 +190,7 @@ def report(
     Multiplications are counted as the operations run, by `torch.utils.flop_counter`. Memory is what
     tensors hold that are alive between two operations, without parameters and buffers; what a
     kernel uses inside is not seen. Latencies are measured in turns, one thread by default; those of
-    ONNX Runtime need ``lightning-prune[export]`` and are on CPU.
+    ONNX Runtime need ``lightning-prune[export]`` and are on CPU, in float32.
 
     Args:
         module: The pruned module; its zeros may be in place, or its channels removed.
@@ -218,7 +222,7 @@ def report(
     with _undisturbed(), _bar(progress) as bar:
         pruned = _copy(module)
         full = _filled(pruned) if dense is None else _copy(dense)
-        arguments, keywords = _arguments(_moved(example, module))
+        arguments, keywords = _arguments(pruned, _moved(example, module))
         counted = count(pruned, arguments, keywords)
         counted_dense = count(full, arguments, keywords)
         latencies: tuple[Latency, ...] = ()
@@ -305,6 +309,7 @@ def _layers(
                 dense_macs=counted_dense.work.get(name, Work()).macs,
                 effective_macs=work.effective,
                 unknown=tuple(dict.fromkeys(work.unknown)),
+                dense_bytes=sum(p.nbytes for p in held_dense.get(name, {}).values()),
                 bytes=len(payload),
                 compressed_bytes=len(zlib.compress(payload)) if payload else 0,
                 peak_bytes=work.peak,
@@ -393,11 +398,14 @@ def _moved(example: Any, module: nn.Module) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device, copy=True), example)
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments, as Lightning reads an ``example_input_array``."""
+def _arguments(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return an example as Lightning reads an ``example_input_array``, in the order of forward."""
+    forward = inspect.signature(getattr(module, "_orig_mod", module).forward)
     if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+        bound = forward.bind(**example)
+    else:
+        bound = forward.bind(*(example if isinstance(example, tuple | list) else (example,)))
+    return bound.args, bound.kwargs
 
 
 def _described(example: Any) -> str:
@@ -466,14 +474,17 @@ def _in_torch(dense: nn.Module, pruned: nn.Module, call: _Call) -> Contest:
 
 
 def _in_onnx_runtime(dense: nn.Module, pruned: nn.Module, call: _Call, folder: Path) -> Contest:
+    arguments, keywords = tree_map_only(Tensor, _in_float32, (call.arguments, dict(call.keywords)))
+
     def session(module: nn.Module, name: str) -> Callable[[], object]:
         path = folder / f"{name}.onnx"
+        plain_module = getattr(module, "_orig_mod", module).cpu().float()
         torch.onnx.export(
-            module, call.arguments, path, kwargs=dict(call.keywords), dynamo=True, verbose=False
+            plain_module, arguments, path, kwargs=keywords, dynamo=True, verbose=False
         )
         opened = _onnx.session(path, threads=call.threads)
         names = [node.name for node in opened.get_inputs()]
-        arrays = [tensor.cpu().numpy() for tensor in call.tensors]
+        arrays = [_in_float32(tensor).numpy() for tensor in call.tensors]
         return partial(opened.run, None, dict(zip(names, arrays, strict=True)))
 
     return Contest(
@@ -521,6 +532,10 @@ def _undisturbed() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,3 @@
-import copy
 import csv
 import dataclasses
 import importlib.util
@@ -286,6 +285,7 @@ def test_removed_channels_are_compared_with_the_dense_module_that_is_given():
     found = counted(shrunk, torch.randn(1, 8), dense=dense)
     assert (found.total.dense_parameters, found.total.parameters) == (54 + 14, 27 + 8)
     assert (found.total.dense_macs, found.total.effective_macs) == (48 + 12, 24 + 6)
+    assert (found.total.dense_bytes, found.total.bytes) == (4 * 68, 4 * 35)
     assert found.dense_peak_bytes == 4 * (8 + 12)
     assert found.peak_bytes == 4 * (8 + 6)
     assert found.sparsity == 0
@@ -293,6 +293,7 @@ def test_removed_channels_are_compared_with_the_dense_module_that_is_given():
     assert "27 of 54" in text
     assert "1.43 times less memory for activations at the peak" in text
     assert "1.94 times fewer parameters than dense" in text
+    assert f"{4 * 68 / found.total.compressed_bytes:.2f} times smaller on disk than dense" in text
 
 
 def test_emptied_layers_and_what_they_make_constant_are_named():
@@ -392,6 +393,22 @@ def test_what_cannot_be_measured_is_refused(module, arguments, message):
         report(module, **arguments)
 
 
+def test_shards_are_refused():
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        layer = nn.Linear(4, 4)
+        mesh = init_device_mesh("cpu", (1,))
+        layer.weight = nn.Parameter(distribute_tensor(layer.weight, mesh))
+        with pytest.raises(ValueError, match=r"need whole parameters .* got the sharded 'weight'"):
+            counted(layer, torch.randn(1, 4))
+    finally:
+        distributed.destroy_process_group()
+
+
 def state(module):
     hooks = [name for name in vars(module) if "hooks" in name]
     return {
@@ -418,15 +435,17 @@ def state(module):
 @pytest.mark.parametrize("training", [True, False])
 def test_the_module_and_all_around_it_are_left_as_they_were(training):
     class Random(Lightning):
-        def forward(self, values):
+        def forward(self, values, offset):
             noise = random.random() + np.random.random()  # noqa: NPY002
-            return super().forward(values) + noise * torch.rand_like(values)
+            return super().forward(values) + offset + noise * torch.rand_like(values)
 
-    module = Random().train(training)
+    module = Random().bfloat16().train(training)
+    example = {"offset": torch.randn(1, 4), "values": torch.randn(2, 4)}
+    module.example_input_array = {key: value.bfloat16() for key, value in example.items()}
     module.net[2].train()
     module.net[0].register_forward_hook(lambda *_: None)
-    module.net[0].bias.requires_grad_(False).grad = torch.ones(4)
-    module(module.example_input_array).sum().backward()
+    module.net[0].bias.requires_grad_(False).grad = torch.ones(4).bfloat16()
+    module(**module.example_input_array).sum().backward()
     before = state(module)
     found = report(module, latency=training, threads=2, blocks=6)
     if training:
@@ -555,7 +574,9 @@ def shown(found, width):
 def lenet_report():
     net = lenet()
     zero(net[0].weight, 200_000)
-    found = report(copy.deepcopy(net), torch.randn(1, 784), blocks=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        found = report(net, torch.randn(1, 784), blocks=6)
     slow = dataclasses.replace(
         found.latencies[0], speedup=0.5, low=0.4, high=0.6, runtime="ONNX Runtime"
     )

@@ -211,7 +211,7 @@ def _logged_step(trainer: Trainer) -> int:
 def _scalars(measured: Report) -> dict[str, float]:
     """Return what there is in one number: shares of the dense model, and speed-ups."""
     total = measured.total
-    scalars = {"report/compressed_bytes": total.compressed_bytes / max(total.bytes, 1)}
+    scalars = {"report/compressed_bytes": total.compressed_bytes / max(total.dense_bytes, 1)}
     if total.dense_macs:
         scalars["report/effective_macs"] = total.effective_macs / total.dense_macs
     for latency in measured.latencies:
