@@ -58,16 +58,19 @@ def terminal(report: "Report") -> RenderableType:
 
 
 def markdown(report: "Report") -> str:
-    """Return the same for a page of text."""
-    rows = [(*_size(*row), *_work(*row)[1:]) for row in _shown(report)]
-    parts = [f"**{report.model}** on {report.example}"]
-    parts.append(_markdown_table((*_SIZE, *_WORK[1:]), rows))
-    if report.latencies:
-        parts.append(_markdown_table(_LATENCY, _times(report)))
+    """Return the same for a page of text, what follows first."""
+    shown = _shown(report)
     lines = _findings(report)
     lines += [f"**warning**: {line}" for line in _warnings(report)]
     lines += [f"note: {line}" for line in report.notes]
-    parts.append("\n".join(f"- {line}" for line in lines))
+    parts = [
+        f"**{report.model}** on {report.example}",
+        "\n".join(f"- {line}" for line in lines),
+        _markdown_table(_SIZE, [_size(*row) for row in shown]),
+        _markdown_table(_WORK, [_work(*row) for row in shown]),
+    ]
+    if report.latencies:
+        parts.append(_markdown_table(_LATENCY, _times(report)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -101,7 +104,7 @@ def _shown(report: "Report") -> list[tuple[str, "LayerReport"]]:
     if small:
         others = dataclasses.replace(report, layers=tuple(small)).total
         peak = max(layer.peak_bytes for layer in small)
-        name = f"{len(small)} without matrix" if len(small) > 1 else small[0].name
+        name = f"{len(small)} without a matrix" if len(small) > 1 else small[0].name
         rows.append((name, dataclasses.replace(others, peak_bytes=peak)))
     return [*rows, ("all", report.total)]
 

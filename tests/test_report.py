@@ -612,10 +612,11 @@ def test_json_and_csv_hold_every_number(lenet_report):
 
 def test_markdown_is_a_table_and_a_list(lenet_report):
     text = lenet_report.to_markdown()
-    assert "| all | 266,610 | 66,610 | 0.7502 |  | 266,200 | 66,200 | 1.07 MB |" in text
+    assert "| all | 266,610 | 66,610 | 0.7502 |" in text
+    assert "| all | 266,200 | 66,200 | 1.07 MB |" in text
     assert "- 2.00 times slower in ONNX Runtime" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 2
+    assert len({line.count("|") for line in lines}) == 2  # three tables of five or six columns
 
 
 def test_the_suffix_decides_what_is_written(lenet_report, tmp_path):
