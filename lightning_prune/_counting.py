@@ -203,12 +203,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             varies=any(source.varies for source in sources),
             would_vary=any(source.would_vary for source in sources),
         )
-        layer = origin.layer
-        name = layer if layer is not None else self.running[-1] if self.running else ""
+        running = self.running[-1] if self.running else ""
+        name = running if origin.layer is None else origin.layer
         if packet in _FACTORS or packet in flop_registry:
             self._multiply(packet, args, keywords, outputs, self.work[name], origin)
-        elif layer is not None and origin.would_vary and _may_multiply(func, args, keywords, self):
+        elif origin.would_vary and _may_multiply(func, args, keywords, self):
             self.work[name].unknown.append(str(packet))
+        else:
+            name = running
         if origin.would_vary:
             origin.layer = None
         for tensor in _tensors(outputs):

@@ -336,8 +336,13 @@ def test_what_is_constant_without_zeros_is_no_warning():
         def forward(self, values):
             return self.other(values + self.layer(self.table))[0]
 
+    class Table(Positions):
+        def forward(self, values):
+            return self.layer(self.table)
+
     found = counted(Positions(), torch.randn(3, 4))
     assert (found.emptied, found.constant, found.notes) == ((), (), ())
+    assert counted(Table(), torch.randn(3, 4)).constant == ()
 
 
 def test_a_model_without_prunable_layers_has_a_report():
