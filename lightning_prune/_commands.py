@@ -144,6 +144,7 @@ class PruneTrainer(Trainer):
                 call; more make the interval narrower.
             output: Where to write it, too: a .json, .csv or .md file, or a folder for all three.
         """
+        from lightning_prune._calibration import check_one_process, checked_checkpoint
         from lightning_prune._example import example_of_validation
         from lightning_prune.report import check_output, report
 
@@ -151,6 +152,8 @@ class PruneTrainer(Trainer):
             raise ValueError(f"need batch_size >= 1, got batch_size={batch_size}")
         if output is not None:
             check_output(Path(output))
+        check_one_process(self, "to report")
+        checked_checkpoint(ckpt_path)
         _load(model, ckpt_path)
         example = example_of_validation(self, model, datamodule, batch_size)
         measured = report(
@@ -167,13 +170,17 @@ class PruneTrainer(Trainer):
 
 
 def _load(model: LightningModule, ckpt_path: str) -> None:
-    """Give a model the weights of a checkpoint."""
-    from lightning_prune._calibration import checked_checkpoint
-
-    checked_checkpoint(ckpt_path)
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=False)
+    """Put the weights of a checkpoint into a model."""
+    model.configure_model()
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    if "state_dict" not in checkpoint:
+        raise ValueError(f"need a checkpoint of Lightning, got ckpt_path='{ckpt_path}'")
     model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
+    try:
+        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"need a checkpoint of the model, got {ckpt_path=}; {reason}") from error
 
 
 def _say(something: RenderableType) -> None:

@@ -13,7 +13,7 @@ import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short nam
 from lightning_prune._cli_errors import explained
 from lightning_prune._commands import PruneTrainer
 
-_NOT_TRAINING = ("prune", "sensitivity", "report")
+_OURS = ("prune", "sensitivity", "report")
 
 
 class PruneArgumentParser(LightningArgumentParser):
@@ -44,27 +44,26 @@ class PruneCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's subcommands and ours, with the arguments that are not options."""
-        ours = {name: {"model", "datamodule"} for name in _NOT_TRAINING}
-        return LightningCLI.subcommands() | ours
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in _OURS}
 
     def before_instantiate_classes(self) -> None:
         """Leave the config out of the log of a training that is none."""
-        if self.subcommand in _NOT_TRAINING:
+        if self.subcommand in _OURS:
             self.save_config_callback = None
 
     def prune(self, **arguments: Any) -> None:
         """Prune a checkpoint without training."""
-        self._explaining(self.trainer.prune, arguments)
+        self._reporting(self.trainer.prune, arguments)
 
     def sensitivity(self, **arguments: Any) -> None:
         """Measure how much sparsity each tensor bears."""
-        self._explaining(self.trainer.sensitivity, arguments)
+        self._reporting(self.trainer.sensitivity, arguments)
 
     def report(self, **arguments: Any) -> None:
         """Measure what pruning has bought."""
-        self._explaining(self.trainer.report, arguments)
+        self._reporting(self.trainer.report, arguments)
 
-    def _explaining(self, command: Callable[..., None], arguments: dict[str, Any]) -> None:
+    def _reporting(self, command: Callable[..., None], arguments: dict[str, Any]) -> None:
         try:
             command(**arguments)
         except ValueError as error:

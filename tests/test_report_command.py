@@ -150,6 +150,8 @@ def test_help_reads_like_the_rest(main, capsys):
         (["--outptu", "y"], "did you mean 'output'?"),
         (["--output", "report.txt"], "need a folder or a .json, .csv or .md file, got output="),
         (["--batch_size", "0"], "need batch_size >= 1, got batch_size=0"),
+        (["--trainer.devices", "2"], "need one process to report, got world_size=2; set devices=1"),
+        (["--model.width", "5"], "need a checkpoint of the model, got ckpt_path='sparse.ckpt'"),
         (["--blocks", "5"], "need blocks >= 6, got blocks=5"),
         (
             ["--model", "small.WithoutForward"],
