@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune._latency import Latency
 from lightning_prune.allocations import (
     Allocation,
     ERKAllocation,
@@ -32,6 +33,7 @@ from lightning_prune.patterns import (
 )
 from lightning_prune.pruner import Pruner
 from lightning_prune.regrowth import Regrow
+from lightning_prune.report import LayerReport, Report, report
 from lightning_prune.schedules import (
     CosineSchedule,
     ExponentialSchedule,
@@ -70,6 +72,8 @@ __all__ = [
     "GradientCriterion",
     "Group",
     "LAMPAllocation",
+    "Latency",
+    "LayerReport",
     "MagnitudeCriterion",
     "MovementCriterion",
     "MultiStepSchedule",
@@ -83,6 +87,7 @@ __all__ = [
     "PruningCallback",
     "RandomCriterion",
     "Regrow",
+    "Report",
     "Rewind",
     "Schedule",
     "Sensitivity",
@@ -96,6 +101,7 @@ __all__ = [
     "adopt",
     "measure_sensitivity",
     "prune_once",
+    "report",
     "shrink",
     "shrunk_state",
 ]

@@ -36,17 +36,22 @@ def recipe_of(trainer: Trainer) -> PruningCallback:
     Raises:
         ValueError: If there is none, or if more than one process would run.
     """
-    if trainer.world_size > 1:
-        raise ValueError(
-            f"need one process to prune without training, got world_size={trainer.world_size}; "
-            "set devices=1 (--trainer.devices 1)"
-        )
+    check_one_process(trainer, "to prune without training")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PruningCallback):
             return callback
     raise ValueError(
         "need a PruningCallback among the Trainer's callbacks, which says what to prune, got none"
     )
+
+
+def check_one_process(trainer: Trainer, purpose: str) -> None:
+    """Raise ValueError if more than one process would run."""
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"need one process {purpose}, got world_size={trainer.world_size}; "
+            "set devices=1 (--trainer.devices 1)"
+        )
 
 
 def gathers(criterion: Criterion) -> bool:

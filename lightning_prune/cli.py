@@ -13,6 +13,8 @@ import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short nam
 from lightning_prune._cli_errors import explained
 from lightning_prune._commands import PruneTrainer
 
+_OURS = ("prune", "sensitivity", "report")
+
 
 class PruneArgumentParser(LightningArgumentParser):
     """Lightning's parser, with errors that say what was meant."""
@@ -35,19 +37,18 @@ def _keys(parser: argparse.ArgumentParser) -> list[str]:
 
 
 class PruneCLI(LightningCLI):
-    """LightningCLI with two more subcommands, which reports a bad value without a traceback."""
+    """LightningCLI with more subcommands, which reports a bad value without a traceback."""
 
     trainer: PruneTrainer
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's subcommands and ours, with the arguments that are not options."""
-        ours = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "prune": ours, "sensitivity": ours}
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in _OURS}
 
     def before_instantiate_classes(self) -> None:
         """Leave the config out of the log of a training that is none."""
-        if self.subcommand in ("prune", "sensitivity"):
+        if self.subcommand in _OURS:
             self.save_config_callback = None
 
     def prune(self, **arguments: Any) -> None:
@@ -57,6 +58,10 @@ class PruneCLI(LightningCLI):
     def sensitivity(self, **arguments: Any) -> None:
         """Measure how much sparsity each tensor bears."""
         self._reporting(self.trainer.sensitivity, arguments)
+
+    def report(self, **arguments: Any) -> None:
+        """Measure what pruning has bought."""
+        self._reporting(self.trainer.report, arguments)
 
     def _reporting(self, command: Callable[..., None], arguments: dict[str, Any]) -> None:
         try:
@@ -77,7 +82,7 @@ class PruneCLI(LightningCLI):
 
 
 def main() -> None:
-    """Run ``fit``, ``prune``, ``sensitivity`` or another command on what the config names."""
+    """Run ``fit``, ``prune``, ``report`` or another command on what the config names."""
     if os.getcwd() not in sys.path:  # a console script does not see the current directory
         sys.path.insert(0, os.getcwd())
     PruneCLI(
