@@ -28,6 +28,7 @@ FLOORS = {
     "metrics": 2,
     "_tables": 2,
     "_cli_errors": 2,
+    "_onnx": 2,
     "callbacks": 3,
     "_calibration": 3,
     "oneshot": 3,
