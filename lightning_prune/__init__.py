@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune._files import FileSize, file_size
 from lightning_prune.allocations import (
     Allocation,
     ERKAllocation,
@@ -33,6 +34,7 @@ from lightning_prune.schedules import (
     PolynomialSchedule,
     Schedule,
 )
+from lightning_prune.sparse_file import load_sparse, save_sparse
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks import (
@@ -55,6 +57,7 @@ __all__ = [
     "DistillationCallback",
     "ERKAllocation",
     "ExponentialSchedule",
+    "FileSize",
     "FisherCriterion",
     "GlobalAllocation",
     "GradientCriterion",
@@ -83,8 +86,11 @@ __all__ = [
     "UniformAllocation",
     "UnstructuredPattern",
     "WandaCriterion",
+    "file_size",
+    "load_sparse",
     "measure_sensitivity",
     "prune_once",
+    "save_sparse",
 ]
 
 _ROOMS = {  # of what needs Lightning

@@ -1,0 +1,54 @@
+"""Files that are written whole or not at all, and how large they are."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+_LEVEL = 19  # a file is compressed once and sent often
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSize:
+    """How large a file is.
+
+    Args:
+        raw: On disk, in bytes.
+        zstd: Compressed by Zstandard at level 19, in bytes.
+    """
+
+    raw: int
+    zstd: int
+
+
+def file_size(path: str | Path) -> FileSize:
+    """Return how large a file is, as it is and compressed.
+
+    Raises:
+        ModuleNotFoundError: If zstandard is not installed.
+    """
+    try:
+        import zstandard
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "need zstandard to compress a file: pip install 'lightning-prune[export]'"
+        ) from error
+    with open(path, "rb") as file, open(os.devnull, "wb") as nothing:
+        raw, compressed = zstandard.ZstdCompressor(level=_LEVEL).copy_stream(file, nothing)
+    return FileSize(raw=raw, zstd=compressed)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield where to write; what is there at the end takes the path's place.
+
+    If an error is raised meanwhile, what was at the path before stays.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        written = Path(folder) / target.name
+        yield written
+        os.replace(written, target)
