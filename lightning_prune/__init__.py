@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         SparsityCheckpoint,
         SparsityMonitor,
     )
+    from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.oneshot import OneShotReport, prune_once
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
 
@@ -69,6 +70,7 @@ __all__ = [
     "NMPattern",
     "OneShotReport",
     "OneShotSchedule",
+    "OnnxFile",
     "Pattern",
     "PolynomialSchedule",
     "PrunedTensor",
@@ -86,14 +88,19 @@ __all__ = [
     "UniformAllocation",
     "UnstructuredPattern",
     "WandaCriterion",
+    "export_onnx",
     "file_size",
     "load_sparse",
     "measure_sensitivity",
     "prune_once",
+    "quantize_onnx",
     "save_sparse",
 ]
 
-_ROOMS = {  # of what needs Lightning
+_ROOMS = {  # of what needs Lightning, or much else of torch
+    "OnnxFile": "export",
+    "export_onnx": "export",
+    "quantize_onnx": "export",
     "DistillationCallback": "callbacks",
     "PruningCallback": "callbacks",
     "Rewind": "callbacks",

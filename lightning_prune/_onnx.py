@@ -1,14 +1,18 @@
-"""ONNX files opened in ONNX Runtime, in one place."""
+"""ONNX files opened in ONNX Runtime, and a module's arguments in the form of their inputs."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def session(path: str | Path, *, threads: int | None = None) -> "InferenceSession":
@@ -39,10 +43,52 @@ def run(opened: "InferenceSession", inputs: Sequence[Tensor]) -> list[Tensor]:
     Args:
         opened: By `session`.
         inputs: In the order of the file's inputs, which is that of ``forward``'s arguments.
+
+    Raises:
+        ValueError: If there are more or fewer than the file has.
     """
     names = [node.name for node in opened.get_inputs()]
     if len(names) != len(inputs):
-        raise ValueError(f"need the file's inputs {names}, got {len(inputs)} tensors")
+        raise ValueError(f"need one tensor for each input of {names}, got {len(inputs)} tensors")
     arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
     answers = opened.run(None, dict(zip(names, arrays, strict=True)))
     return [torch.from_numpy(answer) for answer in answers]
+
+
+def as_call(module: nn.Module, example: Any) -> Call:
+    """Return an example as positional and keyword arguments, in the order of ``forward``.
+
+    Args:
+        module: What is called.
+        example: A tuple of positional arguments, a mapping of keyword arguments, or the only
+            argument, as Lightning's ``example_input_array``.
+    """
+    args: tuple[Any, ...] = example if isinstance(example, tuple) else (example,)
+    kwargs: Mapping[str, Any] = {}
+    if isinstance(example, Mapping):
+        args, kwargs = (), example
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    return bound.args, bound.kwargs
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Return the tensors of nested tuples, lists and mappings, as a file has them."""
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def with_tensors(tree: Any, tensors: Sequence[Tensor]) -> Any:
+    """Return the same nest with other tensors."""
+    leaves, nest = tree_flatten(tree)
+    remaining = iter(tensors)
+    filled = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return tree_unflatten(filled, nest)
+
+
+def on_cpu(tree: Any) -> Any:
+    """Return the same nest with its tensors on the CPU, those of floats in float32."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        floats = tensor.is_floating_point()
+        return tensor.detach().to("cpu", torch.float32 if floats else tensor.dtype)
+
+    return tree_map_only(Tensor, moved, tree)

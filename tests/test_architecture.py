@@ -31,6 +31,7 @@ FLOORS = {
     "_files": 2,
     "_onnx": 2,
     "sparse_file": 2,
+    "export": 2,
     "callbacks": 3,
     "_calibration": 3,
     "oneshot": 3,
