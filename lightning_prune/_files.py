@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,15 +30,21 @@ def file_size(path: str | Path) -> FileSize:
     Raises:
         ModuleNotFoundError: If zstandard is not installed.
     """
-    try:
-        import zstandard
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "need zstandard to compress a file: pip install 'lightning-prune[export]'"
-        ) from error
+    need_libraries("zstandard")
+    import zstandard
+
     with open(path, "rb") as file, open(os.devnull, "wb") as nothing:
         raw, compressed = zstandard.ZstdCompressor(level=_LEVEL).copy_stream(file, nothing)
     return FileSize(raw=raw, zstd=compressed)
+
+
+def need_libraries(*names: str) -> None:
+    """Raise ModuleNotFoundError if one of the extra ``[export]`` is missing."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"need {name} for files to deploy, got none; pip install 'lightning-prune[export]'"
+            )
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from lightning_prune._files import need_libraries
+
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
@@ -25,12 +27,9 @@ def session(path: str | Path, *, threads: int | None = None) -> "InferenceSessio
     Raises:
         ModuleNotFoundError: If ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "need onnxruntime to run an ONNX file: pip install 'lightning-prune[export]'"
-        ) from error
+    need_libraries("onnxruntime")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors; its warnings are of optimisations
@@ -62,11 +61,21 @@ def as_call(module: nn.Module, example: Any) -> Call:
         module: What is called.
         example: A tuple of positional arguments, a mapping of keyword arguments, or the only
             argument, as Lightning's ``example_input_array``.
+
+    Raises:
+        ValueError: If ``forward`` does not take it.
     """
-    args: tuple[Any, ...] = example if isinstance(example, tuple) else (example,)
-    kwargs: Mapping[str, Any] = {}
+    args, kwargs = example if isinstance(example, tuple) else (example,), {}
     if isinstance(example, Mapping):
-        args, kwargs = (), example
+        args, kwargs = (), dict(example)
+    try:
+        return bound_call(module, args, kwargs)
+    except TypeError as error:
+        raise ValueError(f"need an example that forward takes, got {error}") from error
+
+
+def bound_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """Return the same arguments in the order of ``forward``, by position where that is possible."""
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
     return bound.args, bound.kwargs
 

@@ -1,6 +1,5 @@
 """ONNX files of pruned modules: checked against the module, with their zeros counted."""
 
-import importlib.util
 import inspect
 import logging
 import warnings
@@ -8,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_map
 
-from lightning_prune._files import replacing
+from lightning_prune._files import need_libraries, replacing
 from lightning_prune._onnx import Call, as_call, on_cpu, run, session, tensors_of, with_tensors
 from lightning_prune.selection import prunable_weights
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 Precision = Literal["fp32", "fp16"]
 
 _TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
@@ -80,7 +81,8 @@ def export_onnx(
         path: The file. It is replaced at the end: if anything fails, an older one stays.
         example: What ``forward`` is called with: a tuple of positional arguments, a mapping of
             keyword arguments, or the only argument. By default ``module.example_input_array``.
-        inputs: More examples to compare the answers for, such as real data.
+        inputs: More examples to compare the answers for, such as real data; of the same shapes,
+            but for the first dimension where that is free.
         precision: ``"fp32"``, or ``"fp16"`` for weights and activations in half precision; inputs
             and outputs of the file are float32 in both.
         tolerance: The largest difference allowed; by default 1e-4, and 1e-2 in ``"fp16"``, which is
@@ -92,7 +94,7 @@ def export_onnx(
             answers, or by fewer zeros.
         ModuleNotFoundError: If a library is missing.
     """
-    _need_libraries()
+    need_libraries(*LIBRARIES)
     if tolerance is None:
         tolerance = _TOLERANCES[precision]
     if example is None:
@@ -110,7 +112,7 @@ def export_onnx(
         call = as_call(copy, on_cpu(example))
         traced, any_batch = _traced(copy, call)
         calls = [*_random_calls(call, any_batch), call]
-        calls += [as_call(copy, on_cpu(given)) for given in inputs]
+        calls += [_like(call, as_call(copy, on_cpu(given)), any_batch) for given in inputs]
         with replacing(path) as file:
             _write(traced, file, precision)
             with _refusing_overflow(copy, precision):
@@ -161,16 +163,19 @@ def quantize_onnx(
         ValueError: If there are no batches, or zeros are lost.
         ModuleNotFoundError: If a library is missing.
     """
-    _need_libraries()
+    need_libraries(*LIBRARIES)
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
-    shown = [tensors_of(on_cpu(batch)) for batch in batches]
-    if not shown:
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None:
         raise ValueError("need at least one batch to calibrate with, got batches=[]")
     if reduce_range is None:
         reduce_range = saturates()
     floats = session(path)
+    names = [node.name for node in floats.get_inputs()]
+    shown = _Batches(names, chain([first], remaining))
     with replacing(output) as file:
         model = onnx.load(path)
         # Shapes are inferred and normalisations merged; without this mark, it asks for that.
@@ -180,7 +185,7 @@ def quantize_onnx(
         quantize_static(
             prepared,
             file,
-            _Batches([node.name for node in floats.get_inputs()], shown),
+            shown,
             per_channel=True,
             reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
@@ -189,7 +194,7 @@ def quantize_onnx(
         integers = session(file)
         difference = max(
             _difference(expected, found)
-            for batch in shown
+            for batch in shown.seen
             for expected, found in zip(run(floats, batch), run(integers, batch), strict=True)
         )
         (zeros, entries), (needed, _) = _count(file), _count(Path(path))
@@ -214,17 +219,19 @@ def saturates() -> bool:
 
 
 class _Batches:
-    """Hands batches to ONNX Runtime, one by one."""
+    """Hands batches to ONNX Runtime one by one, and keeps them."""
 
-    def __init__(self, names: list[str], batches: list[list[Tensor]]) -> None:
-        self.batches = iter(batches)
+    def __init__(self, names: list[str], batches: Iterable[Any]) -> None:
         self.names = names
+        self.batches = iter(batches)
+        self.seen: list[list[Tensor]] = []
 
     def get_next(self) -> dict[str, Any] | None:
-        batch = next(self.batches, None)
-        if batch is None:
-            return None
-        return {name: tensor.numpy() for name, tensor in zip(self.names, batch, strict=True)}
+        for batch in self.batches:
+            self.seen.append(tensors_of(on_cpu(batch)))
+            arrays = [tensor.numpy() for tensor in self.seen[-1]]
+            return dict(zip(self.names, arrays, strict=True))
+        return None
 
 
 def _traced(module: nn.Module, call: Call) -> tuple[torch.export.ExportedProgram, bool]:
@@ -293,6 +300,20 @@ def _half(model: Any) -> Any:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     return convert_float_to_float16(model, keep_io_types=True)
+
+
+def _like(example: Call, call: Call, any_batch: bool) -> Call:
+    """Return a call; raise ValueError if the file does not take its shapes."""
+    start = 1 if any_batch else 0
+    shapes = [[list(tensor.shape) for tensor in tensors_of(given)] for given in (example, call)]
+    here, there = ([shape[start:] for shape in each] for each in shapes)
+    if here != there:
+        free = " but for the first dimension" if any_batch else ""
+        raise ValueError(
+            f"need inputs of the example's shapes{free}, {shapes[0]}, got {shapes[1]}; the module "
+            "does not take others when traced"
+        )
+    return call
 
 
 def _random_calls(call: Call, any_batch: bool) -> Iterator[Call]:
@@ -416,14 +437,6 @@ def _starts(leaf: Any, size: int | None) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _need_libraries() -> None:
-    for library in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(library) is None:
-            raise ModuleNotFoundError(
-                f"need {library} to write an ONNX file: pip install 'lightning-prune[export]'"
-            )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune._files import replacing
+from lightning_prune._files import need_libraries, replacing
 from lightning_prune._state import packed, unpacked
 
 _FORMAT = "lightning_prune.sparse"
@@ -78,7 +78,7 @@ def save_sparse(
         >>> layer.load_state_dict(loaded)
         <All keys matched successfully>
     """
-    save_file = _safetensors().torch.save_file
+    safetensors = _safetensors()
     if dtype not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f"need float16, bfloat16 or None, got dtype={dtype}")
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
@@ -101,7 +101,7 @@ def save_sparse(
         "checksum": _checksum(description, stored),
     }
     with replacing(path) as file:
-        save_file(stored, file, metadata=metadata)
+        file.write_bytes(safetensors.torch.save(stored, metadata))
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
@@ -240,10 +240,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "need safetensors for a sparse file: pip install 'lightning-prune[export]'"
-        ) from error
+    need_libraries("safetensors")
+    import safetensors.torch
+
     return safetensors

@@ -34,6 +34,7 @@ FLOORS = {
     "export": 2,
     "callbacks": 3,
     "_calibration": 3,
+    "_deployment": 3,
     "oneshot": 3,
     "sensitivity": 3,
     "_commands": 3,

@@ -1,8 +1,8 @@
-import builtins
 import hashlib
 import json
 import pickle
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -295,13 +295,6 @@ def test_sizes_are_those_of_the_file_and_of_its_compressed_form(tmp_path):
 )
 def test_a_missing_library_is_named_with_its_extra(library, call, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"12345678{")
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == library:
-            raise ModuleNotFoundError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ModuleNotFoundError, match=rf"need {library} .*lightning-prune\[export\]"):
         call(tmp_path / "file")
