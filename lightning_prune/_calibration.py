@@ -77,6 +77,16 @@ def checked_checkpoint(ckpt_path: str | Path | None) -> str | None:
     return None if ckpt_path is None else str(ckpt_path)
 
 
+def checked_output(output: str | Path, source: str | Path | None) -> Path:
+    """Return the path; raise ValueError if it is a folder, or what is read."""
+    path = Path(output)
+    if source is not None and Path(source).resolve() == path.resolve():
+        raise ValueError(f"need an output other than ckpt_path, got output='{path}'")
+    if path.is_dir():
+        raise ValueError(f"need the name of a file to write, got the folder output='{path}'")
+    return path
+
+
 def validated(
     trainer: Trainer,
     model: LightningModule,
