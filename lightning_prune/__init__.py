@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from lightning_prune.oneshot import OneShotReport, prune_once
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
+    from lightning_prune.shrinking import adopt, shrink, shrunk_state
 
 __version__ = "0.1.0"
 
@@ -92,11 +93,14 @@ __all__ = [
     "UniformAllocation",
     "UnstructuredPattern",
     "WandaCriterion",
+    "adopt",
     "measure_sensitivity",
     "prune_once",
+    "shrink",
+    "shrunk_state",
 ]
 
-_ROOMS = {  # of what needs Lightning
+_ROOMS = {  # of what needs Lightning, or much of torch
     "DistillationCallback": "callbacks",
     "PruningCallback": "callbacks",
     "Rewind": "callbacks",
@@ -106,6 +110,9 @@ _ROOMS = {  # of what needs Lightning
     "prune_once": "oneshot",
     "Sensitivity": "sensitivity",
     "measure_sensitivity": "sensitivity",
+    "adopt": "shrinking",
+    "shrink": "shrinking",
+    "shrunk_state": "shrinking",
 }
 
 

@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune._coupling import CoupledChannels, couple
+from lightning_prune._coupling import CoupledChannels, couple, example_of
 from lightning_prune.channels import ChannelGroup
 from lightning_prune.groups import PrunedTensor
 from lightning_prune.patterns import ChannelPattern
 from lightning_prune.selection import Candidate, Selection, as_yaml, candidates, entries
+from lightning_prune.shrinking import why_not_removable
 
 
 def select_channels(
@@ -26,8 +27,8 @@ def select_channels(
 
     A group takes the sparsity of its producers, the weights that make its channels, as
     `selection.select` finds it. It stays dense if one of them is not chosen, if it cannot be pruned
-    exactly, or if something of it is frozen or in another optimizer. What else is chosen among its
-    tensors is scored, the rest follows.
+    exactly (which is tried on a copy), or if something of it is frozen or in another optimizer.
+    What else is chosen among its tensors is scored, the rest follows.
 
     Args:
         module: The model.
@@ -46,12 +47,15 @@ def select_channels(
     by_name = {name: one for one in found for name in one.names}
     tensors: dict[str, PrunedTensor] = {}
     groups: list[ChannelGroup] = []
-    dense: list[tuple[_Coupled, _Reason]] = []
-    for channels in couple(module, _checked_example(module, example)).groups:
-        coupled = _coupled(channels, by_name)
-        reason = _why_dense(coupled, pattern)
-        if reason is not None:
-            dense.append((coupled, reason))
+    example = example_of(module, example)
+    coupling = couple(module, example)
+    all_coupled = [_coupled(channels, by_name) for channels in coupling.groups]
+    reasons = {index: _why_dense(coupled, pattern) for index, coupled in enumerate(all_coupled)}
+    free = [index for index, reason in reasons.items() if reason is None]
+    tried = why_not_removable(module, example, coupling, free)
+    reasons |= {index: _Reason(why=why) for index, why in tried.items()}
+    for index, coupled in enumerate(all_coupled):
+        if reasons[index] is not None:
             continue
         _refuse_different_targets(coupled, sparsity)
         for one in coupled.members:
@@ -61,10 +65,11 @@ def select_channels(
                 members=tuple(tensors[one.name] for one in coupled.members),
                 pattern=pattern,
                 slices=coupled.channels.slices,
-                channels=channels.channels,
-                width=channels.width,
+                channels=coupled.channels.channels,
+                width=coupled.channels.width,
             )
         )
+    dense = [(all_coupled[index], why) for index, why in reasons.items() if why is not None]
     return Selection(
         names=tuple(one.name for one in found),
         tensors=tuple(tensors[one.name] for one in found if one.name in tensors),
@@ -165,17 +170,6 @@ def _waiting_for_shapes(found: Sequence[Candidate]) -> Selection:
     }
     names = tuple(one.name for one in found)
     return Selection(names=names, dense=dense, waiting=True, entries=entries(found))
-
-
-def _checked_example(module: nn.Module, example: Any) -> Any:
-    example = getattr(module, "example_input_array", None) if example is None else example
-    if example is None:
-        raise ValueError(
-            "need an example of what forward takes, to find which channels go together, got "
-            "example=None; set self.example_input_array = torch.zeros(1, 3, 224, 224) (with the "
-            "shape of your input) in the module's constructor, or give the example itself"
-        )
-    return example
 
 
 def _refuse_different_targets(coupled: _Coupled, sparsity: Mapping[str, float | None]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -109,6 +110,28 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
+def example_of(module: nn.Module, example: Any = None) -> Any:
+    """Return an example of what ``forward`` takes, on the device of the module's parameters.
+
+    Args:
+        module: The module.
+        example: The example; None for the module's ``example_input_array``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    example = getattr(module, "example_input_array", None) if example is None else example
+    if example is None:
+        raise ValueError(
+            "need an example of what forward takes, to find which channels go together, got "
+            "example=None; set self.example_input_array = torch.zeros(1, 3, 224, 224) (with the "
+            f"shape of your input) in the constructor of {type(module).__name__}, or give the "
+            "example itself"
+        )
+    device = next(module.parameters()).device
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
+
+
 def with_two_samples(example: Any) -> Any:
     """Return an example whose batch is not of 1: some normalisations cannot train on that."""
 
@@ -125,9 +148,8 @@ def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.Exported
     for training in (True, False):
         copied.train(training)
         try:
-            with _unfused():
-                program = torch.export.export(copied, args, kwargs, strict=False)
-                yield program.run_decompositions({})
+            with _plainly():
+                yield torch.export.export(copied, args, kwargs, strict=False)
         except Exception as error:  # whatever the model's own code raises
             mode = "training" if training else "evaluation"
             raise ValueError(
@@ -139,12 +161,16 @@ def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.Exported
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
+def _plainly() -> Iterator[None]:
     """Trace what is computed, not the fused kernels that hide it."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices=[]):
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch.random.fork_rng(),
+            warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

@@ -16,58 +16,28 @@ from torch import Tensor, fx
 
 from lightning_prune._labels import UNLABELLED, Classes
 
-_MOVES = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "permute",
-        "transpose",
-        "t",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "select",
-        "slice",
-        "unbind",
-        "repeat",
-        "roll",
-        "flip",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "movedim",
-        "unfold",
-        "narrow",
-        "slice_scatter",
-        "select_scatter",
-        "repeat_interleave",
-    ]
-)
-_RESHAPES = frozenset(["view", "_unsafe_view", "reshape", "flatten", "unflatten"])
-_COPIES = frozenset(
-    ["alias", "clone", "contiguous", "detach", "dropout", "lift_fresh_copy", "to", "_to_copy"]
-)
-_REDUCTIONS = frozenset(
-    [
-        "sum",
-        "mean",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "var",
-        "std",
-        "norm",
-        "linalg_vector_norm",
-        "prod",
-        "logsumexp",
-        "argmax",
-        "argmin",
-    ]
-)
+# fmt: off
+_MOVES = frozenset((
+    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "permute",
+    "transpose", "t", "movedim", "swapaxes", "swapdims", "unsqueeze", "squeeze", "expand",
+    "expand_as", "select", "slice", "narrow", "unbind", "repeat", "repeat_interleave", "roll",
+    "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold",
+))
+_RESHAPES = frozenset((
+    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "view_as", "reshape_as",
+))
+_COPIES = frozenset((
+    "alias", "clone", "contiguous", "detach", "lift_fresh_copy", "to", "_to_copy", "type_as",
+    "dropout", "feature_dropout",
+))
+_POINTWISE = frozenset((  # those that torch does not say so of
+    "hardswish", "log_sigmoid", "multiply", "divide", "subtract", "absolute",
+))
+_REDUCTIONS = frozenset((
+    "sum", "mean", "amax", "amin", "max", "min", "var", "std", "norm", "linalg_vector_norm",
+    "prod", "logsumexp", "argmax", "argmin",
+))
+# fmt: on
 _NOT_ZERO_OF_ZEROS = frozenset(["logsumexp", "argmax", "argmin"])
 _SPATIAL = ("max_pool", "avg_pool", "adaptive_", "upsample_")
 _NO_CHANNELS = "meets values that are no channels"
@@ -135,6 +105,7 @@ class Dataflow:
                 values[node] = self.stored[name] if name else _blank(node)
             elif node.op == "call_function":
                 values[node] = self._call(node, values)
+                self._write(node, values)
             elif node.op == "output":
                 for value in (values[n] for n in node.all_input_nodes if n.name in outputs):
                     self.classes.keep_dense(self._entries(value), "network output")
@@ -153,7 +124,7 @@ class Dataflow:
             return source[index] if isinstance(source, list) else _blank(node)  # type: ignore[index]
         if not isinstance(node.target, torch._ops.OpOverload):
             return _blank(node)
-        name = node.target._schema.name.removeprefix("aten::")
+        name = _name(node)
         given = _Given(node, values)
         makes_nothing = node.meta.get("val") is None  # such as a check of a shape
         if makes_nothing or not any(self._has_channels(value) for value in given.inputs):
@@ -167,6 +138,20 @@ class Dataflow:
         if isinstance(result, Tensor) and isinstance(node.meta["val"], list | tuple):
             return [result, *[None] * (len(node.meta["val"]) - 1)]
         return result
+
+    def _write(self, node: fx.Node, values: dict[fx.Node, Value]) -> None:
+        """Let what an operation writes into have the labels of its result."""
+        if not _writes(node):
+            return
+        target: Any = node.args[0]
+        values[target] = values[node]
+        order = {other: index for index, other in enumerate(node.graph.nodes)}
+        while (base := _viewed(target)) is not None:
+            others = (user for user in base.users if user is not target)
+            if any(order[user] > order[node] for user in others):
+                for value in (values[base], values[node]):
+                    self.classes.keep_dense(self._entries(value), "written into through a view")
+            target = base
 
     def _rule(self, target: Any, name: str) -> "Callable[[fx.Node, _Given], Value] | None":
         named = {
@@ -190,6 +175,7 @@ class Dataflow:
             "stack": self._cat,
             "split": self._split,
             "split_with_sizes": self._split,
+            "chunk": self._split,
             "pad": self._pad,
             "constant_pad_nd": self._pad,
             "index": self._index,
@@ -210,7 +196,8 @@ class Dataflow:
             return self._reduce
         if name.startswith(_SPATIAL):
             return self._pool
-        return self._pointwise if torch.Tag.pointwise in target.tags else None
+        is_pointwise = torch.Tag.pointwise in target.tags or name in _POINTWISE
+        return self._pointwise if is_pointwise else None
 
     def _opaque(self, node: fx.Node, given: "_Given", reason: str) -> Value:
         for value in given.inputs:
@@ -307,6 +294,7 @@ class Dataflow:
         )
         made_zero = isinstance(given.get("weight"), Stored) and isinstance(given["bias"], Stored)
         labels = self.classes.roots(rows[:, 0])
+        self._note_cut(node, labels)
         return _spread(labels if made_zero else -labels, 1, node)
 
     def _group_norm(self, node: fx.Node, given: "_Given") -> Value:
@@ -319,8 +307,7 @@ class Dataflow:
     def _layer_norm(self, node: fx.Node, given: "_Given") -> Value:
         labels = self._entries(given["input"])
         width = len(given.options["normalized_shape"])
-        kind = "LayerNorm" if "bias" in given else "RMSNorm"
-        reason = f"width of a {kind}"
+        reason = f"width of {'a LayerNorm' if 'bias' in given else 'an RMSNorm'}"
         self.classes.join_rows(labels.reshape(-1, math.prod(labels.shape[-width:])), reason)
         self._refuse_one_class(labels, reason)
         shifted = given.get("bias") is not None
@@ -462,6 +449,10 @@ class Dataflow:
             self._note_cut(node, part)
         if _name(node) in _RESHAPES:
             self._note_split(labels, moved.shape)
+        elif _name(node) == "channel_shuffle":
+            groups = given.options["groups"]
+            width = labels.shape[1] // groups
+            self._note_split(labels, (len(labels), groups, width, *labels.shape[2:]))
         return list(moved) if isinstance(moved, tuple) else moved
 
     def _cat(self, node: fx.Node, given: "_Given") -> Value:
@@ -668,7 +659,27 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 def _name(node: fx.Node) -> str:
-    return str(node.target).split(".")[1]
+    """Return what an operation does, whether it does so in place or not."""
+    name = str(node.target).split(".")[1]
+    return name.removesuffix("_") if _writes(node) else name
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operation changes its first argument."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    first = next(iter(node.target._schema.arguments), None)
+    return bool(first and first.alias_info and first.alias_info.is_write)
+
+
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """Return the node of which this one may be a view."""
+    is_view = node.target is operator.getitem or (
+        isinstance(node.target, torch._ops.OpOverload)
+        and _name(node) in _MOVES | _COPIES | {"split", "split_with_sizes", "chunk"}
+    )
+    source = node.args[0] if node.args else None
+    return source if is_view and isinstance(source, fx.Node) else None
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

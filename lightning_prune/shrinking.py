@@ -1,6 +1,7 @@
 """Removal of zero channels: a smaller module that computes the same."""
 
 import copy
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,15 +19,20 @@ from lightning_prune._coupling import (
     Slices,
     arguments,
     couple,
+    example_of,
     with_two_samples,
 )
+from lightning_prune._labels import UNLABELLED
 from lightning_prune.selection import plain_name
 
 TOLERANCE = 1e-5
 _BATCHES = 3
+_TRIES = 16
 
 Removal = Mapping[int, Tensor]
 """For the index of a group, which of its channels go; bool, one for each."""
+Numbers = list[tuple[str, str, int]]
+"""What an attribute of a module becomes: the module's name, the attribute's, and its value."""
 
 
 def shrink(module: nn.Module, example: Any = None) -> nn.Module:
@@ -95,23 +101,6 @@ def why_not_removable(
                     _rows(tensors[its.name], its)[_is_gone(its, gone)] = 0.0
     _, problems = _checked(masked, example, coupling, removal)
     return dict(problems)
-
-
-def example_of(module: nn.Module, example: Any = None) -> Any:
-    """Return an example of what ``forward`` takes, where the module's parameters are.
-
-    Raises:
-        ValueError: If none is given and the module has none.
-    """
-    if example is None:
-        example = getattr(module, "example_input_array", None)
-    if example is None:
-        raise ValueError(
-            "need an example of what forward takes, to find which channels go together, got none: "
-            f"set self.example_input_array in {type(module).__name__}, or give example=..."
-        )
-    device = next(module.parameters()).device
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
 
 
 def shrunk_state(module: nn.Module) -> dict[str, Any]:
@@ -192,7 +181,7 @@ def _one_of(group: CoupledChannels) -> Tensor:
 
 
 def _removed(
-    module: nn.Module, coupling: Coupling, removal: Removal, *, adapt_code: bool
+    module: nn.Module, coupling: Coupling, removal: Removal, numbers: Numbers
 ) -> nn.Module:
     """Return a copy without those channels.
 
@@ -200,7 +189,7 @@ def _removed(
         module: Left as it is.
         coupling: Its channels.
         removal: Which go.
-        adapt_code: Whether numbers that its modules' code counts on follow, too.
+        numbers: What becomes of the numbers that its modules' code counts on.
     """
     smaller = copy.deepcopy(module)
     kept: dict[str, dict[int, Tensor]] = defaultdict(dict)
@@ -215,8 +204,9 @@ def _removed(
             tensor = tensor.index_select(axis, stays.nonzero().flatten().to(tensor.device))
         _replace(smaller, name, tensor)
     slim_attention(smaller)
-    if adapt_code:
-        _adapt_code(smaller, coupling, removal)
+    children = dict(smaller.named_modules())
+    for name, attribute, number in numbers:
+        setattr(children[name], attribute, number)
     for child, original in zip(smaller.modules(), module.modules(), strict=True):
         _fit(child, original)
     return smaller
@@ -264,25 +254,41 @@ def _fit(child: nn.Module, original: nn.Module) -> None:
         child.nx, child.nf = weight.shape  # type: ignore[assignment]
 
 
-def _adapt_code(smaller: nn.Module, coupling: Coupling, removal: Removal) -> None:
-    """Set the whole numbers of a module that are sizes which its code cuts channels into.
+def _adaptations(module: nn.Module, coupling: Coupling, removal: Removal) -> Iterator[Numbers]:
+    """Yield what may become of the numbers in the modules that cut channels into pieces.
 
-    Such as the number of heads: its reshape would else make as many, but thinner ones.
+    Such as the number of heads: the reshape would else make as many, but thinner ones. A number
+    that is both a size which has changed and one which has not (as many heads as their size) is
+    tried as either, the same in all modules of a class; in the end all stay.
     """
     removed = torch.cat([coupling.groups[i].labels[gone] for i, gone in removal.items()])
     sizes: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for cut in coupling.cuts:
-        is_gone = (torch.isin(cut.labels, removed) | (cut.labels == 0)).all(1)
-        is_gone &= (cut.labels != 0).any(1)
+        is_gone = (torch.isin(cut.labels, removed) | (cut.labels == UNLABELLED)).all(1)
+        is_gone &= (cut.labels != UNLABELLED).any(1)
         sizes[cut.module][len(is_gone)].add(len(is_gone) - int(is_gone.sum()))
-    children = dict(smaller.named_modules())
+    children = dict(module.named_modules())
+    certain: Numbers = []
+    doubtful: dict[tuple[type[nn.Module], str], Numbers] = defaultdict(list)
     for name, by_size in sizes.items():
         child = children[name]
-        if isinstance(child, SlimMultiheadAttention):
-            continue  # it reads them off its weights
+        if isinstance(child, nn.MultiheadAttention | SlimMultiheadAttention):
+            continue  # what replaces it reads them off its weights
         for attribute, value in _numbers(child).items():
-            if len(now := by_size.get(value, set())) == 1:
-                setattr(child, attribute, *now)
+            changed = by_size.get(value, {value}) - {value}
+            if len(changed) == 1:
+                is_certain = value not in by_size[value]
+                kind = certain if is_certain else doubtful[type(child), attribute]
+                kind.append((name, attribute, next(iter(changed))))
+    for chosen in itertools.islice(itertools.product((True, False), repeat=len(doubtful)), _TRIES):
+        yield certain + [
+            number
+            for is_chosen, numbers in zip(chosen, doubtful.values(), strict=True)
+            for number in numbers
+            if is_chosen
+        ]
+    if certain or doubtful:
+        yield []
 
 
 def _numbers(child: nn.Module) -> dict[str, int]:
@@ -299,9 +305,9 @@ def _checked(
     if not removal:
         return copy.deepcopy(module), []
     why = ""
-    for adapt_code in (True, False):
+    for numbers in _adaptations(module, coupling, removal):
         try:
-            smaller = _removed(module, coupling, removal, adapt_code=adapt_code)
+            smaller = _removed(module, coupling, removal, numbers)
             difference = _largest_difference(module, smaller, example)
         except Exception as error:  # whatever the model's own code raises
             why = why or f"forward fails without it: {type(error).__name__}: {_first_line(error)}"
