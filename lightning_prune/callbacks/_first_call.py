@@ -23,6 +23,7 @@ class FirstCall:
     def __init__(self, module: nn.Module, samples: int) -> None:
         self.example: Any = None
         self._samples = samples
+        self._forward = module.forward
         self._hook = module.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def stop(self) -> None:
@@ -30,6 +31,8 @@ class FirstCall:
         self._hook.remove()
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.forward != self._forward:  # Lightning's own, which leads to validation_step
+            return
         self.stop()
         call: Any = args
         if kwargs:

@@ -171,12 +171,12 @@ class SparsityMonitor(Callback):
         example = pl_module.example_input_array
         if self._first_call is not None:
             self._first_call.stop()
-            example = self._first_call.example
+            example, self._first_call = self._first_call.example, None
         try:
             if example is None:
                 raise ValueError(missing_example(pl_module))
             measured = report(pl_module, example, progress=False)
-        except ValueError as error:  # no reason to lose what comes when a training ends
+        except Exception as error:  # of the user's model, too: no reason to end with an error
             warnings.warn(f"no report: {error}", stacklevel=2)
             return
         for board in _boards(trainer):
