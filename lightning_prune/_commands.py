@@ -1,5 +1,6 @@
 """What the ``lightning-prune`` command does beside training: each subcommand is a method here."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 
@@ -127,9 +128,9 @@ class PruneTrainer(Trainer):
     ) -> None:
         """Measure what pruning has bought: size, multiplications, memory and latency.
 
-        Compares a checkpoint with the same network without zeros, in torch and in ONNX Runtime,
-        with the model's example_input_array as input, or else with what validation first calls
-        the model with.
+        Compares a checkpoint with the same network without zeros, or a shrunk one with the model
+        of the config, in torch and in ONNX Runtime, with the model's example_input_array as input,
+        or else with what validation first calls the model with.
 
         Args:
             model: The model.
@@ -154,11 +155,13 @@ class PruneTrainer(Trainer):
             check_output(Path(output))
         check_one_process(self, "to report")
         checked_checkpoint(ckpt_path)
-        _load(model, ckpt_path)
+        dense = deepcopy(model)
+        is_shrunk = _load(model, ckpt_path)
         example = example_of_validation(self, model, datamodule, batch_size)
         measured = report(
             model.to(self.strategy.root_device),
             example,
+            dense=dense if is_shrunk else None,
             latency=latency,
             threads=threads,
             blocks=blocks,
@@ -279,19 +282,20 @@ def _beside(ckpt_path: str, format: str, precision: str) -> Path:
     return source.with_name(source.stem + ("" if precision == "fp32" else f"-{precision}") + suffix)
 
 
-def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> None:
-    """Give a model the shapes of a shrunk checkpoint; leave it alone for any other one."""
+def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
+    """Give a model the shapes of a shrunk checkpoint, and say whether it is one."""
     model.configure_model()
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    if "attributes" in checkpoint:
+    if is_shrunk := "attributes" in checkpoint:
         from lightning_prune.shrinking import adopt
 
         adopt(model, checkpoint)
+    return is_shrunk
 
 
-def _load(model: LightningModule, ckpt_path: str) -> None:
-    """Put the weights of a checkpoint into a model."""
-    adopt_shapes(model, ckpt_path)
+def _load(model: LightningModule, ckpt_path: str) -> bool:
+    """Put the weights of a checkpoint into a model, and say whether it was shrunk."""
+    is_shrunk = adopt_shapes(model, ckpt_path)
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     if "state_dict" not in checkpoint:
         raise ValueError(f"need a checkpoint of Lightning, got ckpt_path='{ckpt_path}'")
@@ -301,6 +305,7 @@ def _load(model: LightningModule, ckpt_path: str) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"need a checkpoint of the model, got {ckpt_path=}; {reason}") from error
+    return is_shrunk
 
 
 def _say(something: RenderableType) -> None:
