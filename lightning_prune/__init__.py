@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune._files import FileSize, file_size
+from lightning_prune._latency import Latency
 from lightning_prune.allocations import (
     Allocation,
     ERKAllocation,
@@ -32,6 +34,7 @@ from lightning_prune.patterns import (
 )
 from lightning_prune.pruner import Pruner
 from lightning_prune.regrowth import Regrow
+from lightning_prune.report import LayerReport, Report, report
 from lightning_prune.schedules import (
     CosineSchedule,
     ExponentialSchedule,
@@ -40,6 +43,7 @@ from lightning_prune.schedules import (
     PolynomialSchedule,
     Schedule,
 )
+from lightning_prune.sparse_file import load_sparse, save_sparse
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks import (
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
         SparsityCheckpoint,
         SparsityMonitor,
     )
+    from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.oneshot import OneShotReport, prune_once
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
     from lightning_prune.shrinking import adopt, shrink, shrunk_state
@@ -65,17 +70,21 @@ __all__ = [
     "DistillationCallback",
     "ERKAllocation",
     "ExponentialSchedule",
+    "FileSize",
     "FisherCriterion",
     "GlobalAllocation",
     "GradientCriterion",
     "Group",
     "LAMPAllocation",
+    "Latency",
+    "LayerReport",
     "MagnitudeCriterion",
     "MovementCriterion",
     "MultiStepSchedule",
     "NMPattern",
     "OneShotReport",
     "OneShotSchedule",
+    "OnnxFile",
     "Pattern",
     "PolynomialSchedule",
     "PrunedTensor",
@@ -83,6 +92,7 @@ __all__ = [
     "PruningCallback",
     "RandomCriterion",
     "Regrow",
+    "Report",
     "Rewind",
     "Schedule",
     "Sensitivity",
@@ -94,13 +104,22 @@ __all__ = [
     "UnstructuredPattern",
     "WandaCriterion",
     "adopt",
+    "export_onnx",
+    "file_size",
+    "load_sparse",
     "measure_sensitivity",
     "prune_once",
+    "quantize_onnx",
+    "report",
+    "save_sparse",
     "shrink",
     "shrunk_state",
 ]
 
-_ROOMS = {  # of what needs Lightning, or much of torch
+_ROOMS = {  # of what needs Lightning, or much else of torch
+    "OnnxFile": "export",
+    "export_onnx": "export",
+    "quantize_onnx": "export",
     "DistillationCallback": "callbacks",
     "PruningCallback": "callbacks",
     "Rewind": "callbacks",
