@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from lightning_prune._dataflow import Cut, Dataflow, Stored
 from lightning_prune._labels import UNLABELLED, Classes
@@ -129,7 +129,8 @@ def example_of(module: nn.Module, example: Any = None) -> Any:
             "example itself"
         )
     device = next(module.parameters()).device
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
+    # Clones can be traced also if they were made in inference mode.
+    return tree_map_only(Tensor, lambda x: x.detach().to(device).clone(), example)
 
 
 def with_two_samples(example: Any) -> Any:

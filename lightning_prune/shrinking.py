@@ -182,9 +182,7 @@ def _one_of(group: CoupledChannels) -> Tensor:
     return gone
 
 
-def _removed(
-    module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numbers
-) -> Shrunk:
+def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numbers) -> Shrunk:
     """Return a copy without those channels.
 
     Args:
