@@ -33,6 +33,7 @@ FLOORS = {
     "_latency": 2,
     "_zeros": 2,
     "_report_tables": 2,
+    "_runtimes": 2,
     "report": 2,
     "callbacks": 3,
     "_calibration": 3,
