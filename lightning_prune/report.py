@@ -220,12 +220,12 @@ def report(
         arguments, keywords = _arguments(pruned, _moved(example, module))
         counted = count(pruned, arguments, keywords)
         counted_dense = count(full, arguments, keywords)
+        layers = _layers(module, full, counted, counted_dense, bar)
         latencies: tuple[Latency, ...] = ()
         notes: tuple[str, ...] = ()
         if latency:
             call = Call(arguments=arguments, keywords=keywords, threads=threads)
             latencies, notes = latencies_of(full, pruned, call, blocks, bar)
-        layers = _layers(module, full, counted, counted_dense, bar)
     weights = prunable_weights(module)
     entries = sum(weight.numel() for weight in weights.values())
     kept = sum(int(weight.detach().count_nonzero()) for weight in weights.values())
