@@ -40,6 +40,7 @@ FLOORS = {
     "_latency": 2,
     "_zeros": 2,
     "_report_tables": 2,
+    "_runtimes": 2,
     "report": 2,
     "_files": 2,
     "_onnx": 2,

@@ -456,6 +456,7 @@ def test_the_module_and_all_around_it_are_left_as_they_were(training):
     if training:
         assert [latency.runtime for latency in found.latencies] == ["torch", "ONNX Runtime"]
     torch.testing.assert_close(state(module), before, rtol=0, atol=0)
+    assert found.total.dense_bytes == found.total.bytes == 2 * found.total.parameters
 
 
 SIDES = {"runtime": "torch", "device": "cpu", "threads": 1, "dense": None, "pruned": None}

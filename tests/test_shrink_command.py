@@ -103,8 +103,8 @@ def test_a_shrunk_checkpoint_is_written_tested_trained_and_reported(monkeypatch,
 
     command(monkeypatch, "test", "--ckpt_path", "model-shrunk.ckpt")
     assert "val_loss" in capsys.readouterr().out
-    fit = ("--trainer.max_epochs", "1", "--ckpt_path", "model-shrunk.ckpt")
-    command(monkeypatch, "fit", *fit)
+    fit = ("--trainer.max_epochs", "1", "--trainer.default_root_dir", "fit")
+    command(monkeypatch, "fit", *fit, "--ckpt_path", "model-shrunk.ckpt")
     capsys.readouterr()
     report = ("--ckpt_path", "model-shrunk.ckpt", "--latency", "false", "--output", "report.json")
     command(monkeypatch, "report", *report)
