@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
 from lightning_prune._dataflow import Cut, Dataflow, Stored
+from lightning_prune._forward import as_call
 from lightning_prune._labels import UNLABELLED, Classes
 from lightning_prune.selection import plain_name
 
@@ -101,38 +102,6 @@ def couple(module: nn.Module, example: Any) -> Coupling:
     return Coupling(groups=tuple(_groups(flow, stored)), cuts=tuple(cuts))
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an example as the positional and the named arguments of ``forward``."""
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, list | tuple):
-        return tuple(example), {}
-    return (example,), {}
-
-
-def example_of(module: nn.Module, example: Any = None) -> Any:
-    """Return an example of what ``forward`` takes, on the device of the module's parameters.
-
-    Args:
-        module: The module.
-        example: The example; None for the module's ``example_input_array``.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    example = getattr(module, "example_input_array", None) if example is None else example
-    if example is None:
-        raise ValueError(
-            "need an example of what forward takes, to find which channels go together, got "
-            "example=None; set self.example_input_array = torch.zeros(1, 3, 224, 224) (with the "
-            f"shape of your input) in the constructor of {type(module).__name__}, or give the "
-            "example itself"
-        )
-    device = next(module.parameters()).device
-    # Clones can be traced also if they were made in inference mode.
-    return tree_map_only(Tensor, lambda x: x.detach().to(device).clone(), example)
-
-
 def with_two_samples(example: Any) -> Any:
     """Return an example whose batch is not of 1: some normalisations cannot train on that."""
 
@@ -145,7 +114,7 @@ def with_two_samples(example: Any) -> Any:
 
 def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.ExportedProgram]:
     copied = copy.deepcopy(module)
-    args, kwargs = arguments(with_two_samples(example))
+    args, kwargs = as_call(module, with_two_samples(example))
     for training in (True, False):
         copied.train(training)
         try:

@@ -17,11 +17,10 @@ from lightning_prune._coupling import (
     CoupledChannels,
     Coupling,
     Slices,
-    arguments,
     couple,
-    example_of,
     with_two_samples,
 )
+from lightning_prune._forward import as_call, example_of
 from lightning_prune._labels import UNLABELLED
 from lightning_prune.selection import plain_name
 
@@ -336,7 +335,7 @@ def _largest_difference(module: nn.Module, smaller: nn.Module, example: Any) -> 
 
 
 def _outputs(module: nn.Module, batch: Any, training: bool) -> list[Tensor]:
-    args, kwargs = arguments(batch)
+    args, kwargs = as_call(module, batch)
     module.train(training)
     with torch.no_grad(), torch.random.fork_rng(), _WithoutDropout():
         torch.manual_seed(0)

@@ -1,7 +1,6 @@
 """What pruning has bought: size, multiplications, memory and latency, without flattery."""
 
 import copy
-import inspect
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,12 @@ import torch
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune import _report_tables
 from lightning_prune._counting import Pass, Work, count, owner_of, plain
 from lightning_prune._distributed import is_sharded
+from lightning_prune._forward import as_call, example_of
 from lightning_prune._latency import LEAST_BLOCKS, Latency
 from lightning_prune._runtimes import Call, latencies_of
 from lightning_prune._zeros import pattern_of
@@ -212,12 +212,11 @@ def report(
         (40, 24)
     """
     _check(module, threads, blocks)
-    if example is None:
-        example = example_of(module)
+    example = example_of(module, example)
     with _undisturbed(), _bar(progress) as bar:
         pruned = _copy(module)
         full = _filled(pruned) if dense is None else _copy(dense)
-        arguments, keywords = _arguments(pruned, _moved(example, module))
+        arguments, keywords = as_call(pruned, example)
         counted = count(pruned, arguments, keywords)
         counted_dense = count(full, arguments, keywords)
         layers = _layers(module, full, counted, counted_dense, bar)
@@ -244,21 +243,6 @@ def report(
         constant=_constant(layers, counted, {owner_of(name) for name in emptied}),
         notes=(*_unknown(layers, counted), *notes),
     )
-
-
-def example_of(module: nn.Module) -> Any:
-    """Return a module's ``example_input_array``.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    example = getattr(module, "example_input_array", None)
-    if example is None:
-        raise ValueError(
-            f"need an example of what forward takes, got none; give one, or set "
-            f"{type(module).__name__}.example_input_array"
-        )
-    return example
 
 
 def _check(module: nn.Module, threads: int, blocks: int) -> None:
@@ -385,22 +369,6 @@ def _filled(module: nn.Module) -> nn.Module:
         noise = torch.randn(parameter.shape, generator=generator) * (_FILLING * size)
         parameter[zeros] = noise.to(parameter)[zeros]
     return full
-
-
-def _moved(example: Any, module: nn.Module) -> Any:
-    """Return a copy of the example on the module's device."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device, copy=True), example)
-
-
-def _arguments(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an example as Lightning reads an ``example_input_array``, in the order of forward."""
-    forward = inspect.signature(getattr(module, "_orig_mod", module).forward)
-    if isinstance(example, Mapping):
-        bound = forward.bind(**example)
-    else:
-        bound = forward.bind(*(example if isinstance(example, tuple | list) else (example,)))
-    return bound.args, bound.kwargs
 
 
 def _described(example: Any) -> str:
