@@ -76,8 +76,8 @@ class ShapesDataModule(LightningDataModule):
     def __init__(
         self,
         size: int = 96,
-        train_images: int = 512,
-        validation_images: int = 128,
+        train_images: int = 256,
+        validation_images: int = 64,
         batch_size: int = 16,
     ) -> None:
         super().__init__()

@@ -1,31 +1,40 @@
 """Pruning Ultralytics' YOLO26 as a LightningModule: `python -m examples.yolo26`."""
 
 import argparse
-import copy
-import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
+from ultralytics.utils import ASSETS
 
 from examples.shapes_data import SHAPES, ShapesDataModule
-from lightning_prune import OneShotSchedule, PruningCallback, Sparsity, UniformAllocation
+from lightning_prune import (
+    OneShotSchedule,
+    PruningCallback,
+    UniformAllocation,
+    export_onnx,
+    report,
+)
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dense": {"sparsity": 0.0},
     # As torch's pruning tutorial: the smallest 30 of 100 weights of each layer, at once.
-    "0.3 at once": {
+    "one-shot": {
         "sparsity": 0.3,
         "schedule": OneShotSchedule(),
         "allocation": UniformAllocation(),
     },
-    "0.9 gradually": {"sparsity": 0.9},
+    "gradual": {"sparsity": 0.9},
 }
 
 
@@ -53,15 +62,25 @@ class YOLO26(LightningModule):
         self.net = DetectionModel(f"yolo26{scale}.yaml", nc=classes, verbose=False)
         if weights is not None:
             self.net.load(load_checkpoint(weights)[0])
-        self.net.end2end = True  # detections come from the one-to-one head, without suppression
+        self.net.end2end = True  # boxes are corners
         self.learning_rate = learning_rate
         self.example_input_array = torch.zeros(1, 3, size, size)
         self.val_map = MeanAveragePrecision()
         self.val_map.warn_on_many_detections = False  # the head always gives as many as it can
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return detections ``(images, detections, 6)``: left, top, right, bottom, score, class."""
-        return self.net(images)[0]
+        """Return ``(images, 4 + classes, places)``: left, top, right, bottom and scores.
+
+        They come from the one-to-one head, which needs no suppression, for each place of the grid.
+        """
+        head = self.net.model[-1]
+        found = self.net(images)[1]["one2one"]
+        boxes = head.decode_bboxes(head.dfl(found["boxes"]), head.anchors.unsqueeze(0))
+        return torch.cat([boxes * head.strides, found["scores"].sigmoid()], dim=1)
+
+    def detect(self, images: Tensor) -> Tensor:
+        """Return ``(images, detections, 6)``: left, top, right, bottom, score, class; best first."""
+        return self.net.model[-1].postprocess(self(images).transpose(1, 2))
 
     def on_fit_start(self) -> None:
         """Tell the loss how many epochs it has to pass from the one head to the other."""
@@ -85,7 +104,7 @@ class YOLO26(LightningModule):
         centres, sizes = batch["bboxes"].chunk(2, dim=1)
         corners = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1) * scale
         detections, truth = [], []
-        for number, found in enumerate(self(images)):
+        for number, found in enumerate(self.detect(images)):
             there = batch["batch_idx"] == number
             truth.append({"boxes": corners[there], "labels": batch["cls"][there, 0].long()})
             detections.append(
@@ -111,3 +130,79 @@ class YOLO26(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+@torch.no_grad()
+def draw_detections(model: YOLO26, data: ShapesDataModule, path: Path) -> None:
+    """Draw what is found with a score over 0.5 in eight images and in Ultralytics' photographs."""
+    model.eval()
+    images = [image for image, _ in list(data.validation)[:8]]
+    for photograph in sorted(ASSETS.glob("*.jpg")):
+        pixels = torch.from_numpy(np.array(Image.open(photograph).resize((256, 256))))
+        images.append(pixels.permute(2, 0, 1) / 255)
+    sheet = Image.new("RGB", (256 * len(images), 256))
+    for number, image in enumerate(images):
+        pixels = (image.permute(1, 2, 0) * 255).to(torch.uint8).numpy()
+        picture = Image.fromarray(pixels).resize((256, 256))
+        pen = ImageDraw.Draw(picture)
+        for *corners, score, kind in model.detect(image.unsqueeze(0))[0].tolist():
+            if score > 0.5:
+                left, top, right, bottom = (256 / image.shape[-1] * corner for corner in corners)
+                pen.rectangle((left, top, right, bottom), outline="red", width=2)
+                pen.text((left + 4, top + 2), f"{SHAPES[int(kind)]} {score:.2f}", fill="white")
+        sheet.paste(picture, (256 * number, 0))
+    sheet.save(path)
+
+
+def main() -> None:
+    """Train with each recipe, export, and say what it cost and bought."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--weights", type=Path, help="a .pt file to start from; else random")
+    parser.add_argument("--scale", choices="nsmlx", default="n")
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--images", type=int, default=256, help="that are trained on")
+    parser.add_argument("--size", type=int, default=96, help="of an image; a multiple of 32")
+    parser.add_argument("--folder", type=Path, default=Path("yolo26_runs"))
+    parser.add_argument(
+        "--latency", action=argparse.BooleanOptionalAction, default=True, help="whether to time"
+    )
+    arguments = parser.parse_args()
+
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    data = ShapesDataModule(arguments.size, arguments.images, max(arguments.images // 4, 16))
+    images = torch.stack([image for image, _ in list(data.validation)[:4]])
+    console = Console()
+    summary = Table("recipe", "mAP50", "mAP50-95", "sparsity", "not zero", "ONNX differs by")
+    for name in arguments.recipes:
+        console.rule(name)
+        seed_everything(0)
+        model = YOLO26(scale=arguments.scale, weights=arguments.weights, size=arguments.size)
+        trainer = Trainer(
+            max_epochs=arguments.epochs,
+            gradient_clip_val=10.0,  # as Ultralytics does
+            callbacks=[PruningCallback(**RECIPES[name])],
+            logger=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(model, data)
+        (precision,) = trainer.validate(model, data, verbose=False)
+        stem = arguments.folder / name
+        draw_detections(model, data, stem.with_suffix(".png"))
+        file = export_onnx(model, stem.with_suffix(".onnx"), example=images[:1], inputs=[images])
+        bought = report(model, images[:1], latency=arguments.latency and name != "dense")
+        bought.write(stem.with_suffix(".json"))
+        console.print(bought.table())
+        summary.add_row(
+            name,
+            f"{precision['val_map_50']:.3f}",
+            f"{precision['val_map']:.3f}",
+            f"{bought.sparsity:.4f}",
+            f"{bought.total.nonzeros:,}",
+            f"{file.difference:.1e}",
+        )
+    console.print(summary)
+
+
+if __name__ == "__main__":
+    main()
