@@ -87,9 +87,7 @@ class ShapesDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled training batches."""
-        return DataLoader(
-            self.train, batch_size=self.batch_size, shuffle=True, collate_fn=to_batch
-        )
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=True, collate_fn=to_batch)
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation images."""

@@ -1,6 +1,7 @@
 """Pruning Ultralytics' YOLO26 as a LightningModule: `python -m examples.yolo26`."""
 
 import argparse
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ class YOLO26(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Compare detections with the objects that are there."""
         images = batch["img"]
-        scale = torch.tensor(images.shape[-1:] + images.shape[-2:-1], device=images.device).repeat(2)
+        scale = torch.tensor(images.shape[-1:] + images.shape[-2:-1], device=images.device).repeat(
+            2
+        )
         centres, sizes = batch["bboxes"].chunk(2, dim=1)
         corners = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1) * scale
         detections, truth = [], []
@@ -130,6 +133,14 @@ class YOLO26(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def deployed(model: YOLO26) -> YOLO26:
+    """Return a copy as it is deployed: normalisations folded in, without the one-to-many head."""
+    copy = YOLO26(**model.hparams)
+    copy.net = deepcopy(model.net)
+    copy.net.fuse(verbose=False)
+    return copy.eval()
 
 
 @torch.no_grad()
@@ -173,7 +184,7 @@ def main() -> None:
     data = ShapesDataModule(arguments.size, arguments.images, max(arguments.images // 4, 16))
     images = torch.stack([image for image, _ in list(data.validation)[:4]])
     console = Console()
-    summary = Table("recipe", "mAP50", "mAP50-95", "sparsity", "not zero", "ONNX differs by")
+    summary = Table("recipe", "mAP50", "mAP50-95", "sparsity", "not zero", "kB", "kB compressed")
     for name in arguments.recipes:
         console.rule(name)
         seed_everything(0)
@@ -189,17 +200,20 @@ def main() -> None:
         (precision,) = trainer.validate(model, data, verbose=False)
         stem = arguments.folder / name
         draw_detections(model, data, stem.with_suffix(".png"))
+        model = deployed(model)
         file = export_onnx(model, stem.with_suffix(".onnx"), example=images[:1], inputs=[images])
         bought = report(model, images[:1], latency=arguments.latency and name != "dense")
         bought.write(stem.with_suffix(".json"))
         console.print(bought.table())
+        console.print(f"{file.path} answers as the module does, within {file.difference:.1e}")
         summary.add_row(
             name,
             f"{precision['val_map_50']:.3f}",
             f"{precision['val_map']:.3f}",
             f"{bought.sparsity:.4f}",
             f"{bought.total.nonzeros:,}",
-            f"{file.difference:.1e}",
+            f"{bought.total.bytes / 1000:,.0f}",
+            f"{bought.total.compressed_bytes / 1000:,.0f}",
         )
     console.print(summary)
 

@@ -54,7 +54,10 @@ class UltralyticsPruning:
             return lambda done: done if schedule.unit == "step" else self._moment(trainer, schedule)
 
         self.pruner.attach(
-            unwrap_model(trainer.model), trainer.optimizer, clocks=clocks, uncounted=_will_be_skipped
+            unwrap_model(trainer.model),
+            trainer.optimizer,
+            clocks=clocks,
+            uncounted=_will_be_skipped,
         )
         self._hooks = [trainer.optimizer.register_step_pre_hook(self._before_step)]
 
