@@ -80,7 +80,7 @@ class YOLO26(LightningModule):
         return torch.cat([boxes * head.strides, found["scores"].sigmoid()], dim=1)
 
     def detect(self, images: Tensor) -> Tensor:
-        """Return ``(images, detections, 6)``: left, top, right, bottom, score, class; best first."""
+        """Return ``(images, detections, 6)``: corners, score and class, the best first."""
         return self.net.model[-1].postprocess(self(images).transpose(1, 2))
 
     def on_fit_start(self) -> None:

@@ -102,7 +102,9 @@ class UltralyticsPruning:
     def _moment(self, trainer: BaseTrainer, schedule: Schedule) -> float:
         batches = len(trainer.train_loader)
         done, planned = trainer.epoch * batches + self._batch, trainer.epochs * batches
-        if done + trainer.accumulate >= planned:  # no step comes after this one
+        # Batches between two steps, at most: the warm-up comes to it from 1.
+        apart = max(trainer.accumulate, round(trainer.args.nbs / trainer.batch_size))
+        if done + apart >= planned:  # no step comes after this one
             return schedule.end
         return done / (planned if schedule.unit == "fraction" else batches)
 
