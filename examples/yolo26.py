@@ -151,7 +151,7 @@ def draw_detections(model: YOLO26, data: ShapesDataModule, path: Path) -> None:
     for photograph in sorted(ASSETS.glob("*.jpg")):
         pixels = torch.from_numpy(np.array(Image.open(photograph).resize((256, 256))))
         images.append(pixels.permute(2, 0, 1) / 255)
-    sheet = Image.new("RGB", (256 * len(images), 256))
+    sheet = Image.new("RGB", (256 * len(images) // 2, 512))
     for number, image in enumerate(images):
         pixels = (image.permute(1, 2, 0) * 255).to(torch.uint8).numpy()
         picture = Image.fromarray(pixels).resize((256, 256))
@@ -161,7 +161,7 @@ def draw_detections(model: YOLO26, data: ShapesDataModule, path: Path) -> None:
                 left, top, right, bottom = (256 / image.shape[-1] * corner for corner in corners)
                 pen.rectangle((left, top, right, bottom), outline="red", width=2)
                 pen.text((left + 4, top + 2), f"{SHAPES[int(kind)]} {score:.2f}", fill="white")
-        sheet.paste(picture, (256 * number, 0))
+        sheet.paste(picture, (256 * (number // 2), 256 * (number % 2)))
     sheet.save(path)
 
 

@@ -127,9 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="yolo26n.yaml", help="a YAML or .pt file")
     parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--size", type=int, default=96, help="of an image; a multiple of 32")
-    parser.add_argument("--images", type=int, default=512, help="that are trained on")
+    parser.add_argument("--images", type=int, default=256, help="that are trained on")
     parser.add_argument("--folder", type=Path, default=Path("yolo26_runs"))
     parser.add_argument("--resume", type=Path, help="a last.pt of an interrupted training")
     arguments = parser.parse_args()
@@ -144,6 +144,8 @@ def main() -> None:
         data=description,
         epochs=arguments.epochs,
         imgsz=arguments.size,
+        batch=16,
+        nbs=16,  # a step for each batch, since there are few
         project=arguments.folder.resolve(),
         name="train",
         nms=False,  # validates the one-to-one head, which needs no suppression
