@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="yolo26n.yaml", help="a YAML or .pt file")
     parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--size", type=int, default=96, help="of an image; a multiple of 32")
     parser.add_argument("--images", type=int, default=256, help="that are trained on")
     parser.add_argument("--folder", type=Path, default=Path("yolo26_runs"))
