@@ -101,9 +101,8 @@ class YOLO26(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Compare detections with the objects that are there."""
         images = batch["img"]
-        scale = torch.tensor(images.shape[-1:] + images.shape[-2:-1], device=images.device).repeat(
-            2
-        )
+        height, width = images.shape[-2:]
+        scale = torch.tensor([width, height, width, height], device=images.device)
         centres, sizes = batch["bboxes"].chunk(2, dim=1)
         corners = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1) * scale
         detections, truth = [], []
