@@ -70,7 +70,8 @@ def shrink(module: Shrunk, example: Any = None) -> Shrunk:
     example = example_of(module, example)
     coupling = couple(module, example)
     removal = _zero_channels(module, coupling)
-    smaller, problems = _checked(module, example, coupling, removal)
+    reference = _Reference(module, example, _BATCHES)
+    smaller, problems = _checked(module, reference, coupling, removal)
     if smaller is None:
         raise RuntimeError(
             "need a module that computes the same without its zero channels, got "
@@ -101,7 +102,7 @@ def why_not_removable(
             for its in coupling.groups[index].slices:
                 if isinstance(tensors[its.name], nn.Parameter):
                     _rows(tensors[its.name], its)[_is_gone(its, gone)] = 0.0
-    _, problems = _checked(masked, example, coupling, removal)
+    _, problems = _checked(masked, _Reference(masked, example, 1), coupling, removal)
     return dict(problems)
 
 
@@ -298,8 +299,39 @@ def _numbers(child: nn.Module) -> dict[str, int]:
 # -- comparison ----------------------------------------------------------------------------------
 
 
+class _Reference:
+    """What a module computes, in double precision and without dropout, in both modes.
+
+    A mode in which the module itself cannot be called is left out.
+
+    Args:
+        module: Left as it is.
+        example: What its ``forward`` takes.
+        batches: On how many batches, the example and others like it.
+    """
+
+    def __init__(self, module: nn.Module, example: Any, batches: int) -> None:
+        wide = copy.deepcopy(module).double()
+        self._batches = list(itertools.islice(_batches(example), batches))
+        self._modes = [mode for mode in (False, True) if _runs(wide, self._batches[0], mode)]
+        self._expected = [_outputs(wide, *call) for call in self._calls()]
+
+    def difference(self, other: nn.Module) -> float:
+        """Return by how much another module's outputs differ, relative to the largest."""
+        wide = copy.deepcopy(other).double()
+        differences = [
+            _difference(expected, found)
+            for call, outputs in zip(self._calls(), self._expected, strict=True)
+            for expected, found in zip(outputs, _outputs(wide, *call), strict=True)
+        ]
+        return max(differences, default=0.0)
+
+    def _calls(self) -> Iterator[tuple[Any, bool]]:
+        return itertools.product(self._batches, self._modes or [False])  # which then raises
+
+
 def _checked(
-    module: Shrunk, example: Any, coupling: Coupling, removal: Removal
+    module: Shrunk, reference: _Reference, coupling: Coupling, removal: Removal
 ) -> tuple[Shrunk | None, list[tuple[int, str]]]:
     """Remove channels and compare; return the smaller module, or None and the groups to blame."""
     if not removal:
@@ -308,7 +340,7 @@ def _checked(
     for numbers in _adaptations(module, coupling, removal):
         try:
             smaller = _removed(module, coupling, removal, numbers)
-            difference = _largest_difference(module, smaller, example)
+            difference = reference.difference(smaller)
         except Exception as error:  # whatever the model's own code raises
             why = why or f"forward fails without it: {type(error).__name__}: {_first_line(error)}"
             continue
@@ -320,25 +352,8 @@ def _checked(
     indices = list(removal)
     problems: list[tuple[int, str]] = []
     for half in (indices[: len(indices) // 2], indices[len(indices) // 2 :]):
-        problems += _checked(module, example, coupling, {i: removal[i] for i in half})[1]
+        problems += _checked(module, reference, coupling, {i: removal[i] for i in half})[1]
     return None, problems or [(index, why) for index in indices]
-
-
-def _largest_difference(module: nn.Module, smaller: nn.Module, example: Any) -> float:
-    """Return by how much outputs differ, relative to the largest, over modes and random batches.
-
-    A mode in which the module itself cannot be called is left out.
-    """
-    pair = [copy.deepcopy(each).double() for each in (module, smaller)]
-    batches = list(_batches(example))
-    modes = [training for training in (False, True) if _runs(pair[0], batches[0], training)]
-    differences = [
-        _difference(expected, found)
-        for training in modes or [False]  # which then raises
-        for batch in batches
-        for expected, found in zip(*(_outputs(each, batch, training) for each in pair), strict=True)
-    ]
-    return max(differences, default=0.0)
 
 
 def _runs(module: nn.Module, batch: Any, training: bool) -> bool:
@@ -368,7 +383,7 @@ def _difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _batches(example: Any) -> Iterator[Any]:
-    """Yield the example and others like it, floating-point ones in double precision."""
+    """Yield the example and then others like it, floating-point ones in double precision."""
     generator = torch.Generator().manual_seed(0)
 
     def other(value: Any) -> Any:
@@ -386,7 +401,7 @@ def _batches(example: Any) -> Iterator[Any]:
 
     doubled = with_two_samples(example)
     yield tree_map(wide, doubled)
-    for _ in range(_BATCHES - 1):
+    while True:
         yield tree_map(other, doubled)
 
 
