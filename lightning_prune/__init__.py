@@ -42,6 +42,8 @@ from lightning_prune.schedules import (
 )
 
 if TYPE_CHECKING:
+    from lightning_prune._files import FileSize, file_size
+    from lightning_prune._latency import Latency
     from lightning_prune.callbacks import (
         DistillationCallback,
         PruningCallback,
@@ -49,9 +51,12 @@ if TYPE_CHECKING:
         SparsityCheckpoint,
         SparsityMonitor,
     )
+    from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.oneshot import OneShotReport, prune_once
+    from lightning_prune.reporting import LayerReport, Report, report
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
     from lightning_prune.shrinking import adopt, shrink, shrunk_state
+    from lightning_prune.sparse_file import load_sparse, save_sparse
 
 __version__ = "0.1.0"
 
@@ -65,17 +70,21 @@ __all__ = [
     "DistillationCallback",
     "ERKAllocation",
     "ExponentialSchedule",
+    "FileSize",
     "FisherCriterion",
     "GlobalAllocation",
     "GradientCriterion",
     "Group",
     "LAMPAllocation",
+    "Latency",
+    "LayerReport",
     "MagnitudeCriterion",
     "MovementCriterion",
     "MultiStepSchedule",
     "NMPattern",
     "OneShotReport",
     "OneShotSchedule",
+    "OnnxFile",
     "Pattern",
     "PolynomialSchedule",
     "PrunedTensor",
@@ -83,6 +92,7 @@ __all__ = [
     "PruningCallback",
     "RandomCriterion",
     "Regrow",
+    "Report",
     "Rewind",
     "Schedule",
     "Sensitivity",
@@ -94,25 +104,42 @@ __all__ = [
     "UnstructuredPattern",
     "WandaCriterion",
     "adopt",
+    "export_onnx",
+    "file_size",
+    "load_sparse",
     "measure_sensitivity",
     "prune_once",
+    "quantize_onnx",
+    "report",
+    "save_sparse",
     "shrink",
     "shrunk_state",
 ]
 
-_ROOMS = {  # of what needs Lightning, or much of torch
+_ROOMS = {  # of what needs Lightning, or much else of torch
     "DistillationCallback": "callbacks",
     "PruningCallback": "callbacks",
     "Rewind": "callbacks",
     "SparsityCheckpoint": "callbacks",
     "SparsityMonitor": "callbacks",
+    "FileSize": "_files",
+    "file_size": "_files",
+    "Latency": "_latency",
+    "OnnxFile": "export",
+    "export_onnx": "export",
+    "quantize_onnx": "export",
     "OneShotReport": "oneshot",
     "prune_once": "oneshot",
+    "LayerReport": "reporting",
+    "Report": "reporting",
+    "report": "reporting",
     "Sensitivity": "sensitivity",
     "measure_sensitivity": "sensitivity",
     "adopt": "shrinking",
     "shrink": "shrinking",
     "shrunk_state": "shrinking",
+    "load_sparse": "sparse_file",
+    "save_sparse": "sparse_file",
 }
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune._coupling import CoupledChannels, couple, example_of
+from lightning_prune._coupling import CoupledChannels, couple
+from lightning_prune._forward import example_of
 from lightning_prune.channels import ChannelGroup
 from lightning_prune.groups import PrunedTensor
 from lightning_prune.patterns import ChannelPattern
@@ -157,7 +158,7 @@ def _reasons(
                 reasons.setdefault(one.name, reason.of(one.name))
     for one in found:
         if one.name not in tensors:
-            alone = one.why_dense or one.why_unready or "forward does not make channels with it"
+            alone = one.why_dense or one.why_unready or "its channels cannot be followed"
             reasons.setdefault(one.name, alone)
     return {one.name: reasons[one.name] for one in found if one.name in reasons}
 

@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,15 @@ from lightning_prune._coupling import (
     CoupledChannels,
     Coupling,
     Slices,
-    arguments,
     couple,
-    example_of,
+    undisturbed,
     with_two_samples,
 )
+from lightning_prune._forward import as_call, example_of
 from lightning_prune._labels import UNLABELLED
 from lightning_prune.selection import plain_name
+
+Shrunk = TypeVar("Shrunk", bound=nn.Module)
 
 TOLERANCE = 1e-5
 _BATCHES = 3
@@ -35,7 +37,7 @@ Numbers = list[tuple[str, str, int]]
 """What an attribute of a module becomes: the module's name, the attribute's, and its value."""
 
 
-def shrink(module: nn.Module, example: Any = None) -> nn.Module:
+def shrink(module: Shrunk, example: Any = None) -> Shrunk:
     r"""Return a copy of a module without the channels that are zero wherever they lie.
 
     A channel is removed if all that is stored for it is 0: the row that makes it, its bias, the
@@ -68,7 +70,8 @@ def shrink(module: nn.Module, example: Any = None) -> nn.Module:
     example = example_of(module, example)
     coupling = couple(module, example)
     removal = _zero_channels(module, coupling)
-    smaller, problems = _checked(module, example, coupling, removal)
+    reference = _Reference(module, example, _BATCHES)
+    smaller, problems = _checked(module, reference, coupling, removal)
     if smaller is None:
         raise RuntimeError(
             "need a module that computes the same without its zero channels, got "
@@ -99,7 +102,7 @@ def why_not_removable(
             for its in coupling.groups[index].slices:
                 if isinstance(tensors[its.name], nn.Parameter):
                     _rows(tensors[its.name], its)[_is_gone(its, gone)] = 0.0
-    _, problems = _checked(masked, example, coupling, removal)
+    _, problems = _checked(masked, _Reference(masked, example, 1), coupling, removal)
     return dict(problems)
 
 
@@ -180,9 +183,7 @@ def _one_of(group: CoupledChannels) -> Tensor:
     return gone
 
 
-def _removed(
-    module: nn.Module, coupling: Coupling, removal: Removal, numbers: Numbers
-) -> nn.Module:
+def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numbers) -> Shrunk:
     """Return a copy without those channels.
 
     Args:
@@ -298,9 +299,40 @@ def _numbers(child: nn.Module) -> dict[str, int]:
 # -- comparison ----------------------------------------------------------------------------------
 
 
+class _Reference:
+    """What a module computes, in double precision and without dropout, in both modes.
+
+    A mode in which the module itself cannot be called is left out.
+
+    Args:
+        module: Left as it is.
+        example: What its ``forward`` takes.
+        batches: On how many batches, the example and others like it.
+    """
+
+    def __init__(self, module: nn.Module, example: Any, batches: int) -> None:
+        wide = copy.deepcopy(module).double()
+        self._batches = list(itertools.islice(_batches(example), batches))
+        self._modes = [mode for mode in (False, True) if _runs(wide, self._batches[0], mode)]
+        self._expected = [_outputs(wide, *call) for call in self._calls()]
+
+    def difference(self, other: nn.Module) -> float:
+        """Return by how much another module's outputs differ, relative to the largest."""
+        wide = copy.deepcopy(other).double()
+        differences = [
+            _difference(expected, found)
+            for call, outputs in zip(self._calls(), self._expected, strict=True)
+            for expected, found in zip(outputs, _outputs(wide, *call), strict=True)
+        ]
+        return max(differences, default=0.0)
+
+    def _calls(self) -> Iterator[tuple[Any, bool]]:
+        return itertools.product(self._batches, self._modes or [False])  # which then raises
+
+
 def _checked(
-    module: nn.Module, example: Any, coupling: Coupling, removal: Removal
-) -> tuple[nn.Module | None, list[tuple[int, str]]]:
+    module: Shrunk, reference: _Reference, coupling: Coupling, removal: Removal
+) -> tuple[Shrunk | None, list[tuple[int, str]]]:
     """Remove channels and compare; return the smaller module, or None and the groups to blame."""
     if not removal:
         return copy.deepcopy(module), []
@@ -308,7 +340,7 @@ def _checked(
     for numbers in _adaptations(module, coupling, removal):
         try:
             smaller = _removed(module, coupling, removal, numbers)
-            difference = _largest_difference(module, smaller, example)
+            difference = reference.difference(smaller)
         except Exception as error:  # whatever the model's own code raises
             why = why or f"forward fails without it: {type(error).__name__}: {_first_line(error)}"
             continue
@@ -320,27 +352,24 @@ def _checked(
     indices = list(removal)
     problems: list[tuple[int, str]] = []
     for half in (indices[: len(indices) // 2], indices[len(indices) // 2 :]):
-        problems += _checked(module, example, coupling, {i: removal[i] for i in half})[1]
+        problems += _checked(module, reference, coupling, {i: removal[i] for i in half})[1]
     return None, problems or [(index, why) for index in indices]
 
 
-def _largest_difference(module: nn.Module, smaller: nn.Module, example: Any) -> float:
-    """Return by how much outputs differ, relative to the largest, over modes and random batches."""
-    pair = [copy.deepcopy(each).double() for each in (module, smaller)]
-    worst = 0.0
-    for batch in _batches(example):
-        for training in (False, True):
-            outputs = [_outputs(copy.deepcopy(each), batch, training) for each in pair]
-            worst = max(worst, *(_difference(a, b) for a, b in zip(*outputs, strict=True)))
-    return worst
+def _runs(module: nn.Module, batch: Any, training: bool) -> bool:
+    try:
+        _outputs(module, batch, training)
+    except Exception:  # whatever the model's own code raises
+        return False
+    return True
 
 
 def _outputs(module: nn.Module, batch: Any, training: bool) -> list[Tensor]:
-    args, kwargs = arguments(batch)
-    module.train(training)
-    with torch.no_grad(), torch.random.fork_rng(), _WithoutDropout():
+    args, kwargs = as_call(module, batch)
+    copied = copy.deepcopy(module).train(training)
+    with torch.no_grad(), undisturbed(module), _WithoutDropout():
         torch.manual_seed(0)
-        return [x for x in tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
+        return [x for x in tree_leaves(copied(*args, **kwargs)) if isinstance(x, Tensor)]
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
@@ -354,7 +383,7 @@ def _difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _batches(example: Any) -> Iterator[Any]:
-    """Yield the example and others like it, floating-point ones in double precision."""
+    """Yield the example and then others like it, floating-point ones in double precision."""
     generator = torch.Generator().manual_seed(0)
 
     def other(value: Any) -> Any:
@@ -372,7 +401,7 @@ def _batches(example: Any) -> Iterator[Any]:
 
     doubled = with_two_samples(example)
     yield tree_map(wide, doubled)
-    for _ in range(_BATCHES - 1):
+    while True:
         yield tree_map(other, doubled)
 
 
