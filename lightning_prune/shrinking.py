@@ -139,9 +139,14 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
             "need the state of a module of the same class, got one that differs in "
             + ", ".join(f"'{name}'" for name in foreign[:6])
         )
-    for name, weight in weights.items():
-        if name in tensors and tensors[name].shape != weight.shape:
-            _replace(module, name, tensors[name].new_empty(weight.shape))
+    _replace(
+        module,
+        {
+            name: tensors[name].new_empty(weight.shape)
+            for name, weight in weights.items()
+            if name in tensors and tensors[name].shape != weight.shape
+        },
+    )
     slim_attention(module)
     children = {plain_name(name): child for name, child in module.named_modules()}
     for name, numbers in state["attributes"].items():
@@ -198,12 +203,12 @@ def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numb
         for its in coupling.groups[index].slices:
             stays = kept[its.name].get(its.axis, torch.ones_like(its.channel, dtype=torch.bool))
             kept[its.name][its.axis] = stays & ~_is_gone(its, gone)
-    tensors = _tensors(smaller)
+    tensors = {name: tensor.detach() for name, tensor in _tensors(smaller).items() if name in kept}
     for name, axes in kept.items():
-        tensor = tensors[name].detach()
         for axis, stays in axes.items():
-            tensor = tensor.index_select(axis, stays.nonzero().flatten().to(tensor.device))
-        _replace(smaller, name, tensor)
+            indices = stays.nonzero().flatten().to(tensors[name].device)
+            tensors[name] = tensors[name].index_select(axis, indices)
+    _replace(smaller, tensors)
     slim_attention(smaller)
     children = dict(smaller.named_modules())
     for name, attribute, number in numbers:
@@ -213,17 +218,20 @@ def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numb
     return smaller
 
 
-def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor of another shape in the place of a parameter or buffer, wherever it hangs."""
-    old = _tensors(module)[name]
-    new: Tensor = tensor.contiguous()
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
+def _replace(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors of other shapes in the place of parameters and buffers, wherever they hang."""
+    named = _tensors(module)
+    replacements: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        old, new = named[name], tensor.contiguous()
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        replacements[id(old)] = new
     for child in module.modules():
         for registered in (child._parameters, child._buffers):
             for attribute, value in list(registered.items()):
-                if value is old:
-                    registered[attribute] = new  # type: ignore[assignment]
+                if id(value) in replacements:
+                    registered[attribute] = replacements[id(value)]  # type: ignore[assignment]
 
 
 def _fit(child: nn.Module, original: nn.Module) -> None:
