@@ -435,7 +435,9 @@ def _count(file: Path) -> tuple[int, int]:
 def _zeros_needed(module: nn.Module, traced: torch.export.ExportedProgram) -> int:
     """Return how many entries are zero in the prunable weights that ``forward`` uses."""
     names = traced.graph_signature.inputs_to_parameters
-    used = {names[node.name] for node in traced.graph.nodes if node.name in names and node.users}
+    graph = deepcopy(traced.graph)
+    graph.eliminate_dead_code()  # as the exporter does
+    used = {names[node.name] for node in graph.nodes if node.name in names and node.users}
     weights = prunable_weights(module)
     return sum(int((weight == 0).sum()) for name, weight in weights.items() if name in used)
 

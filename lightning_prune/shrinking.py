@@ -373,11 +373,17 @@ def _runs(module: nn.Module, batch: Any, training: bool) -> bool:
 
 
 def _outputs(module: nn.Module, batch: Any, training: bool) -> list[Tensor]:
+    """Return the tensors that a module makes; what it keeps of the batch is forgotten."""
     args, kwargs = as_call(module, batch)
-    copied = copy.deepcopy(module).train(training)
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.train(training)
     with torch.no_grad(), undisturbed(module), _WithoutDropout():
         torch.manual_seed(0)
-        return [x for x in tree_leaves(copied(*args, **kwargs)) if isinstance(x, Tensor)]
+        outputs = [x for x in tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
+        for name, buffer in module.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
+    return outputs
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
