@@ -379,11 +379,12 @@ def _outputs(module: nn.Module, batch: Any, training: bool) -> list[Tensor]:
     module.train(training)
     with torch.no_grad(), undisturbed(module), _WithoutDropout():
         torch.manual_seed(0)
-        outputs = [x for x in tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
-        for name, buffer in module.named_buffers():
-            if name in before:
-                buffer.copy_(before[name])
-    return outputs
+        try:
+            return [x for x in tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
+        finally:
+            for name, buffer in module.named_buffers():
+                if name in before:
+                    buffer.copy_(before[name])
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

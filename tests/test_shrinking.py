@@ -165,6 +165,18 @@ def test_a_wrong_result_is_not_returned():
         shrink(module, example())
 
 
+def test_a_mode_in_which_the_module_cannot_be_called_is_left_out():
+    class OnlyDeployed(nn.Sequential):
+        def forward(self, images):
+            outputs = super().forward(images)
+            if self.training:
+                raise RuntimeError("no forward in training")
+            return outputs
+
+    module = zeroed(OnlyDeployed(*plain()), example())
+    assert shrink(module, example())[0].out_channels == 4
+
+
 def test_without_an_example_the_error_says_what_to_set():
     with pytest.raises(ValueError, match=r"set self\.example_input_array.* of Sequential"):
         shrink(plain())
