@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune._files import FileSize, file_size
 from lightning_prune.allocations import (
     Allocation,
     ERKAllocation,
@@ -40,6 +41,7 @@ from lightning_prune.schedules import (
     PolynomialSchedule,
     Schedule,
 )
+from lightning_prune.sparse_file import load_sparse, save_sparse
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks import (
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         SparsityCheckpoint,
         SparsityMonitor,
     )
+    from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.oneshot import OneShotReport, prune_once
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
     from lightning_prune.shrinking import adopt, shrink, shrunk_state
@@ -65,6 +68,7 @@ __all__ = [
     "DistillationCallback",
     "ERKAllocation",
     "ExponentialSchedule",
+    "FileSize",
     "FisherCriterion",
     "GlobalAllocation",
     "GradientCriterion",
@@ -76,6 +80,7 @@ __all__ = [
     "NMPattern",
     "OneShotReport",
     "OneShotSchedule",
+    "OnnxFile",
     "Pattern",
     "PolynomialSchedule",
     "PrunedTensor",
@@ -94,13 +99,21 @@ __all__ = [
     "UnstructuredPattern",
     "WandaCriterion",
     "adopt",
+    "export_onnx",
+    "file_size",
+    "load_sparse",
     "measure_sensitivity",
     "prune_once",
+    "quantize_onnx",
+    "save_sparse",
     "shrink",
     "shrunk_state",
 ]
 
-_ROOMS = {  # of what needs Lightning, or much of torch
+_ROOMS = {  # of what needs Lightning, or much else of torch
+    "OnnxFile": "export",
+    "export_onnx": "export",
+    "quantize_onnx": "export",
     "DistillationCallback": "callbacks",
     "PruningCallback": "callbacks",
     "Rewind": "callbacks",

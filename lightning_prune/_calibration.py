@@ -36,17 +36,22 @@ def recipe_of(trainer: Trainer) -> PruningCallback:
     Raises:
         ValueError: If there is none, or if more than one process would run.
     """
-    if trainer.world_size > 1:
-        raise ValueError(
-            f"need one process to prune without training, got world_size={trainer.world_size}; "
-            "set devices=1 (--trainer.devices 1)"
-        )
+    check_one_process(trainer, "to prune without training")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PruningCallback):
             return callback
     raise ValueError(
         "need a PruningCallback among the Trainer's callbacks, which says what to prune, got none"
     )
+
+
+def check_one_process(trainer: Trainer, purpose: str) -> None:
+    """Raise ValueError if more than one process would run."""
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"need one process {purpose}, got world_size={trainer.world_size}; "
+            "set devices=1 (--trainer.devices 1)"
+        )
 
 
 def gathers(criterion: Criterion) -> bool:
@@ -70,6 +75,16 @@ def checked_checkpoint(ckpt_path: str | Path | None) -> str | None:
     if ckpt_path is not None and not Path(ckpt_path).exists():
         raise ValueError(f"need an existing checkpoint, got ckpt_path='{ckpt_path}'")
     return None if ckpt_path is None else str(ckpt_path)
+
+
+def checked_output(output: str | Path, source: str | Path | None) -> Path:
+    """Return the path; raise ValueError if it is a folder, or what is read."""
+    path = Path(output)
+    if source is not None and Path(source).resolve() == path.resolve():
+        raise ValueError(f"need an output other than ckpt_path, got output='{path}'")
+    if path.is_dir():
+        raise ValueError(f"need the name of a file to write, got the folder output='{path}'")
+    return path
 
 
 def validated(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
@@ -111,6 +112,95 @@ class PruneTrainer(Trainer):
         _say(measured.table(tolerance))
         written = measured.write(folder, tolerance, plot=plot)
         _say(f"written: {', '.join(map(str, written))}")
+
+    def export(
+        self,
+        model: LightningModule,
+        *,
+        ckpt_path: str,
+        datamodule: LightningDataModule | None = None,
+        output: str | None = None,
+        format: Literal["onnx", "sparse"] = "onnx",
+        precision: Literal["fp32", "fp16", "int8"] = "fp32",
+        batches: int = 16,
+        reduce_range: bool | None = None,
+    ) -> None:
+        """Write a checkpoint as a file to deploy, compare it with the model, and validate it.
+
+        An ONNX file is compared in ONNX Runtime, then validated by the model's own
+        validation_step, where it takes the place of forward.
+
+        Args:
+            model: The model.
+            ckpt_path: The checkpoint; it is only read.
+            datamodule: The data.
+            output: The file to write: by default beside the checkpoint and named after it, ending
+                in .onnx or .safetensors.
+            format: 'onnx', or 'sparse' for a file without the zeros, which load_sparse reads.
+            precision: 'fp32', 'fp16' (of a sparse file: its values), or 'int8' for an ONNX file
+                with weights and activations in 8 bits.
+            batches: With how many validation batches a file is compared and int8 is calibrated.
+            reduce_range: For int8, whether weights use 7 of the 8 bits, which x86 processors
+                without VNNI need: by default whether this machine does.
+        """
+        from lightning_prune._calibration import (
+            check_batches,
+            check_one_process,
+            checked_checkpoint,
+            checked_output,
+        )
+        from lightning_prune._deployment import write_onnx, write_sparse
+        from lightning_prune._files import need_libraries
+        from lightning_prune.export import LIBRARIES, saturates
+
+        check_batches(batches)
+        if precision == "int8":
+            if format == "sparse":
+                raise ValueError("need fp32 or fp16 for a sparse file, got precision=int8")
+            reduce_range = saturates() if reduce_range is None else reduce_range
+        elif reduce_range is not None:
+            raise ValueError(
+                f"need int8 for reduce_range={reduce_range}, got precision={precision}"
+            )
+        check_one_process(self, "to export")
+        need_libraries("zstandard", *(LIBRARIES if format == "onnx" else ["safetensors"]))
+        source = checked_checkpoint(ckpt_path)
+        target = checked_output(output or _beside(ckpt_path, format, precision), source)
+        _load(model, ckpt_path)
+        if precision != "int8" and format == "sparse":
+            write_sparse(self, model, datamodule, output=target, precision=precision, say=_say)
+            return
+        write_onnx(
+            self,
+            model,
+            datamodule,
+            output=target,
+            precision=precision,
+            batches=batches,
+            reduce_range=reduce_range,
+            say=_say,
+        )
+
+
+def _beside(ckpt_path: str, format: str, precision: str) -> Path:
+    """Return the checkpoint's name with what the file is of."""
+    source = Path(ckpt_path)
+    suffix = ".safetensors" if format == "sparse" else ".onnx"
+    return source.with_name(source.stem + ("" if precision == "fp32" else f"-{precision}") + suffix)
+
+
+def _load(model: LightningModule, ckpt_path: str) -> None:
+    """Put the weights of a checkpoint into a model."""
+    model.configure_model()
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    if "state_dict" not in checkpoint:
+        raise ValueError(f"need a checkpoint of Lightning, got ckpt_path='{ckpt_path}'")
+    model.on_load_checkpoint(checkpoint)
+    try:
+        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"need a checkpoint of the model, got {ckpt_path=}; {reason}") from error
 
 
 def _say(something: RenderableType) -> None:

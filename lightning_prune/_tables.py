@@ -1,6 +1,7 @@
 """What is said of a run in words: what is pruned, how far, and what stays dense and why."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -66,6 +67,24 @@ def pruning_rows(pruner: Pruner) -> list[tuple[str, ...]]:
     reached, planned_for_all = f"{pruner.sparsity:.4f}", f"{_planned_for_all(pruner):.4f}"
     rows.append(("all", tensors, f"{size:,}", f"{kept:,}", reached, planned_for_all))
     return rows
+
+
+def change_table(before: Mapping[str, float], after: Mapping[str, float], label: str) -> Table:
+    """Return the metrics of a validation before and after, side by side, for a terminal.
+
+    Args:
+        before: By metric.
+        after: By metric.
+        label: What is said of ``after``.
+    """
+    table = Table(title="Validated before and after", title_justify="left")
+    table.add_column("metric")
+    for column in ("before", label, "change"):
+        table.add_column(column, justify="right")
+    for name, value in before.items():
+        changed = after.get(name, float("nan"))
+        table.add_row(name, f"{value:.4f}", f"{changed:.4f}", f"{changed - value:+.4f}")
+    return table
 
 
 def _columns(pruner: Pruner) -> tuple[str, ...]:

@@ -34,20 +34,22 @@ def _keys(parser: argparse.ArgumentParser) -> list[str]:
     return keys
 
 
+_OURS = ("prune", "sensitivity", "export")
+
+
 class PruneCLI(LightningCLI):
-    """LightningCLI with two more subcommands, which reports a bad value without a traceback."""
+    """LightningCLI with more subcommands, which reports a bad value without a traceback."""
 
     trainer: PruneTrainer
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's subcommands and ours, with the arguments that are not options."""
-        ours = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "prune": ours, "sensitivity": ours}
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in _OURS}
 
     def before_instantiate_classes(self) -> None:
         """Leave the config out of the log of a training that is none."""
-        if self.subcommand in ("prune", "sensitivity"):
+        if self.subcommand in _OURS:
             self.save_config_callback = None
 
     def prune(self, **arguments: Any) -> None:
@@ -58,10 +60,14 @@ class PruneCLI(LightningCLI):
         """Measure how much sparsity each tensor bears."""
         self._reporting(self.trainer.sensitivity, arguments)
 
+    def export(self, **arguments: Any) -> None:
+        """Write a checkpoint as a file to deploy."""
+        self._reporting(self.trainer.export, arguments)
+
     def _reporting(self, command: Callable[..., None], arguments: dict[str, Any]) -> None:
         try:
             command(**arguments)
-        except ValueError as error:
+        except (ValueError, ModuleNotFoundError) as error:
             if explained(str(error)) is None:
                 raise
             self.parser.error(str(error))

@@ -15,10 +15,11 @@ from lightning_prune._calibration import (
     calibrate,
     check_batches,
     checked_checkpoint,
+    checked_output,
     recipe_of,
     validated,
 )
-from lightning_prune._tables import pruning_table
+from lightning_prune._tables import change_table, pruning_table
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.pruner import Pruner
 
@@ -39,14 +40,7 @@ class OneShotReport:
 
     def table(self) -> Table:
         """Return the metrics before and after, side by side, for a terminal."""
-        table = Table(title="Validated before and after", title_justify="left")
-        table.add_column("metric")
-        for column in ("before", f"at sparsity {self.pruner.sparsity:.4f}", "change"):
-            table.add_column(column, justify="right")
-        for name, before in self.before.items():
-            after = self.after.get(name, float("nan"))
-            table.add_row(name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
-        return table
+        return change_table(self.before, self.after, f"at sparsity {self.pruner.sparsity:.4f}")
 
 
 def prune_once(
@@ -91,7 +85,7 @@ def prune_once(
     recipe = recipe_of(trainer)
     check_batches(batches)
     source = checked_checkpoint(ckpt_path)
-    target = _checked_output(output, source)
+    target = None if output is None else checked_output(output, source)
     before = validated(trainer, model, datamodule, source)
     console = Console()
 
@@ -110,17 +104,6 @@ def prune_once(
     if target is not None:
         _save(trainer, recipe, pruner, target)
     return report
-
-
-def _checked_output(output: str | Path | None, source: str | None) -> Path | None:
-    if output is None:
-        return None
-    path = Path(output)
-    if source is not None and Path(source).resolve() == path.resolve():
-        raise ValueError(f"need an output other than ckpt_path, got output='{path}'")
-    if path.is_dir():
-        raise ValueError(f"need the name of a file to write, got the folder output='{path}'")
-    return path
 
 
 def _save(trainer: Trainer, recipe: PruningCallback, pruner: Pruner, path: Path) -> None:

@@ -1,0 +1,246 @@
+"""A file that holds what is not zero, and where: it loads back bit for bit."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune._files import need_libraries, replacing
+from lightning_prune._state import packed, unpacked
+
+_FORMAT = "lightning_prune.sparse"
+_VERSION = "1"
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PLAIN, _MASK, _VALUES = "plain/", "mask/", "values/"
+
+
+def save_sparse(
+    weights: nn.Module | Mapping[str, Tensor], path: str | Path, *, dtype: torch.dtype | None = None
+) -> None:
+    r"""Write a module's parameters and buffers without their zeros.
+
+    Of a tensor with :math:`N` entries of :math:`b` bytes, :math:`k` of them not zero, the file
+    holds a mask of one bit an entry and the packed values, :math:`\lceil N / 8 \rceil + k b` bytes;
+    or the plain tensor, where that is less. Zero is what has no bit set, so ``-0.0`` is a value
+    like any other, and NaNs keep their payload. Tied tensors are written once.
+
+    It is a safetensors file: whatever reads those can list it, and loading executes nothing. The
+    tensor ``name`` is ``mask/name`` (eight entries a byte, the first in the highest bit) and
+    ``values/name``, or ``plain/name``. In the metadata are ``format``, ``version``, ``tensors``
+    (JSON: by name, in order, ``dtype`` and ``shape``, or ``same_as`` for a tied one) and
+    ``checksum``: SHA-256 of ``tensors`` followed by the bytes of all tensors in the order of their
+    names.
+
+    Args:
+        weights: A module, or a ``state_dict``.
+        path: The file. It is replaced at the end: if anything fails, an older one stays.
+        dtype: Store values of a wider floating point type in this one, ``torch.float16`` or
+            ``torch.bfloat16``; they load in their own type again, rounded: by up to
+            :math:`2^{-11}` of themselves in float16 (absolutely :math:`2^{-25}` below
+            :math:`2^{-14}`, so what is smaller than that becomes zero), :math:`2^{-8}` in bfloat16.
+            By default nothing is rounded.
+
+    Raises:
+        ValueError: If something of a ``state_dict`` is no tensor or of a type that a file cannot
+            hold, or if a finite value would become infinite in ``dtype``.
+        ModuleNotFoundError: If safetensors is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> layer = nn.Linear(1000, 100)
+        >>> _ = layer.weight.data.masked_fill_(torch.rand(100, 1000) < 0.9, 0.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_sparse(layer, f"{folder}/layer.safetensors")
+        ...     loaded = load_sparse(f"{folder}/layer.safetensors")
+        >>> layer.load_state_dict(loaded)
+        <All keys matched successfully>
+    """
+    safetensors = _safetensors()
+    if dtype not in (None, torch.float16, torch.bfloat16):
+        raise ValueError(f"need float16, bfloat16 or None, got dtype={dtype}")
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    first_names: dict[Any, str] = {}
+    described: dict[str, dict[str, Any]] = {}
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        _refuse_what_no_file_holds(name, tensor)
+        first = first_names.setdefault(_identity(name, tensor), name)
+        if first != name:
+            described[name] = {"same_as": first}
+            continue
+        described[name] = {"dtype": _name(tensor.dtype), "shape": list(tensor.shape)}
+        stored.update(_stored(name, _rounded(name, tensor.detach().cpu(), dtype)))
+    description = json.dumps(described)
+    metadata = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "tensors": description,
+        "checksum": _checksum(description, stored),
+    }
+    with replacing(path) as file:
+        file.write_bytes(safetensors.torch.save(stored, metadata))
+
+
+def load_sparse(path: str | Path) -> dict[str, Tensor]:
+    """Return what `save_sparse` has written, dense and on the CPU, for ``load_state_dict``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it was written by something else or another version, or is damaged.
+        ModuleNotFoundError: If safetensors is not installed.
+    """
+    file = Path(path)
+    try:
+        metadata, stored = _read(file)
+        described = _checked(metadata, stored)
+        loaded: dict[str, Tensor] = {}
+        for name, entry in described.items():
+            if "same_as" in entry:
+                loaded[name] = loaded[entry["same_as"]]
+            else:
+                loaded[name] = _dense(name, entry, stored)
+        if stored:
+            raise ValueError(f"it holds more than its metadata names: {', '.join(stored)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (
+            error if isinstance(error, ValueError) else "its metadata are not what they must be"
+        )
+        raise ValueError(f"need a file of save_sparse, got path='{path}': {reason}") from error
+    return loaded
+
+
+def _stored(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return what the file holds of one tensor, by its keys in the file."""
+    bits = tensor.flatten().view(_BITS[tensor.element_size()])
+    mask = bits != 0
+    values = bits[mask].view(tensor.dtype)
+    bitmap = packed(mask)
+    if bitmap.nbytes + values.nbytes < tensor.nbytes:
+        return {_MASK + name: bitmap, _VALUES + name: values}
+    return {_PLAIN + name: tensor.clone(memory_format=torch.contiguous_format)}
+
+
+def _dense(name: str, entry: Mapping[str, Any], stored: dict[str, Tensor]) -> Tensor:
+    """Return a tensor from what the file holds of it, which is taken away."""
+    dtype, shape = _DTYPES[entry["dtype"]], torch.Size(entry["shape"])
+    if _PLAIN + name in stored:
+        tensor = stored.pop(_PLAIN + name)
+        if tensor.shape != shape:
+            raise ValueError(f"'{name}' is {list(tensor.shape)} and should be {list(shape)}")
+        return tensor.to(dtype, copy=True)  # the file is mapped, and may be overwritten
+    bitmap, values = stored.pop(_MASK + name), stored.pop(_VALUES + name)
+    entries = math.prod(shape)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"'{name}' has the shape {list(shape)}")
+    if bitmap.dtype != torch.uint8 or list(bitmap.shape) != [math.ceil(entries / 8)]:
+        raise ValueError(f"the mask of '{name}' has not one bit for each of {entries:,} entries")
+    mask = unpacked(bitmap, torch.Size([entries]))
+    if list(values.shape) != [int(mask.sum())]:
+        raise ValueError(
+            f"'{name}' has {values.numel():,} values, and {int(mask.sum()):,} by its mask"
+        )
+    bits = torch.zeros(entries, dtype=_BITS[values.element_size()])
+    bits[mask] = values.view(bits.dtype)
+    return bits.view(values.dtype).view(shape).to(dtype)
+
+
+def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors of a safetensors file."""
+    safetensors = _safetensors()
+    with file.open("rb") as start:
+        header = start.read(9)
+    if header[8:] != b"{":
+        raise ValueError("it is no safetensors file")
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}, {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"it is cut off or damaged ({error})") from error
+
+
+def _checked(metadata: Mapping[str, str], stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what the metadata say of each tensor, if it is ours and intact."""
+    if metadata.get("format") != _FORMAT:
+        raise ValueError("it was written by something else")
+    if metadata.get("version") != _VERSION:
+        raise ValueError(
+            f"it has version {metadata.get('version')}, and this release reads version {_VERSION}"
+        )
+    if metadata.get("checksum") != _checksum(metadata["tensors"], stored):
+        raise ValueError("it is damaged: its checksum is not that of its content")
+    described: dict[str, Any] = json.loads(metadata["tensors"])
+    return described
+
+
+def _checksum(description: str, stored: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(description.encode())
+    for key in sorted(stored):
+        digest.update(stored[key].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None or not tensor.is_floating_point() or tensor.itemsize <= dtype.itemsize:
+        return tensor
+    rounded = tensor.to(dtype)
+    overflows = tensor.isfinite() & rounded.isinf()
+    if overflows.any():
+        raise ValueError(
+            f"need values that {_name(dtype)} can hold, got '{name}' with "
+            f"{tensor[overflows].abs().max().item():g}; save without dtype"
+        )
+    return rounded
+
+
+def _identity(name: str, tensor: Tensor) -> Any:
+    """Return what two tensors have in common if and only if they are tied."""
+    if tensor.numel() == 0:
+        return name
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _refuse_what_no_file_holds(name: str, tensor: Any) -> None:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        raise ValueError(
+            f"need tensors in a state_dict, plain and of one process, got '{name}' of type "
+            f"{type(tensor).__name__}"
+        )
+    if _name(tensor.dtype) not in _DTYPES:
+        raise ValueError(
+            f"need tensors of a type among {', '.join(_DTYPES)}, got '{name}' of type "
+            f"{_name(tensor.dtype)}"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _safetensors() -> ModuleType:
+    need_libraries("safetensors")
+    import safetensors.torch
+
+    return safetensors
