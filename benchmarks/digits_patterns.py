@@ -21,6 +21,7 @@ from rich.table import Table
 
 from lightning_prune import (
     BlockPattern,
+    ChannelPattern,
     NMPattern,
     PolynomialSchedule,
     PruningCallback,
@@ -32,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples.digits import DigitsClassifier, DigitsDataModule
 
 # The first layer has one input channel, which is no group of four; the last has ten outputs, which
-# are no blocks of four. Blocks are divided by ERK as unstructured weights are, N:M uniformly.
+# are no blocks of four. Blocks are divided by ERK as unstructured weights are, N:M uniformly. Of
+# channels the sparsity is that of the channels between layers: three of four parameters go.
 HALF: dict[str, Any] = {"sparsity": {"*": 0.5, "net.0": None}, "allocation": UniformAllocation()}
 MOST: dict[str, Any] = {"sparsity": {"*": 0.9, "net.10": None}}
 ROWS: dict[str, dict[str, Any]] = {
@@ -40,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "unstructured, 0.5": HALF,
     "4:8, 0.5": {**HALF, "pattern": NMPattern(n=4, m=8)},
     "2:4, 0.5": {**HALF, "pattern": NMPattern(n=2, m=4)},
+    "channels, 0.5": {"sparsity": 0.5, "pattern": ChannelPattern()},
     "unstructured, 0.9": MOST,
     "blocks of 4 x 1, 0.9": {**MOST, "pattern": BlockPattern(shape=(4, 1))},
 }

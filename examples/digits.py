@@ -24,6 +24,7 @@ class DigitsClassifier(LightningModule):
         self.learning_rate = learning_rate
         self.decay = decay
         self.net = convolutional_net()
+        self.example_input_array = torch.zeros(2, 1, 8, 8)
         self.val_acc = MulticlassAccuracy(10, average="micro")
         self.test_acc = MulticlassAccuracy(10, average="micro")
 

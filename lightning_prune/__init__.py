@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lightning_prune._files import FileSize, file_size
+from lightning_prune._latency import Latency
 from lightning_prune.allocations import (
     Allocation,
     ERKAllocation,
@@ -33,6 +34,7 @@ from lightning_prune.patterns import (
 )
 from lightning_prune.pruner import Pruner
 from lightning_prune.regrowth import Regrow
+from lightning_prune.report import LayerReport, Report, report
 from lightning_prune.schedules import (
     CosineSchedule,
     ExponentialSchedule,
@@ -74,6 +76,8 @@ __all__ = [
     "GradientCriterion",
     "Group",
     "LAMPAllocation",
+    "Latency",
+    "LayerReport",
     "MagnitudeCriterion",
     "MovementCriterion",
     "MultiStepSchedule",
@@ -88,6 +92,7 @@ __all__ = [
     "PruningCallback",
     "RandomCriterion",
     "Regrow",
+    "Report",
     "Rewind",
     "Schedule",
     "Sensitivity",
@@ -105,6 +110,7 @@ __all__ = [
     "measure_sensitivity",
     "prune_once",
     "quantize_onnx",
+    "report",
     "save_sparse",
     "shrink",
     "shrunk_state",

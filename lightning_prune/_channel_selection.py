@@ -157,7 +157,7 @@ def _reasons(
                 reasons.setdefault(one.name, reason.of(one.name))
     for one in found:
         if one.name not in tensors:
-            alone = one.why_dense or one.why_unready or "forward does not make channels with it"
+            alone = one.why_dense or one.why_unready or "its channels cannot be followed"
             reasons.setdefault(one.name, alone)
     return {one.name: reasons[one.name] for one in found if one.name in reasons}
 

@@ -9,12 +9,12 @@ from torch.optim import Optimizer
 
 from lightning_prune._answers import Answer, nothing_to_prune, refuse_misfits, refuse_shards
 from lightning_prune._channel_selection import select_channels
-from lightning_prune._distributed import reshard
+from lightning_prune._distributed import is_sharded, reshard
 from lightning_prune.channels import ChannelGroup
 from lightning_prune.criteria import Criterion
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.patterns import ChannelPattern, Pattern
-from lightning_prune.selection import Selection, select
+from lightning_prune.selection import Selection, named_parameters, select
 
 
 def choose(
@@ -43,6 +43,9 @@ def choose(
     """
     reshard(model)
     if isinstance(pattern, ChannelPattern):
+        for name, parameter in named_parameters(model).items():
+            if is_sharded(parameter):
+                refuse_shards(name, [pattern])
         selection = select_channels(model, optimizers, targets, pattern, example)
     else:
         selection = select(model, optimizers, targets)

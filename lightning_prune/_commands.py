@@ -1,5 +1,6 @@
 """What the ``lightning-prune`` command does beside training: each subcommand is a method here."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +114,98 @@ class PruneTrainer(Trainer):
         written = measured.write(folder, tolerance, plot=plot)
         _say(f"written: {', '.join(map(str, written))}")
 
+    def report(
+        self,
+        model: LightningModule,
+        *,
+        ckpt_path: str,
+        datamodule: LightningDataModule | None = None,
+        batch_size: int = 1,
+        latency: bool = True,
+        threads: int = 1,
+        blocks: int = 51,
+        output: str | None = None,
+    ) -> None:
+        """Measure what pruning has bought: size, multiplications, memory and latency.
+
+        Compares a checkpoint with the same network without zeros, or a shrunk one with the model
+        of the config, in torch and in ONNX Runtime, with the model's example_input_array as input,
+        or else with what validation first calls the model with.
+
+        Args:
+            model: The model.
+            ckpt_path: The checkpoint; it is only read.
+            datamodule: The data.
+            batch_size: Number of samples of a validation batch that the model is run on, if it has
+                no example_input_array.
+            latency: Whether to measure latencies, the only part that takes long. Those of ONNX
+                Runtime need lightning-prune[export].
+            threads: Number of threads that one operation may use, on CPU.
+            blocks: Number of pairs of blocks of calls, at least 6, each of about 10 ms or one
+                call; more make the interval narrower.
+            output: Where to write it, too: a .json, .csv or .md file, or a folder for all three.
+        """
+        from lightning_prune._calibration import check_one_process, checked_checkpoint
+        from lightning_prune._example import example_of_validation
+        from lightning_prune.report import check_output, report
+
+        if batch_size < 1:
+            raise ValueError(f"need batch_size >= 1, got batch_size={batch_size}")
+        if output is not None:
+            check_output(Path(output))
+        check_one_process(self, "to report")
+        checked_checkpoint(ckpt_path)
+        dense = deepcopy(model)
+        is_shrunk = _load(model, ckpt_path)
+        example = example_of_validation(self, model, datamodule, batch_size)
+        measured = report(
+            model.to(self.strategy.root_device),
+            example,
+            dense=dense if is_shrunk else None,
+            latency=latency,
+            threads=threads,
+            blocks=blocks,
+            progress=self.progress_bar_callback is not None,
+        )
+        _say(measured.table())
+        if output is not None:
+            _say(f"written: {', '.join(map(str, measured.write(Path(output))))}")
+
+    def shrink(
+        self,
+        model: LightningModule,
+        *,
+        ckpt_path: str,
+        datamodule: LightningDataModule | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Remove the channels of a checkpoint that are zero, compare, and validate it.
+
+        Channels are zero where ChannelPattern has pruned them. The smaller model is compared with
+        the pruned one before it is written; what else takes it by '--ckpt_path' (test, fit, report,
+        export) gives the config's model its shapes.
+
+        Args:
+            model: The model.
+            ckpt_path: The checkpoint; it is only read.
+            datamodule: The data.
+            output: The checkpoint to write: by default beside the other, with '-shrunk' in its
+                name. In Python, adopt(Model(), torch.load(output)) loads it.
+        """
+        from lightning_prune._calibration import (
+            check_one_process,
+            checked_checkpoint,
+            checked_output,
+        )
+        from lightning_prune._deployment import write_shrunk
+
+        check_one_process(self, "to shrink")
+        source = Path(checked_checkpoint(ckpt_path) or ckpt_path)
+        beside = source.with_name(f"{source.stem}-shrunk{source.suffix}")
+        target = checked_output(output or beside, source)
+        _load(model, ckpt_path)
+        write_shrunk(self, model, datamodule, source=source, output=target, say=_say)
+
     def export(
         self,
         model: LightningModule,
@@ -189,9 +282,20 @@ def _beside(ckpt_path: str, format: str, precision: str) -> Path:
     return source.with_name(source.stem + ("" if precision == "fp32" else f"-{precision}") + suffix)
 
 
-def _load(model: LightningModule, ckpt_path: str) -> None:
-    """Put the weights of a checkpoint into a model."""
+def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
+    """Give a model the shapes of a shrunk checkpoint, and say whether it is one."""
     model.configure_model()
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    if is_shrunk := "attributes" in checkpoint:
+        from lightning_prune.shrinking import adopt
+
+        adopt(model, checkpoint)
+    return is_shrunk
+
+
+def _load(model: LightningModule, ckpt_path: str) -> bool:
+    """Put the weights of a checkpoint into a model, and say whether it was shrunk."""
+    is_shrunk = adopt_shapes(model, ckpt_path)
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     if "state_dict" not in checkpoint:
         raise ValueError(f"need a checkpoint of Lightning, got ckpt_path='{ckpt_path}'")
@@ -201,6 +305,7 @@ def _load(model: LightningModule, ckpt_path: str) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"need a checkpoint of the model, got {ckpt_path=}; {reason}") from error
+    return is_shrunk
 
 
 def _say(something: RenderableType) -> None:

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.progress import track
 
 from lightning_prune._calibration import quiet, validated
+from lightning_prune._example import example_of_validation
 from lightning_prune._files import file_size
 from lightning_prune._onnx import (
     as_call,
@@ -26,7 +27,17 @@ from lightning_prune._onnx import (
 )
 from lightning_prune._tables import change_table
 from lightning_prune.export import export_onnx, quantize_onnx
+from lightning_prune.shrinking import shrink, shrunk_state
 from lightning_prune.sparse_file import load_sparse, save_sparse
+
+_OF_THE_MODEL = (  # what of a checkpoint is not of its training
+    "pytorch-lightning_version",
+    "hparams_name",
+    "hparams_type",
+    "hyper_parameters",
+    "datamodule_hparams_name",
+    "datamodule_hyper_parameters",
+)
 
 Say = Callable[[RenderableType], None]
 
@@ -113,6 +124,49 @@ def write_onnx(
     say(change_table(before, after, f"as {file.path.name}"))
 
 
+def write_shrunk(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    *,
+    source: Path,
+    output: Path,
+    say: Say,
+) -> None:
+    """Remove zero channels, and write a checkpoint that holds the smaller model and no training.
+
+    Args:
+        trainer: Validates both models.
+        model: Left as it is.
+        datamodule: Where batches come from; by default from the model.
+        source: The checkpoint that was loaded, whose hyper-parameters are kept.
+        output: The checkpoint to write.
+        say: Told what is done, and what came of it.
+    """
+    before = _validated(trainer, model, datamodule)
+    example = example_of_validation(trainer, model, datamodule, samples=2)
+    say("finding which channels go together, and comparing the model without those that are zero")
+    smaller = shrink(model, example)
+    parameters = [sum(p.numel() for p in each.parameters()) for each in (model, smaller)]
+    if parameters[0] == parameters[1]:
+        raise ValueError(
+            f"need channels that are zero in all places, got none in ckpt_path='{source}'; prune "
+            "them in training with pattern: ChannelPattern"
+        )
+    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    kept = {key: checkpoint[key] for key in _OF_THE_MODEL if key in checkpoint}
+    nothing = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
+    torch.save(kept | nothing | {"callbacks": {}} | shrunk_state(smaller), output)
+    say(
+        f"its outputs are those of the model; parameters: {parameters[0]:,} before, "
+        f"{parameters[1]:,} after"
+    )
+    if before:
+        after = _validated(trainer, smaller, datamodule)
+        say(change_table(before, after, "shrunk"))
+    say(f"written: {output}")
+
+
 def write_sparse(
     trainer: Trainer,
     model: LightningModule,
@@ -145,6 +199,13 @@ def _say_of_the_file(say: Say, path: Path, zeros: int, entries: int) -> None:
     size = file_size(path)
     say(f"written: {path}, {size.raw:,} bytes, {size.zstd:,} when compressed (zstd)")
     say(f"zeros: {zeros:,} of {entries:,} weights, sparsity {zeros / max(entries, 1):.4f}")
+
+
+def _validated(
+    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None
+) -> dict[str, float]:
+    """Return what validation logs for a copy; nothing if there is none."""
+    return validated(trainer, deepcopy(model), datamodule) if _validates(model, datamodule) else {}
 
 
 _NOT_VALIDATED = "the model has no validation_step, or nothing has a val_dataloader"

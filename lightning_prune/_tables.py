@@ -69,6 +69,21 @@ def pruning_rows(pruner: Pruner) -> list[tuple[str, ...]]:
     return rows
 
 
+def _columns(pruner: Pruner) -> tuple[str, ...]:
+    return _CHANNEL_COLUMNS if pruner.pattern.couples_tensors else _TENSOR_COLUMNS
+
+
+def _planned_for_all(pruner: Pruner) -> float:
+    """Return the final sparsity: of channels what rounding leaves of it, where that is known."""
+    planned = [pruner.plan[group.name] for group in pruner.groups]
+    if not pruner.pattern.couples_tensors or not planned or None in planned:
+        return pruner.final_sparsity
+    pruned = sum(
+        group.size * final for group, final in zip(pruner.groups, planned, strict=True) if final
+    )
+    return pruned / sum(group.size for group in pruner.groups)
+
+
 def change_table(before: Mapping[str, float], after: Mapping[str, float], label: str) -> Table:
     """Return the metrics of a validation before and after, side by side, for a terminal.
 
@@ -85,21 +100,6 @@ def change_table(before: Mapping[str, float], after: Mapping[str, float], label:
         changed = after.get(name, float("nan"))
         table.add_row(name, f"{value:.4f}", f"{changed:.4f}", f"{changed - value:+.4f}")
     return table
-
-
-def _columns(pruner: Pruner) -> tuple[str, ...]:
-    return _CHANNEL_COLUMNS if pruner.pattern.couples_tensors else _TENSOR_COLUMNS
-
-
-def _planned_for_all(pruner: Pruner) -> float:
-    """Return the final sparsity: of channels what rounding leaves of it, where that is known."""
-    planned = [pruner.plan[group.name] for group in pruner.groups]
-    if not pruner.pattern.couples_tensors or not planned or None in planned:
-        return pruner.final_sparsity
-    pruned = sum(
-        group.size * final for group, final in zip(pruner.groups, planned, strict=True) if final
-    )
-    return pruned / sum(group.size for group in pruner.groups)
 
 
 def _dense_by_reason(pruner: Pruner) -> dict[str, list[str]]:

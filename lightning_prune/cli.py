@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -11,7 +12,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short names of what is imported)
 from lightning_prune._cli_errors import explained
-from lightning_prune._commands import PruneTrainer
+from lightning_prune._commands import PruneTrainer, adopt_shapes
+
+_OURS = ("prune", "sensitivity", "report", "shrink", "export")
 
 
 class PruneArgumentParser(LightningArgumentParser):
@@ -34,9 +37,6 @@ def _keys(parser: argparse.ArgumentParser) -> list[str]:
     return keys
 
 
-_OURS = ("prune", "sensitivity", "export")
-
-
 class PruneCLI(LightningCLI):
     """LightningCLI with more subcommands, which reports a bad value without a traceback."""
 
@@ -52,6 +52,14 @@ class PruneCLI(LightningCLI):
         if self.subcommand in _OURS:
             self.save_config_callback = None
 
+    def _adopt_shapes(self) -> None:
+        """Give the model the shapes of a shrunk checkpoint before Lightning loads its weights."""
+        path = self._get(self.config_init, "ckpt_path")
+        if path and Path(path).is_file():
+            adopt_shapes(self.model, path)
+
+    before_fit = before_validate = before_test = before_predict = _adopt_shapes
+
     def prune(self, **arguments: Any) -> None:
         """Prune a checkpoint without training."""
         self._reporting(self.trainer.prune, arguments)
@@ -59,6 +67,14 @@ class PruneCLI(LightningCLI):
     def sensitivity(self, **arguments: Any) -> None:
         """Measure how much sparsity each tensor bears."""
         self._reporting(self.trainer.sensitivity, arguments)
+
+    def report(self, **arguments: Any) -> None:
+        """Measure what pruning has bought."""
+        self._reporting(self.trainer.report, arguments)
+
+    def shrink(self, **arguments: Any) -> None:
+        """Remove the channels of a checkpoint that are zero."""
+        self._reporting(self.trainer.shrink, arguments)
 
     def export(self, **arguments: Any) -> None:
         """Write a checkpoint as a file to deploy."""
@@ -83,7 +99,7 @@ class PruneCLI(LightningCLI):
 
 
 def main() -> None:
-    """Run ``fit``, ``prune``, ``sensitivity`` or another command on what the config names."""
+    """Run ``fit``, ``prune``, ``report`` or another command on what the config names."""
     if os.getcwd() not in sys.path:  # a console script does not see the current directory
         sys.path.insert(0, os.getcwd())
     PruneCLI(

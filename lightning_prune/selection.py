@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
@@ -109,7 +109,7 @@ class Candidate:
             sparsity=self.sparsity,
             glob=self.glob,
             optimizer=self.optimizer,
-            output_axis=_output_axis(self.parameter, self.owner),
+            output_axis=output_axis(self.parameter, self.owner),
             mask=torch.ones_like(local(self.parameter), dtype=torch.bool),
             shard=shard_of(self.parameter),
             follows=self.why_dense is not None,
@@ -287,7 +287,7 @@ def _deciding_globs(
     return deciding
 
 
-def _output_axis(parameter: nn.Parameter, owner: nn.Module) -> int:
+def output_axis(parameter: Tensor, owner: nn.Module) -> int:
     """Return the axis of the output channels: Hugging Face's Conv1D is input first, too."""
     inputs_first = isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
     return int(inputs_first and parameter.ndim > 1)

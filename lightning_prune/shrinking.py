@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from lightning_prune._coupling import (
 from lightning_prune._labels import UNLABELLED
 from lightning_prune.selection import plain_name
 
+Shrunk = TypeVar("Shrunk", bound=nn.Module)
+
 TOLERANCE = 1e-5
 _BATCHES = 3
 _TRIES = 16
@@ -35,7 +37,7 @@ Numbers = list[tuple[str, str, int]]
 """What an attribute of a module becomes: the module's name, the attribute's, and its value."""
 
 
-def shrink(module: nn.Module, example: Any = None) -> nn.Module:
+def shrink(module: Shrunk, example: Any = None) -> Shrunk:
     r"""Return a copy of a module without the channels that are zero wherever they lie.
 
     A channel is removed if all that is stored for it is 0: the row that makes it, its bias, the
@@ -181,8 +183,8 @@ def _one_of(group: CoupledChannels) -> Tensor:
 
 
 def _removed(
-    module: nn.Module, coupling: Coupling, removal: Removal, numbers: Numbers
-) -> nn.Module:
+    module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numbers
+) -> Shrunk:
     """Return a copy without those channels.
 
     Args:
@@ -299,8 +301,8 @@ def _numbers(child: nn.Module) -> dict[str, int]:
 
 
 def _checked(
-    module: nn.Module, example: Any, coupling: Coupling, removal: Removal
-) -> tuple[nn.Module | None, list[tuple[int, str]]]:
+    module: Shrunk, example: Any, coupling: Coupling, removal: Removal
+) -> tuple[Shrunk | None, list[tuple[int, str]]]:
     """Remove channels and compare; return the smaller module, or None and the groups to blame."""
     if not removal:
         return copy.deepcopy(module), []

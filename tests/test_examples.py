@@ -55,6 +55,8 @@ def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch,
     main("prune", config, "--ckpt_path", str(dense))
     assert "at sparsity 0.9000" in capsys.readouterr().out
     pruned = dense.with_name("last-pruned.ckpt")
+    main("report", config, "--ckpt_path", str(pruned), "--latency", "false")
+    assert "0.9000 of the prunable weights are zero" in capsys.readouterr().out
     main("fit", config, "--ckpt_path", str(pruned), "--trainer.max_epochs", "1")
     assert "0.9000" in capsys.readouterr().out.split("Pruned")[-1]
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune import (
     BlockPattern,
+    ChannelPattern,
     CosineSchedule,
     Criterion,
     ERKAllocation,
@@ -247,7 +248,7 @@ class GatheringCriterion(Criterion):
 
 @pytest.mark.works_with(
     SECTION,
-    "LAMP, N:M, blocks, per row, a criterion that gathers: on shards",
+    "LAMP, N:M, blocks, channels, per row, a criterion that gathers: on shards",
     refused=True,
 )
 @pytest.mark.parametrize(
@@ -256,6 +257,10 @@ class GatheringCriterion(Criterion):
         ({"allocation": LAMPAllocation()}, "LAMPAllocation()"),
         ({"pattern": NMPattern(), "sparsity": 0.5}, "NMPattern(n=2, m=4)"),
         ({"pattern": BlockPattern()}, "BlockPattern(shape=(4, 1))"),
+        (
+            {"pattern": ChannelPattern(), "allocation": UniformAllocation()},
+            "ChannelPattern(round_to=8, scope='inner')",
+        ),
         ({"pattern": UnstructuredPattern(per_row=True)}, "UnstructuredPattern(per_row=True)"),
         ({"criterion": GatheringCriterion()}, "GatheringCriterion()"),
         ({"criterion": TaylorCriterion()}, "TaylorCriterion()"),

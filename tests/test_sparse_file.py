@@ -88,9 +88,22 @@ def test_a_tied_tensor_is_in_the_file_once(tmp_path):
 
 def test_views_of_one_storage_are_not_tied():
     storage = torch.arange(12.0)
-    weights = {"a": storage[:6].view(2, 3), "b": storage[6:], "c": storage[:6].view(2, 3).T}
+    square = storage[:9].view(3, 3)
+    weights = {"a": square, "b": square.T, "c": square.view(torch.int32), "d": storage[3:]}
     loaded = there_and_back(weights)
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+    assert all(same_bits(loaded[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_minus_zero_and_the_payload_of_nan_survive(dtype):
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    weights = torch.zeros(800, dtype=dtype)
+    weights[0] = -0.0
+    weights[1:3] = torch.tensor(float("nan")).to(dtype)
+    weights[1:2].view(integers).add_(5)  # another payload
+    weights[3:4].view(integers).fill_(1)  # the smallest subnormal
+    assert same_bits(there_and_back({"a": weights})["a"], weights)
+    assert weights[1:2].isnan()
 
 
 def net_at(sparsity):

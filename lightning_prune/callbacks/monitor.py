@@ -1,6 +1,7 @@
 """Sparsity curves, pictures and tables in whatever loggers the Trainer has."""
 
 import importlib.util
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_prune._tables import pruning_markdown
 from lightning_prune.callbacks._beside import pruner_beside
+from lightning_prune.callbacks._first_call import FirstCall, missing_example
+from lightning_prune.report import Report, report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +30,12 @@ class SparsityMonitor(Callback):
             ``"val_acc"``; it is recorded at each sparsity reached. The picture needs the extra
             ``lightning-prune[plots]``.
         histograms_every: Epochs between weight histograms; null for none.
+        report: Whether to measure, when training ends, what pruning has bought (see
+            `lightning_prune.report`): size, multiplications, memory, and latency against the same
+            network without zeros. It takes some seconds, more for a large model, and other
+            processes wait. Scalars go to any logger, tables to TensorBoard's text page. The
+            input is the model's ``example_input_array``, or one sample of what validation first
+            calls the model with.
 
     Attributes:
         quality_curve: The recorded pairs of sparsity and quality, in order.
@@ -35,15 +44,22 @@ class SparsityMonitor(Callback):
         ValueError: If ``histograms_every`` is less than 1.
     """
 
-    def __init__(self, quality: str | None = None, histograms_every: int | None = 5) -> None:
+    def __init__(
+        self,
+        quality: str | None = None,
+        histograms_every: int | None = 5,
+        report: bool = False,
+    ) -> None:
         if histograms_every is not None and histograms_every < 1:
             raise ValueError(
                 f"need histograms_every >= 1 or null, got histograms_every={histograms_every}"
             )
         self.quality = quality
         self.histograms_every = histograms_every
+        self.report = report
         self.quality_curve: list[tuple[float, float]] = []
         self._logged_updates = 0
+        self._first_call: FirstCall | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh; refuse to watch nothing, or to draw without what that needs."""
@@ -51,6 +67,7 @@ class SparsityMonitor(Callback):
             return
         pruner_beside(self, trainer)
         self.quality_curve = []
+        self._first_call = None
         if self.quality and _boards(trainer) and importlib.util.find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
                 f"need matplotlib to draw quality={self.quality!r} in TensorBoard: "
@@ -104,6 +121,12 @@ class SparsityMonitor(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=_logged_step(trainer))
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for an example of what the model is called with."""
+        wanted = self.report and trainer.is_global_zero and trainer.state.fn == "fit"
+        if wanted and pl_module.example_input_array is None and self._first_call is None:
+            self._first_call = FirstCall(pl_module, samples=1)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the quality at the sparsity that was validated."""
         self._record_quality(trainer, validated=True)
@@ -132,6 +155,35 @@ class SparsityMonitor(Callback):
                 figure = _quality_figure(self.quality, self.quality_curve)
                 board.experiment.add_figure(f"{self.quality}_over_sparsity", figure, step)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report, once every other callback has done with the weights."""
+        if self.report and trainer.is_global_zero:
+            self._report(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Stop looking for an example."""
+        if self._first_call is not None:
+            self._first_call.stop()
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        example = pl_module.example_input_array
+        if self._first_call is not None:
+            self._first_call.stop()
+            example, self._first_call = self._first_call.example, None
+        try:
+            if example is None:
+                raise ValueError(missing_example(pl_module))
+            measured = report(pl_module, example, progress=False)
+        except Exception as error:  # of the user's model, too: no reason to end with an error
+            warnings.warn(f"no report: {error}", stacklevel=2)
+            return
+        for board in _boards(trainer):
+            board.experiment.add_text("report", measured.to_markdown(), _logged_step(trainer))
+        for logger in trainer.loggers:
+            logger.log_metrics(_scalars(measured), step=_logged_step(trainer))
+
     def _record_quality(self, trainer: Trainer, *, validated: bool) -> None:
         if self.quality is None or trainer.state.fn != "fit":
             return
@@ -156,6 +208,18 @@ def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
 def _logged_step(trainer: Trainer) -> int:
     """Return the step that Lightning itself writes beside its metrics."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _scalars(measured: Report) -> dict[str, float]:
+    """Return what there is in one number: shares of the dense model, and speed-ups."""
+    total = measured.total
+    scalars = {"report/compressed_bytes": total.compressed_bytes / max(total.dense_bytes, 1)}
+    if total.dense_macs:
+        scalars["report/effective_macs"] = total.effective_macs / total.dense_macs
+    for latency in measured.latencies:
+        name = latency.runtime.lower().replace(" ", "_")
+        scalars[f"report/speedup_{name}"] = latency.speedup
+    return scalars
 
 
 def _quality_figure(quality: str, curve: list[tuple[float, float]]) -> "Figure":

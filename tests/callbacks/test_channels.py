@@ -214,7 +214,7 @@ def test_looking_for_channels_changes_nothing_in_the_training(monkeypatch):
     assert pruning.pruner.groups
 
 
-# -- without training --------------------------------------------------------------------------------
+# -- without training -----------------------------------------------------------------------------
 
 
 class Traceable(Model):
@@ -287,7 +287,7 @@ def test_the_sensitivity_of_channels_is_that_of_each_group_and_written_for_all_i
     assert [group.name for group in again.pruner.groups] == ["one.weight", "middle.weight"]
 
 
-# -- replicas ----------------------------------------------------------------------------------------
+# -- replicas -------------------------------------------------------------------------------------
 
 
 def fit_replicas(folder):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -157,6 +157,31 @@ def test_replicas_choose_the_same_masks(criterion, two, tmp_path):
     assert_equal(masks, other_masks)
     assert_equal(weights, other_weights)
     assert_pruned(masks, weights)
+
+
+class Called(Net):
+    def forward(self, values):
+        return self.net(values)
+
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+def fit_and_report(folder):
+    logger, pruning = CSVLogger(folder, name="", version="logs"), PruningCallback(sparsity=0.75)
+    trainer = make_trainer(
+        folder, DDPStrategy(), pruning, SparsityMonitor(report=True), logger=logger
+    )
+    trainer.fit(Called(), loader(), loader())
+    return trainer.state.finished
+
+
+def test_the_first_process_reports_on_what_forward_is_called_with(two, tmp_path):
+    # Lightning calls the module with the whole batch first, in the place of validation_step.
+    assert two(fit_and_report, tmp_path) == [True, True]
+    header, *_, last = (tmp_path / "logs" / "metrics.csv").read_text().splitlines()
+    logged = dict(zip(header.split(","), last.split(","), strict=True))
+    assert float(logged["report/effective_macs"]) == 0.25
 
 
 def fit_some_replicas(folder, criterion, name, ckpt_path=None):

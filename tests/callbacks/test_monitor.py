@@ -1,8 +1,11 @@
+import importlib.util
 import sys
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from lightning_prune import PruningCallback, SparsityMonitor
 
@@ -126,3 +129,107 @@ def test_a_picture_without_matplotlib_names_the_extra(
 def test_a_bad_interval_is_refused():
     with pytest.raises(ValueError, match="got histograms_every=0"):
         SparsityMonitor(histograms_every=0)
+
+
+@pytest.fixture
+def no_onnx(monkeypatch):
+    """Leave out what takes long."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+    )
+
+
+@pytest.fixture
+def called(make_model):
+    """Return a model whose forward is called, with a normalisation and dropout."""
+    model = make_model()
+    model.net.append(nn.BatchNorm1d(4)).append(nn.Dropout(0.5))
+
+    def training_step(batch, batch_idx):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def validation_step(batch, batch_idx):
+        model(batch[0])
+
+    model.forward = model.net.forward
+    model.training_step, model.validation_step = training_step, validation_step
+    return model
+
+
+def hooks(model):
+    kinds = [name for name in vars(nn.Module()) if "hooks" in name]
+    return [len(getattr(module, kind) or ()) for module in model.modules() for kind in kinds]
+
+
+def test_a_report_of_the_pruned_model_ends_the_training(
+    called, make_trainer, loader, tmp_path, no_onnx
+):
+    logger, remember = TensorBoardLogger(tmp_path), Remember()
+    monitor, pruning = SparsityMonitor(report=True), PruningCallback(sparsity=0.75)
+    make_trainer(monitor, pruning, logger=[logger, remember]).fit(called, loader, loader)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    text = str(events.Tensors("report/text_summary")[0].tensor_proto)
+    assert "Classifier** on 1 x 16 float32" in text
+    assert "0.7500 of the prunable weights are zero" in text
+    step, last = remember.metrics[-1]
+    assert step == 20
+    assert last["report/effective_macs"] == 0.25
+    assert 0.25 < last["report/compressed_bytes"] < 0.5
+    assert last["report/speedup_torch"] > 0
+    assert events.Scalars("report/effective_macs")[0].value == 0.25
+
+
+def test_a_report_changes_nothing(called, make_trainer, loader, no_onnx):
+    def state():
+        return {
+            "tensors": {name: t.clone() for name, t in called.state_dict().items()},
+            "gradients": [p.grad.clone() for p in called.parameters()],
+            "modes": [module.training for module in called.modules()],
+            "hooks": hooks(called),
+            "random": torch.get_rng_state(),
+        }
+
+    class Before(SparsityMonitor):
+        def on_fit_end(self, trainer, pl_module):
+            for parameter in pl_module.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            self.before = state()
+            super().on_fit_end(trainer, pl_module)
+            self.after = state()
+
+    monitor, unhooked = Before(report=True), hooks(called)
+    make_trainer(monitor, PruningCallback()).fit(called, loader, loader)
+    torch.testing.assert_close(monitor.after, monitor.before, rtol=0, atol=0)
+    assert monitor.after["hooks"] == unhooked
+
+
+def test_a_run_with_a_report_ends_as_one_without(make_model, make_trainer, loader, no_onnx):
+    ends = []
+    for report in (False, True):
+        torch.manual_seed(0)
+        model = make_model()
+        model.example_input_array = torch.randn(1, 16)
+        model.forward = model.net.forward
+        trainer = make_trainer(PruningCallback(), SparsityMonitor(report=report))
+        trainer.fit(model, loader, loader)
+        ends.append([model.state_dict(), trainer.optimizers[0].state_dict(), torch.rand(1)])
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
+
+
+def test_a_report_that_is_not_possible_is_no_reason_to_lose_a_training(
+    make_model, make_trainer, loader
+):
+    model = make_model()
+    trainer = make_trainer(PruningCallback(sparsity=0.75), SparsityMonitor(report=True))
+    with pytest.warns(UserWarning, match="no report: need an example .* Classifier.example_input"):
+        trainer.fit(model, loader, loader)
+    assert trainer.state.finished
+    assert not any(hooks(model))
+    model.example_input_array = torch.randn(1, 3)  # of another shape than the model takes
+    model.forward = model.net.forward
+    trainer = make_trainer(PruningCallback(sparsity=0.75), SparsityMonitor(report=True))
+    with pytest.warns(UserWarning, match="no report: mat1 and mat2 shapes cannot be multiplied"):
+        trainer.fit(model, loader, loader)
+    assert trainer.state.finished

@@ -1,0 +1,542 @@
+"""What pruning has bought: size, multiplications, memory and latency, without flattery."""
+
+import copy
+import importlib.util
+import inspect
+import logging
+import random
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_prune import _onnx, _report_tables
+from lightning_prune._counting import Pass, Work, count, owner_of, plain
+from lightning_prune._distributed import is_sharded
+from lightning_prune._latency import LEAST_BLOCKS, Contest, Latency, measured
+from lightning_prune._zeros import pattern_of
+from lightning_prune.selection import output_axis, prunable_weights
+
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+_FILLING = 0.01  # of the size of the other weights: too small to matter, too large to be denormal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What one module holds and does; its children's own parameters are in their own rows.
+
+    Args:
+        name: Its qualified name; empty for the whole model.
+        kind: Its class.
+        dense_parameters: Number of its parameters' entries in the dense module.
+        parameters: Number of entries that are there.
+        nonzeros: Number of those that are not zero.
+        pattern: What the zeros of its matrices form; empty if it has none.
+        dense_macs: Multiplications with an addition each, in the dense module.
+        effective_macs: Those that are there and do not multiply a weight that is zero.
+        unknown: Operations whose multiplications are not known and so left out.
+        dense_bytes: Bytes of its parameters in the dense module, as they are stored.
+        bytes: The same of those that are there.
+        compressed_bytes: These bytes through zlib.
+        peak_bytes: The most bytes of activations that were alive while it ran.
+    """
+
+    name: str
+    kind: str
+    dense_parameters: int
+    parameters: int
+    nonzeros: int
+    pattern: str
+    dense_macs: int
+    effective_macs: int
+    unknown: tuple[str, ...]
+    dense_bytes: int
+    bytes: int
+    compressed_bytes: int
+    peak_bytes: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in the parameters that are there, in [0, 1]."""
+        return 1 - self.nonzeros / self.parameters if self.parameters else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What pruning has bought.
+
+    Args:
+        model: Class of the module.
+        example: Shapes and types of the input that all was measured with.
+        layers: A row for each module that holds parameters, or multiplies without any; each
+            parameter is in one of them.
+        sparsity: Fraction of zeros in the prunable weights, as `Sparsity` counts it.
+        peak_bytes: The most bytes of activations that were alive at once, the input among them.
+        dense_peak_bytes: The same of the dense module.
+        latencies: Dense against pruned, in each runtime.
+        emptied: Names of weights that are zero altogether.
+        constant: Names of other modules whose output no longer depends on the input because of
+            that; ``"output"`` if the model's does not.
+        notes: What could not be measured, and why.
+    """
+
+    model: str
+    example: str
+    layers: tuple[LayerReport, ...]
+    sparsity: float
+    peak_bytes: int
+    dense_peak_bytes: int
+    latencies: tuple[Latency, ...]
+    emptied: tuple[str, ...]
+    constant: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> LayerReport:
+        """All layers together; memory is the peak, everything else the sum."""
+
+        def of_all(name: str) -> int:
+            return sum(getattr(layer, name) for layer in self.layers)
+
+        return LayerReport(
+            name="",
+            kind=self.model,
+            dense_parameters=of_all("dense_parameters"),
+            parameters=of_all("parameters"),
+            nonzeros=of_all("nonzeros"),
+            pattern="",
+            dense_macs=of_all("dense_macs"),
+            effective_macs=of_all("effective_macs"),
+            unknown=tuple(name for layer in self.layers for name in layer.unknown),
+            dense_bytes=of_all("dense_bytes"),
+            bytes=of_all("bytes"),
+            compressed_bytes=of_all("compressed_bytes"),
+            peak_bytes=self.peak_bytes,
+        )
+
+    def table(self) -> RenderableType:
+        """Return tables of size, work and latency and what follows from them, for a terminal."""
+        return _report_tables.terminal(self)
+
+    def to_markdown(self) -> str:
+        """Return the same as Markdown."""
+        return _report_tables.markdown(self)
+
+    def to_json(self) -> str:
+        """Return all numbers; times are in seconds."""
+        return _report_tables.json_text(self)
+
+    def to_csv(self) -> str:
+        """Return a line for each layer and a last one for all; latencies are not in it."""
+        return _report_tables.csv_text(self)
+
+    def write(self, path: Path) -> list[Path]:
+        """Write the file, by its suffix ``.json``, ``.csv`` or ``.md``, or all three in a folder.
+
+        Returns:
+            What was written.
+
+        Raises:
+            ValueError: If the suffix is another.
+        """
+        check_output(path)
+        paths = [path] if path.suffix else [path / f"report{kind}" for kind in _KINDS]
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for one in paths:
+            one.write_text(_KINDS[one.suffix](self))
+        return paths
+
+
+_KINDS: dict[str, Callable[[Report], str]] = {
+    ".json": Report.to_json,
+    ".csv": Report.to_csv,
+    ".md": Report.to_markdown,
+}
+
+
+def check_output(path: Path) -> None:
+    """Raise ValueError if no report can be written there."""
+    if path.suffix and path.suffix not in _KINDS:
+        raise ValueError(f"need a folder or a .json, .csv or .md file, got output='{path}'")
+
+
+def report(
+    module: nn.Module,
+    example: Any = None,
+    *,
+    dense: nn.Module | None = None,
+    latency: bool = True,
+    threads: int = 1,
+    blocks: int = 51,
+    progress: bool = True,
+) -> Report:
+    """Measure what pruning has bought: size, multiplications, memory and latency.
+
+    Everything runs on copies in eval mode, where the module is: weights, buffers, gradients, mode,
+    hooks and the random number generators are left as they are.
+
+    Multiplications are counted as the operations run, by `torch.utils.flop_counter`. Memory is what
+    tensors hold that are alive between two operations, without parameters and buffers; what a
+    kernel uses inside is not seen. Latencies are measured in turns, one thread by default; those of
+    ONNX Runtime need ``lightning-prune[export]`` and are on CPU, in float32.
+
+    Args:
+        module: The pruned module; its zeros may be in place, or its channels removed.
+        example: What ``forward`` takes: a tensor, a tuple of positional or a dict of keyword
+            arguments. By default the module's ``example_input_array``.
+        dense: What to compare with; by default a copy whose zeros are filled with small random
+            numbers. Give the original if weights were removed.
+        latency: Whether to measure latencies, the only part that takes long.
+        threads: Threads that one operation may use, on CPU.
+        blocks: Pairs of blocks of calls, at least 6, each of about 10 ms or one call; more make
+            the interval narrower.
+        progress: Whether to show a bar meanwhile, in a terminal.
+
+    Raises:
+        ValueError: If there is no example, an argument is out of range, or parameters are sharded.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(8, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+        >>> _ = nn.init.zeros_(net[0].weight[:2])
+        >>> bought = report(net, torch.randn(1, 8), latency=False)
+        >>> bought.layers[0].pattern, bought.layers[0].nonzeros
+        ('channels: 2 of 4 outputs', 16)
+        >>> bought.total.dense_macs, bought.total.effective_macs
+        (40, 24)
+    """
+    _check(module, threads, blocks)
+    if example is None:
+        example = example_of(module)
+    with _undisturbed(), _bar(progress) as bar:
+        pruned = _copy(module)
+        full = _filled(pruned) if dense is None else _copy(dense)
+        arguments, keywords = _arguments(pruned, _moved(example, module))
+        counted = count(pruned, arguments, keywords)
+        counted_dense = count(full, arguments, keywords)
+        latencies: tuple[Latency, ...] = ()
+        notes: tuple[str, ...] = ()
+        if latency:
+            call = _Call(arguments=arguments, keywords=keywords, threads=threads)
+            latencies, notes = _latencies(full, pruned, call, blocks, bar)
+        layers = _layers(module, full, counted, counted_dense, bar)
+    weights = prunable_weights(module)
+    entries = sum(weight.numel() for weight in weights.values())
+    kept = sum(int(weight.detach().count_nonzero()) for weight in weights.values())
+    emptied = tuple(
+        name for name, w in weights.items() if w.numel() and not w.detach().count_nonzero()
+    )
+    return Report(
+        model=type(module).__name__,
+        example=_described(example),
+        layers=layers,
+        sparsity=1 - kept / entries if entries else 0.0,
+        peak_bytes=counted.peak,
+        dense_peak_bytes=counted_dense.peak,
+        latencies=latencies,
+        emptied=emptied,
+        constant=_constant(layers, counted, {owner_of(name) for name in emptied}),
+        notes=(*_unknown(layers, counted), *notes),
+    )
+
+
+def example_of(module: nn.Module) -> Any:
+    """Return a module's ``example_input_array``.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    example = getattr(module, "example_input_array", None)
+    if example is None:
+        raise ValueError(
+            f"need an example of what forward takes, got none; give one, or set "
+            f"{type(module).__name__}.example_input_array"
+        )
+    return example
+
+
+def _check(module: nn.Module, threads: int, blocks: int) -> None:
+    if threads < 1:
+        raise ValueError(f"need threads >= 1, got threads={threads}")
+    if blocks < LEAST_BLOCKS:
+        raise ValueError(f"need blocks >= {LEAST_BLOCKS}, got blocks={blocks}")
+    for name, parameter in module.named_parameters():
+        if is_sharded(parameter):
+            raise ValueError(
+                f"need whole parameters to report on, got the sharded '{name}'; load a checkpoint "
+                "of it into the plain module"
+            )
+
+
+def _bar(progress: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    shown = progress and Console().is_terminal
+    return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown)
+
+
+def _layers(
+    module: nn.Module, dense: nn.Module, counted: Pass, counted_dense: Pass, bar: Progress
+) -> tuple[LayerReport, ...]:
+    """Return a row for each module that holds parameters or multiplies, in the model's order."""
+    held, held_dense = _held(module), _held(dense)
+    kinds = {plain(name): type(layer).__name__ for name, layer in _named(dense, module)}
+    busy = {name for done in (counted, counted_dense) for name, w in done.work.items() if w.macs}
+    names = [name for name in kinds if name in held or name in held_dense or name in busy]
+    rows = []
+    for name in bar.track(names, description="compressing"):
+        parameters = held.get(name, {})
+        work = counted.work.get(name, Work())
+        payload = b"".join(_bytes(parameter) for parameter in parameters.values())
+        rows.append(
+            LayerReport(
+                name=name,
+                kind=kinds[name],
+                dense_parameters=sum(p.numel() for p in held_dense.get(name, {}).values()),
+                parameters=sum(p.numel() for p in parameters.values()),
+                nonzeros=sum(int(p.count_nonzero()) for p in parameters.values()),
+                pattern=_pattern(parameters, module, name),
+                dense_macs=counted_dense.work.get(name, Work()).macs,
+                effective_macs=work.effective,
+                unknown=tuple(dict.fromkeys(work.unknown)),
+                dense_bytes=sum(p.nbytes for p in held_dense.get(name, {}).values()),
+                bytes=len(payload),
+                compressed_bytes=len(zlib.compress(payload)) if payload else 0,
+                peak_bytes=work.peak,
+            )
+        )
+    return tuple(rows)
+
+
+def _named(*modules: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for module in modules:
+        yield from module.named_modules()
+
+
+def _held(module: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the parameters by the name of the module that they belong to, each once."""
+    held: dict[str, dict[str, Tensor]] = {}
+    for raw, parameter in module.named_parameters():
+        name = plain(raw)
+        held.setdefault(owner_of(name), {})[name] = parameter.detach()
+    return held
+
+
+def _pattern(parameters: Mapping[str, Tensor], module: nn.Module, name: str) -> str:
+    owner = {plain(n): layer for n, layer in module.named_modules()}.get(name)
+    patterns = [
+        pattern_of(parameter.transpose(0, output_axis(parameter, owner)))
+        for parameter in parameters.values()
+        if owner is not None and parameter.ndim > 1
+    ]
+    return ", ".join(dict.fromkeys(patterns))
+
+
+def _bytes(parameter: Tensor) -> bytes:
+    flat = parameter.contiguous().cpu().flatten()
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def _constant(layers: Sequence[LayerReport], counted: Pass, emptied: set[str]) -> tuple[str, ...]:
+    names = [
+        layer.name
+        for layer in layers
+        if (work := counted.work.get(layer.name)) and work.would_vary and not work.varies
+    ]
+    names = [name for name in names if name not in emptied]
+    return (*names, "output") if counted.constant else tuple(names)
+
+
+def _unknown(layers: Sequence[LayerReport], counted: Pass) -> tuple[str, ...]:
+    """Return in words what the counts leave out."""
+    notes = [
+        f"multiplications of {layer.name or layer.kind} are not known and not counted: it runs "
+        f"{', '.join(layer.unknown)}"
+        for layer in layers
+        if layer.unknown
+    ]
+    idle = [
+        layer.name or layer.kind
+        for layer in layers
+        if layer.pattern and layer.name not in counted.used
+    ]
+    return (*notes, f"not used with this example: {', '.join(idle)}") if idle else tuple(notes)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def _filled(module: nn.Module) -> nn.Module:
+    """Return a copy without zeros, which no kernel could tell from a dense module."""
+    full = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in full.parameters():
+        if not parameter.is_floating_point():
+            continue
+        zeros = parameter == 0
+        kept = parameter[~zeros].float()
+        size = float(kept.square().mean().sqrt()) if kept.numel() else 1.0
+        noise = torch.randn(parameter.shape, generator=generator) * (_FILLING * size)
+        parameter[zeros] = noise.to(parameter)[zeros]
+    return full
+
+
+def _moved(example: Any, module: nn.Module) -> Any:
+    """Return a copy of the example on the module's device."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device, copy=True), example)
+
+
+def _arguments(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return an example as Lightning reads an ``example_input_array``, in the order of forward."""
+    forward = inspect.signature(getattr(module, "_orig_mod", module).forward)
+    if isinstance(example, Mapping):
+        bound = forward.bind(**example)
+    else:
+        bound = forward.bind(*(example if isinstance(example, tuple | list) else (example,)))
+    return bound.args, bound.kwargs
+
+
+def _described(example: Any) -> str:
+    return ", ".join(
+        f"{' x '.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).rpartition('.')[2]}"
+        for tensor in tree_leaves(example)
+        if isinstance(tensor, Tensor)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """How both modules are called."""
+
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    threads: int
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        leaves = tree_leaves((self.arguments, self.keywords))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _latencies(
+    dense: nn.Module, pruned: nn.Module, call: _Call, blocks: int, bar: Progress
+) -> tuple[tuple[Latency, ...], tuple[str, ...]]:
+    """Return what was measured in each runtime, and why one is missing."""
+    latencies: list[Latency] = []
+    task = bar.add_task("", total=2 * blocks)
+
+    def measure(contest: Contest) -> None:
+        bar.update(task, description=f"dense and pruned in turns, {contest.runtime}")
+        latencies.append(measured(contest, blocks, lambda: bar.advance(task)))
+
+    with torch.inference_mode(), _threads(call.threads):
+        measure(_in_torch(dense, pruned, call))
+    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
+    if missing:
+        note = f"need {' and '.join(missing)}: pip install 'lightning-prune[export]'"
+        return tuple(latencies), (f"not measured in ONNX Runtime: {note}",)
+    bar.update(task, description="writing ONNX files")
+    try:
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            measure(_in_onnx_runtime(dense, pruned, call, Path(folder)))
+    except Exception as error:  # of whichever operation cannot be exported or run there
+        return tuple(latencies), (f"not measured in ONNX Runtime: {_first_line(error)}",)
+    return tuple(latencies), ()
+
+
+def _in_torch(dense: nn.Module, pruned: nn.Module, call: _Call) -> Contest:
+    device = call.tensors[0].device if call.tensors else torch.device("cpu")
+
+    def run(module: nn.Module) -> None:
+        module(*call.arguments, **call.keywords)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    return Contest(
+        runtime="torch",
+        device=device.type,
+        threads=call.threads,
+        dense=partial(run, dense),
+        pruned=partial(run, pruned),
+    )
+
+
+def _in_onnx_runtime(dense: nn.Module, pruned: nn.Module, call: _Call, folder: Path) -> Contest:
+    arguments, keywords = tree_map_only(Tensor, _in_float32, (call.arguments, dict(call.keywords)))
+
+    def session(module: nn.Module, name: str) -> Callable[[], object]:
+        path = folder / f"{name}.onnx"
+        plain_module = getattr(module, "_orig_mod", module).cpu().float()
+        torch.onnx.export(
+            plain_module, arguments, path, kwargs=keywords, dynamo=True, verbose=False
+        )
+        opened = _onnx.session(path, threads=call.threads)
+        names = [node.name for node in opened.get_inputs()]
+        arrays = [_in_float32(tensor).numpy() for tensor in call.tensors]
+        return partial(opened.run, None, dict(zip(names, arrays, strict=True)))
+
+    return Contest(
+        runtime="ONNX Runtime",
+        device="cpu",
+        threads=call.threads,
+        dense=session(dense, "dense"),
+        pruned=session(pruned, "pruned"),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from talking of what has nothing to do with the module."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Give the random number generators back as they are now; compute no gradients."""
+    python = random.getstate()
+    of_numpy = np.random.get_state()  # noqa: NPY002
+    devices = range(torch.cuda.device_count())
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
