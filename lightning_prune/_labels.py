@@ -42,7 +42,9 @@ class Classes:
         """
         pairs = torch.stack([self.roots(first).flatten(), self.roots(second).flatten()], 1)
         pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs != UNLABELLED).all(1)]
-        for one, other in torch.unique(pairs, dim=0).tolist():
+        size = len(self._parents)  # unique rows by one number for each, as rows are slow to sort
+        for pair in torch.unique(pairs[:, 0] * size + pairs[:, 1]).tolist():
+            one, other = divmod(pair, size)
             kept, gone = sorted((self._root(one), self._root(other)))
             if kept == gone:
                 continue

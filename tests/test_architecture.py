@@ -43,7 +43,6 @@ FLOORS = {
     "report": 2,
     "_files": 2,
     "_onnx": 2,
-    "_latency": 2,
     "sparse_file": 2,
     "export": 2,
     "callbacks": 3,
