@@ -106,9 +106,7 @@ class InvertedResidual(nn.Module):
         if expansion > 1:
             layers.append(convolution(inputs, hidden, 1, activation=activation))
         layers.append(
-            convolution(
-                hidden, hidden, kernel, stride=stride, groups=hidden, activation=activation
-            )
+            convolution(hidden, hidden, kernel, stride=stride, groups=hidden, activation=activation)
         )
         if gated:
             layers.append(SqueezeAndExcite(hidden, max(8, inputs // 4)))

@@ -169,7 +169,9 @@ def judge(
     accuracies: Mapping[str, list[float]], sizes: Mapping[str, int], faster: Mapping[str, Latency]
 ) -> bool:
     """Print the table; return whether every bar was met."""
-    table = Table("file", "bytes", "test accuracy of each seed", "mean", "sd", "ms", "times as fast")
+    table = Table(
+        "file", "bytes", "test accuracy of each seed", "mean", "sd", "ms", "times as fast"
+    )
     for name, points in accuracies.items():
         spread = statistics.stdev(points) if len(points) > 1 else 0.0
         each = ", ".join(f"{point:.2f}" for point in points)
