@@ -1,9 +1,10 @@
 """Half of all channels gone, in many shapes of networks: `python benchmarks/channels.py`.
 
 Prunes half of the channels of each network gradually while it learns random labels of random
-inputs for two dozen steps, removes them, and compares: answers, parameters, bytes of the ONNX files, and
-latency in ONNX Runtime of one input on one thread, in turns. It shows what removal is worth and that
-it changes nothing. What pruning costs in accuracy is measured by `benchmarks/digits_channels.py`.
+inputs for two dozen steps, removes them, and compares: answers, parameters, bytes of the ONNX
+files, and latency in ONNX Runtime of one input on one thread, in turns. It shows what removal is
+worth and that it changes nothing. What pruning costs in accuracy is measured by
+`benchmarks/digits_channels.py`.
 
 Prints a table and what stayed dense with the reasons, as Markdown. Exits with 1 if the answers of a
 network differ by more than 1e-5 of the largest, or if ResNet-18 has less than 3 times fewer
@@ -29,7 +30,7 @@ from lightning_prune._onnx import session
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.architectures import ARCHITECTURES, CLASSES, Inputs, images
+from benchmarks.architectures import ARCHITECTURES, CLASSES, Inputs
 
 LARGEST_DIFFERENCE = 1e-5
 FRESH_BATCHES = 4
@@ -164,8 +165,8 @@ def row(its: Removal) -> str:
     times = " → ".join(f"{1000 * t.median:.2f}" for t in (its.latency.dense, its.latency.pruned))
     return (
         f"| {its.name} | {its.sparsity:.2f} | {its.difference:.0e} "
-        f"| {parameters} ({its.fewer:.1f} ×) | {sizes} | {times} "
-        f"| {its.latency.speedup:.2f} × ({its.latency.low:.2f}–{its.latency.high:.2f}) |"
+        f"| {parameters} ({its.fewer:.1f} x) | {sizes} | {times} "
+        f"| {its.latency.speedup:.2f} x ({its.latency.low:.2f}-{its.latency.high:.2f}) |"
     )
 
 

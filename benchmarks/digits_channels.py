@@ -92,7 +92,7 @@ class Convolutions(LightningModule):
 
 
 def read(root: Path | None) -> Data:
-    """Return MNIST, or without a folder the digits of scikit-learn, training on all but the test."""
+    """Return MNIST, or without a folder the digits; what is not for the test is for training."""
     if root is None:
         train, validation, test = load_digits_splits()
         both = (torch.cat(pair) for pair in zip(train.tensors, validation.tensors, strict=True))
