@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_prune._files import FileSize, file_size
-from lightning_prune._latency import Latency
 from lightning_prune.allocations import (
     Allocation,
     ERKAllocation,
@@ -34,7 +32,6 @@ from lightning_prune.patterns import (
 )
 from lightning_prune.pruner import Pruner
 from lightning_prune.regrowth import Regrow
-from lightning_prune.report import LayerReport, Report, report
 from lightning_prune.schedules import (
     CosineSchedule,
     ExponentialSchedule,
@@ -43,9 +40,10 @@ from lightning_prune.schedules import (
     PolynomialSchedule,
     Schedule,
 )
-from lightning_prune.sparse_file import load_sparse, save_sparse
 
 if TYPE_CHECKING:
+    from lightning_prune._files import FileSize, file_size
+    from lightning_prune._latency import Latency
     from lightning_prune.callbacks import (
         DistillationCallback,
         PruningCallback,
@@ -55,8 +53,10 @@ if TYPE_CHECKING:
     )
     from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.oneshot import OneShotReport, prune_once
+    from lightning_prune.reporting import LayerReport, Report, report
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
     from lightning_prune.shrinking import adopt, shrink, shrunk_state
+    from lightning_prune.sparse_file import load_sparse, save_sparse
 
 __version__ = "0.1.0"
 
@@ -117,21 +117,29 @@ __all__ = [
 ]
 
 _ROOMS = {  # of what needs Lightning, or much else of torch
-    "OnnxFile": "export",
-    "export_onnx": "export",
-    "quantize_onnx": "export",
     "DistillationCallback": "callbacks",
     "PruningCallback": "callbacks",
     "Rewind": "callbacks",
     "SparsityCheckpoint": "callbacks",
     "SparsityMonitor": "callbacks",
+    "FileSize": "_files",
+    "file_size": "_files",
+    "Latency": "_latency",
+    "OnnxFile": "export",
+    "export_onnx": "export",
+    "quantize_onnx": "export",
     "OneShotReport": "oneshot",
     "prune_once": "oneshot",
+    "LayerReport": "reporting",
+    "Report": "reporting",
+    "report": "reporting",
     "Sensitivity": "sensitivity",
     "measure_sensitivity": "sensitivity",
     "adopt": "shrinking",
     "shrink": "shrinking",
     "shrunk_state": "shrinking",
+    "load_sparse": "sparse_file",
+    "save_sparse": "sparse_file",
 }
 
 

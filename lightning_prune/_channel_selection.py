@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune._coupling import CoupledChannels, couple, example_of
+from lightning_prune._coupling import CoupledChannels, couple
+from lightning_prune._forward import example_of
 from lightning_prune.channels import ChannelGroup
 from lightning_prune.groups import PrunedTensor
 from lightning_prune.patterns import ChannelPattern

@@ -12,7 +12,7 @@ _UNKNOWN_NAME = re.compile(
 )
 _UNKNOWN_OPTION = re.compile(r"given class_path '([\w.]+)':\n\s*Option '([\w.*]+)' is not accepted")
 _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'")
-_UNKNOWN_FLAG = re.compile(r"^unrecognized arguments: --([\w.]+)")
+_UNKNOWN_FLAG = re.compile(r"^[Uu]nrecognized arguments: --([\w.]+)")
 _UNKNOWN_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _UNKNOWN_MODULE = re.compile(r"No module named '([\w.]+)'")
 _TWICE = re.compile(r"Found more than one stateful callback of type `(\w+)`")

@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune._dataflow import Cut, Dataflow, Stored
+from lightning_prune._calls import Stored
+from lightning_prune._dataflow import walk
+from lightning_prune._flow import Cut, Flow
+from lightning_prune._forward import as_call
 from lightning_prune._labels import UNLABELLED, Classes
 from lightning_prune.selection import plain_name
 
@@ -82,7 +85,9 @@ class Coupling:
 
 
 def couple(module: nn.Module, example: Any) -> Coupling:
-    """Trace a module in training and in evaluation mode, and find what its channels are coupled to.
+    """Trace a module, and find what its channels are coupled to.
+
+    It is traced in training and in evaluation mode, or in the only one in which it can be.
 
     Args:
         module: Left as it is.
@@ -93,43 +98,12 @@ def couple(module: nn.Module, example: Any) -> Coupling:
     """
     classes = Classes()
     stored = _stored(module, classes)
-    flow = Dataflow(classes, stored)
+    flow = Flow(classes)
     for program in _programs(module, example):
-        flow.walk(program)
+        walk(flow, program, stored)
     flow.settle()
     cuts = [replace(cut, labels=classes.roots(cut.labels)) for cut in flow.cuts]
-    return Coupling(groups=tuple(_groups(flow, stored)), cuts=tuple(cuts))
-
-
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an example as the positional and the named arguments of ``forward``."""
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, list | tuple):
-        return tuple(example), {}
-    return (example,), {}
-
-
-def example_of(module: nn.Module, example: Any = None) -> Any:
-    """Return an example of what ``forward`` takes, on the device of the module's parameters.
-
-    Args:
-        module: The module.
-        example: The example; None for the module's ``example_input_array``.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    example = getattr(module, "example_input_array", None) if example is None else example
-    if example is None:
-        raise ValueError(
-            "need an example of what forward takes, to find which channels go together, got "
-            "example=None; set self.example_input_array = torch.zeros(1, 3, 224, 224) (with the "
-            f"shape of your input) in the constructor of {type(module).__name__}, or give the "
-            "example itself"
-        )
-    device = next(module.parameters()).device
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example)
+    return Coupling(groups=tuple(_groups(flow, stored, cuts)), cuts=tuple(cuts))
 
 
 def with_two_samples(example: Any) -> Any:
@@ -142,22 +116,35 @@ def with_two_samples(example: Any) -> Any:
     return tree_map(twice, example)
 
 
-def _programs(module: nn.Module, example: Any) -> Iterator[torch.export.ExportedProgram]:
-    copied = copy.deepcopy(module)
-    args, kwargs = arguments(with_two_samples(example))
+def _programs(module: nn.Module, example: Any) -> list[torch.export.ExportedProgram]:
+    """Trace both modes, or the one that can be: some models are not called in the other."""
+    programs: list[torch.export.ExportedProgram] = []
+    errors: list[Exception] = []
+    args, kwargs = as_call(module, with_two_samples(example))
     for training in (True, False):
-        copied.train(training)
         try:
-            with _plainly():
-                yield torch.export.export(copied, args, kwargs, strict=False)
+            copied = copy.deepcopy(module).train(training)
+            with _plainly(), undisturbed(module):
+                programs.append(torch.export.export(copied, args, kwargs, strict=False))
         except Exception as error:  # whatever the model's own code raises
-            mode = "training" if training else "evaluation"
-            raise ValueError(
-                "need a forward that torch.export can trace, to find which channels go together, "
-                f"got {type(error).__name__} in {mode} mode: {str(error).splitlines()[0]}; give "
-                "an example that forward takes (example=..., or the module's "
-                "example_input_array), and keep what depends on values of tensors out of forward"
-            ) from error
+            errors.append(error)
+    if not programs:
+        cause = (str(errors[-1]).splitlines() or [""])[0]
+        raise ValueError(
+            "need a forward that torch.export can trace, to find which channels go together, got "
+            f"{type(errors[-1]).__name__}: {cause}; give an example that forward takes "
+            "(example=..., or the module's example_input_array), and keep what depends on values "
+            "of tensors out of forward"
+        ) from errors[-1]
+    return programs
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Leave the random number generators that a module may use as they are now."""
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        yield
 
 
 @contextmanager
@@ -168,7 +155,6 @@ def _plainly() -> Iterator[None]:
     try:
         with (
             torch.compiler.set_stance("force_eager"),
-            torch.random.fork_rng(),
             warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
         ):
             yield
@@ -193,8 +179,13 @@ def _stored(module: nn.Module, classes: Classes) -> dict[str, Stored]:
     return found
 
 
-def _groups(flow: Dataflow, stored: Mapping[str, Stored]) -> Iterator[CoupledChannels]:
-    """Put together the channels that lie along the same axes."""
+def _groups(
+    flow: Flow, stored: Mapping[str, Stored], cuts: Sequence[Cut]
+) -> Iterator[CoupledChannels]:
+    """Put together the channels that lie along the same axes, and in the same parts of what is cut.
+
+    Only then does what one of them can do tell what the others can.
+    """
     places = [
         (tensor.name, axis, flow.classes.roots(labels))
         for tensor in dict.fromkeys(stored.values())
@@ -205,11 +196,13 @@ def _groups(flow: Dataflow, stored: Mapping[str, Stored]) -> Iterator[CoupledCha
         found, counts = torch.unique(roots, return_counts=True)
         for root, count in zip(found.tolist(), counts.tolist(), strict=True):
             spans[root].append((index, count))
-    alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+    parts = {frozenset(torch.unique(cut.labels).tolist()) for cut in cuts}
+    alike: dict[Any, list[int]] = defaultdict(list)
     for root, its_spans in sorted(spans.items()):
-        alike[tuple(its_spans)].append(root)
-    for its_places, members in alike.items():
-        slices = tuple(_slices(flow, *places[index], members) for index, _ in its_places)
+        its_parts = frozenset(part for part in parts if root in part)
+        alike[tuple(its_spans), its_parts].append(root)
+    for (its_places, _), members in alike.items():
+        slices = tuple(_slices(flow, places[index], members) for index, _ in its_places)
         if not any(its.is_output for its in slices) or UNLABELLED in members:
             continue
         reasons = [why for root in members if (why := flow.classes.why_dense(root))]
@@ -223,14 +216,15 @@ def _groups(flow: Dataflow, stored: Mapping[str, Stored]) -> Iterator[CoupledCha
         )
 
 
-def _slices(flow: Dataflow, name: str, axis: int, roots: Tensor, members: list[int]) -> Slices:
+def _slices(flow: Flow, place: tuple[str, int, Tensor], members: list[int]) -> Slices:
+    name, axis, roots = place
     ordered = torch.tensor(members)
     position = torch.searchsorted(ordered, roots).clamp(max=len(members) - 1)
     return Slices(
         name=name,
         axis=axis,
         channel=torch.where(ordered[position] == roots, position, -1),
-        is_output=flow.output_axes.get(name) == axis,
+        is_output=axis in flow.output_axes.get(name, ()),
     )
 
 

@@ -16,9 +16,8 @@ from rich.progress import track
 from lightning_prune._calibration import quiet, validated
 from lightning_prune._example import example_of_validation
 from lightning_prune._files import file_size
+from lightning_prune._forward import as_call, bound_call
 from lightning_prune._onnx import (
-    as_call,
-    bound_call,
     on_cpu,
     run,
     session,

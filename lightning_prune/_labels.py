@@ -1,6 +1,6 @@
 """Which channels belong together: classes of labels, joined as a model's graph is walked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ class Classes:
 
     def roots(self, labels: Tensor) -> Tensor:
         """Return for each label the one that stands for its class."""
-        return torch.from_numpy(np.asarray(self._roots()[labels.abs().numpy()]))
+        small = thin(labels)
+        roots = torch.from_numpy(np.asarray(self._roots()[small.abs().numpy()]))
+        return roots.expand(labels.shape)
 
     def join(self, first: Tensor, second: Tensor, *, residual: bool = False) -> None:
         """Make one class of each pair of labels; pairs with an unlabelled one are left alone.
@@ -42,9 +44,7 @@ class Classes:
         """
         pairs = torch.stack([self.roots(first).flatten(), self.roots(second).flatten()], 1)
         pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs != UNLABELLED).all(1)]
-        size = len(self._parents)  # unique rows by one number for each, as rows are slow to sort
-        for pair in torch.unique(pairs[:, 0] * size + pairs[:, 1]).tolist():
-            one, other = divmod(pair, size)
+        for one, other in dict.fromkeys(map(tuple, pairs.tolist())):
             kept, gone = sorted((self._root(one), self._root(other)))
             if kept == gone:
                 continue
@@ -69,7 +69,7 @@ class Classes:
 
     def keep_dense(self, labels: Tensor, reason: str) -> None:
         """Keep the classes of these labels; the first reason counts."""
-        for root in torch.unique(self.roots(labels)).tolist():
+        for root in torch.unique(self.roots(thin(labels))).tolist():
             if root != UNLABELLED:
                 self._reasons.setdefault(root, reason)
 
@@ -80,6 +80,15 @@ class Classes:
     def is_residual(self, roots: Iterable[int]) -> bool:
         """Whether an addition has joined the class of any of these."""
         return not self._residual.isdisjoint(roots)
+
+    def varying(self, labels: Tensor) -> list[int]:
+        """Return the axes along which classes differ."""
+        roots = self.roots(thin(labels))
+        return [
+            axis
+            for axis, size in enumerate(roots.shape)
+            if size > 1 and bool((roots != roots.narrow(axis, 0, 1)).any())
+        ]
 
     def _roots(self) -> np.ndarray:
         parents = self._parents
@@ -95,3 +104,42 @@ class Classes:
         while self._parents[label] != label:
             label = int(self._parents[label])
         return label
+
+
+def thin(labels: Tensor, *others: Tensor, keep: Sequence[int] = ()) -> Tensor:
+    """Return labels without the repetitions that are none in memory: what was expanded.
+
+    Args:
+        labels: Entries of any shape.
+        others: More of the same shape, which must not differ there either.
+        keep: Axes that stay as long as they are.
+    """
+    for axis in range(labels.ndim):
+        is_repeated = not any(is_spread(each, axis) for each in (labels, *others))
+        if is_repeated and labels.shape[axis] > 1 and axis not in keep:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+def is_spread(labels: Tensor, axis: int) -> bool:
+    """Whether an axis is more than one entry that was expanded."""
+    return labels.shape[axis] > 1 and labels.stride(axis) != 0
+
+
+def along(labels: Tensor, axis: int) -> Tensor:
+    """Return one row for each index of an axis, with all labels that are there."""
+    axis %= labels.ndim
+    moved = thin(labels, keep=(axis,)).movedim(axis, 0)
+    return moved.reshape(len(moved), -1)
+
+
+def spread(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
+    """Return entries of a shape that carry labels along an axis."""
+    ones = [1] * len(shape)
+    ones[axis] = len(labels)
+    return labels.reshape(ones).expand(tuple(shape))
+
+
+def has_labels(labels: Tensor) -> bool:
+    """Whether any entry belongs to a channel."""
+    return bool((thin(labels) != UNLABELLED).any())

@@ -1,20 +1,17 @@
 """ONNX files opened in ONNX Runtime, and a module's arguments in the form of their inputs."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from lightning_prune._files import need_libraries
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def session(path: str | Path, *, threads: int | None = None) -> "InferenceSession":
@@ -52,32 +49,6 @@ def run(opened: "InferenceSession", inputs: Sequence[Tensor]) -> list[Tensor]:
     arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
     answers = opened.run(None, dict(zip(names, arrays, strict=True)))
     return [torch.from_numpy(answer) for answer in answers]
-
-
-def as_call(module: nn.Module, example: Any) -> Call:
-    """Return an example as positional and keyword arguments, in the order of ``forward``.
-
-    Args:
-        module: What is called.
-        example: A tuple of positional arguments, a mapping of keyword arguments, or the only
-            argument, as Lightning's ``example_input_array``.
-
-    Raises:
-        ValueError: If ``forward`` does not take it.
-    """
-    args, kwargs = example if isinstance(example, tuple) else (example,), {}
-    if isinstance(example, Mapping):
-        args, kwargs = (), dict(example)
-    try:
-        return bound_call(module, args, kwargs)
-    except TypeError as error:
-        raise ValueError(f"need an example that forward takes, got {error}") from error
-
-
-def bound_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """Return the same arguments in the order of ``forward``, by position where that is possible."""
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    return bound.args, bound.kwargs
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from lightning_prune._latency import Latency, Spread
 
 if TYPE_CHECKING:
-    from lightning_prune.report import LayerReport, Report
+    from lightning_prune.reporting import LayerReport, Report
 
 Row = tuple[str, ...]
 

@@ -11,13 +11,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_map
 
 from lightning_prune._files import need_libraries, replacing
-from lightning_prune._onnx import Call, as_call, on_cpu, run, session, tensors_of, with_tensors
+from lightning_prune._forward import Call, as_call
+from lightning_prune._onnx import on_cpu, run, session, tensors_of, with_tensors
 from lightning_prune.selection import prunable_weights
 
 if TYPE_CHECKING:
@@ -144,8 +146,9 @@ def quantize_onnx(
 ) -> OnnxFile:
     """Write an ONNX file with weights and activations in 8 bits (static quantisation, QDQ format).
 
-    Weights are int8, symmetric (so a zero stays exactly zero, which is counted) and scaled per
-    output channel; activations are uint8, over the range that calibration finds.
+    Weights are int8, symmetric and scaled per output channel; activations are uint8, over the range
+    that calibration finds, and embeddings are quantised like these. A zero stays exactly zero in
+    both, which is counted.
 
     Args:
         path: A file that `export_onnx` has written in ``"fp32"``.
@@ -176,7 +179,7 @@ def quantize_onnx(
     floats = session(path)
     names = [node.name for node in floats.get_inputs()]
     shown = _Batches(names, chain([first], remaining))
-    with replacing(output) as file:
+    with replacing(output) as file, _silenced():
         model = onnx.load(path)
         # Shapes are inferred and normalisations merged; without this mark, it asks for that.
         onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
@@ -407,15 +410,26 @@ def _difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _count(file: Path) -> tuple[int, int]:
-    """Return how many entries of a file's weights are zero, and how many these are."""
+    """Return how many entries of a file's weights are zero, and how many these are.
+
+    What stands for zero in 8 bits is 0 in a symmetric weight, another number in an embedding.
+    """
     import onnx
 
-    weights = [
-        onnx.numpy_helper.to_array(constant)
-        for constant in onnx.load(file).graph.initializer
-        if len(constant.dims) > 1
-    ]
-    return sum(int((w == 0).sum()) for w in weights), sum(w.size for w in weights)
+    graph = onnx.load(file).graph
+    constants = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
+    points = {
+        node.input[0]: constants[node.input[2]]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and len(node.input) > 2
+    }
+    zeros = entries = 0
+    for name, weight in constants.items():
+        if weight.ndim > 1:
+            point = points.get(name, 0)
+            zeros += int((weight == (point if np.size(point) == 1 else 0)).sum())
+            entries += weight.size
+    return zeros, entries
 
 
 def _zeros_needed(module: nn.Module, traced: torch.export.ExportedProgram) -> int:
@@ -441,16 +455,23 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Leave out what torch's exporter says to those who work on it."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnxscript")]
+    """Leave out what exporter and quantiser say to those who work on them."""
+    root = logging.getLogger()
+    loggers = [
+        root,
+        *(logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnxscript")),
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    handler = logging.NullHandler()
+    root.addHandler(handler)  # without any, the quantiser's first warning would install one
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
             warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
             yield
     finally:
+        root.removeHandler(handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

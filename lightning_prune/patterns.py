@@ -238,7 +238,8 @@ class ChannelPattern(Pattern):
     r"""Whole channels: outputs of a layer with everything in other tensors that goes with them.
 
     That is their bias, the weights and biases of normalisations, depthwise convolutions, and the
-    inputs of the layers that read them. So a pruned channel is exactly zero wherever it goes, and
+    inputs of the layers that read them: all of it is zero. So a pruned channel's activation is
+    exactly zero (or a constant that nothing reads, after a function such as the sigmoid), and
     removing it changes nothing; Li et al., "Pruning Filters for Efficient ConvNets" (2017),
     https://arxiv.org/abs/1608.08710. What goes together is read off the traced model, which needs
     an example of its input. A score is the mean over all weights of a channel.

@@ -17,11 +17,11 @@ from lightning_prune._coupling import (
     CoupledChannels,
     Coupling,
     Slices,
-    arguments,
     couple,
-    example_of,
+    undisturbed,
     with_two_samples,
 )
+from lightning_prune._forward import as_call, example_of
 from lightning_prune._labels import UNLABELLED
 from lightning_prune.selection import plain_name
 
@@ -182,9 +182,7 @@ def _one_of(group: CoupledChannels) -> Tensor:
     return gone
 
 
-def _removed(
-    module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numbers
-) -> Shrunk:
+def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numbers) -> Shrunk:
     """Return a copy without those channels.
 
     Args:
@@ -327,22 +325,36 @@ def _checked(
 
 
 def _largest_difference(module: nn.Module, smaller: nn.Module, example: Any) -> float:
-    """Return by how much outputs differ, relative to the largest, over modes and random batches."""
+    """Return by how much outputs differ, relative to the largest, over modes and random batches.
+
+    A mode in which the module itself cannot be called is left out.
+    """
     pair = [copy.deepcopy(each).double() for each in (module, smaller)]
-    worst = 0.0
-    for batch in _batches(example):
-        for training in (False, True):
-            outputs = [_outputs(copy.deepcopy(each), batch, training) for each in pair]
-            worst = max(worst, *(_difference(a, b) for a, b in zip(*outputs, strict=True)))
-    return worst
+    batches = list(_batches(example))
+    modes = [training for training in (False, True) if _runs(pair[0], batches[0], training)]
+    differences = [
+        _difference(expected, found)
+        for training in modes or [False]  # which then raises
+        for batch in batches
+        for expected, found in zip(*(_outputs(each, batch, training) for each in pair), strict=True)
+    ]
+    return max(differences, default=0.0)
+
+
+def _runs(module: nn.Module, batch: Any, training: bool) -> bool:
+    try:
+        _outputs(module, batch, training)
+    except Exception:  # whatever the model's own code raises
+        return False
+    return True
 
 
 def _outputs(module: nn.Module, batch: Any, training: bool) -> list[Tensor]:
-    args, kwargs = arguments(batch)
-    module.train(training)
-    with torch.no_grad(), torch.random.fork_rng(), _WithoutDropout():
+    args, kwargs = as_call(module, batch)
+    copied = copy.deepcopy(module).train(training)
+    with torch.no_grad(), undisturbed(module), _WithoutDropout():
         torch.manual_seed(0)
-        return [x for x in tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
+        return [x for x in tree_leaves(copied(*args, **kwargs)) if isinstance(x, Tensor)]
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

@@ -162,6 +162,17 @@ def test_a_lightning_module_with_nested_inputs_is_exported_by_its_example(tmp_pa
     np.testing.assert_allclose(logits, expected["logits"].detach(), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(best, expected["best"][0])
 
+    handlers = logging.getLogger().handlers[:]
+    batches = [{"ids": given["ids"], "features": given["more"]["features"]}]
+    integers = quantize_onnx(file.path, tmp_path / "int8.onnx", batches)
+    assert integers.zeros >= file.zeros  # of the embedding, too, whose zeros are not the byte 0
+    assert integers.entries == file.entries
+    embedding = next(
+        w for w in weights_in(integers.path).values() if w.dtype == np.uint8 and w.ndim
+    )
+    assert (embedding == 0).sum() < 126
+    assert logging.getLogger().handlers == handlers
+
 
 @pytest.mark.slow
 def test_recurrent_weights_keep_their_zeros(tmp_path):

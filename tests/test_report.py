@@ -388,7 +388,7 @@ def test_a_lightning_module_brings_its_example():
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        (nn.Linear(2, 2), {}, "need an example of what forward takes, got none; .*Linear.example"),
+        (nn.Linear(2, 2), {}, "need an example of what forward takes, got example=None; .*Linear"),
         (Lightning(), {"threads": 0}, "need threads >= 1, got threads=0"),
         (Lightning(), {"blocks": 5}, "need blocks >= 6, got blocks=5"),
     ],
@@ -456,6 +456,7 @@ def test_the_module_and_all_around_it_are_left_as_they_were(training):
     if training:
         assert [latency.runtime for latency in found.latencies] == ["torch", "ONNX Runtime"]
     torch.testing.assert_close(state(module), before, rtol=0, atol=0)
+    assert found.total.dense_bytes == found.total.bytes == 2 * found.total.parameters
 
 
 SIDES = {"runtime": "torch", "device": "cpu", "threads": 1, "dense": None, "pruned": None}

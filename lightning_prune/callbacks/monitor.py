@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_prune._tables import pruning_markdown
 from lightning_prune.callbacks._beside import pruner_beside
 from lightning_prune.callbacks._first_call import FirstCall, missing_example
-from lightning_prune.report import Report, report
+from lightning_prune.reporting import Report, report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,17 +1,11 @@
 """What pruning has bought: size, multiplications, memory and latency, without flattery."""
 
 import copy
-import importlib.util
-import inspect
-import logging
 import random
-import tempfile
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +14,17 @@ import torch
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from lightning_prune import _onnx, _report_tables
+from lightning_prune import _report_tables
 from lightning_prune._counting import Pass, Work, count, owner_of, plain
 from lightning_prune._distributed import is_sharded
-from lightning_prune._latency import LEAST_BLOCKS, Contest, Latency, measured
+from lightning_prune._forward import as_call, example_of
+from lightning_prune._latency import LEAST_BLOCKS, Latency
+from lightning_prune._runtimes import Call, latencies_of
 from lightning_prune._zeros import pattern_of
 from lightning_prune.selection import output_axis, prunable_weights
 
-_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _FILLING = 0.01  # of the size of the other weights: too small to matter, too large to be denormal
 
 
@@ -217,20 +212,19 @@ def report(
         (40, 24)
     """
     _check(module, threads, blocks)
-    if example is None:
-        example = example_of(module)
+    example = example_of(module, example)
     with _undisturbed(), _bar(progress) as bar:
         pruned = _copy(module)
         full = _filled(pruned) if dense is None else _copy(dense)
-        arguments, keywords = _arguments(pruned, _moved(example, module))
+        arguments, keywords = as_call(pruned, example)
         counted = count(pruned, arguments, keywords)
         counted_dense = count(full, arguments, keywords)
+        layers = _layers(module, full, counted, counted_dense, bar)
         latencies: tuple[Latency, ...] = ()
         notes: tuple[str, ...] = ()
         if latency:
-            call = _Call(arguments=arguments, keywords=keywords, threads=threads)
-            latencies, notes = _latencies(full, pruned, call, blocks, bar)
-        layers = _layers(module, full, counted, counted_dense, bar)
+            call = Call(arguments=arguments, keywords=keywords, threads=threads)
+            latencies, notes = latencies_of(full, pruned, call, blocks, bar)
     weights = prunable_weights(module)
     entries = sum(weight.numel() for weight in weights.values())
     kept = sum(int(weight.detach().count_nonzero()) for weight in weights.values())
@@ -249,21 +243,6 @@ def report(
         constant=_constant(layers, counted, {owner_of(name) for name in emptied}),
         notes=(*_unknown(layers, counted), *notes),
     )
-
-
-def example_of(module: nn.Module) -> Any:
-    """Return a module's ``example_input_array``.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    example = getattr(module, "example_input_array", None)
-    if example is None:
-        raise ValueError(
-            f"need an example of what forward takes, got none; give one, or set "
-            f"{type(module).__name__}.example_input_array"
-        )
-    return example
 
 
 def _check(module: nn.Module, threads: int, blocks: int) -> None:
@@ -392,132 +371,12 @@ def _filled(module: nn.Module) -> nn.Module:
     return full
 
 
-def _moved(example: Any, module: nn.Module) -> Any:
-    """Return a copy of the example on the module's device."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device, copy=True), example)
-
-
-def _arguments(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an example as Lightning reads an ``example_input_array``, in the order of forward."""
-    forward = inspect.signature(getattr(module, "_orig_mod", module).forward)
-    if isinstance(example, Mapping):
-        bound = forward.bind(**example)
-    else:
-        bound = forward.bind(*(example if isinstance(example, tuple | list) else (example,)))
-    return bound.args, bound.kwargs
-
-
 def _described(example: Any) -> str:
     return ", ".join(
         f"{' x '.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).rpartition('.')[2]}"
         for tensor in tree_leaves(example)
         if isinstance(tensor, Tensor)
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Call:
-    """How both modules are called."""
-
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
-    threads: int
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        leaves = tree_leaves((self.arguments, self.keywords))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _latencies(
-    dense: nn.Module, pruned: nn.Module, call: _Call, blocks: int, bar: Progress
-) -> tuple[tuple[Latency, ...], tuple[str, ...]]:
-    """Return what was measured in each runtime, and why one is missing."""
-    latencies: list[Latency] = []
-    task = bar.add_task("", total=2 * blocks)
-
-    def measure(contest: Contest) -> None:
-        bar.update(task, description=f"dense and pruned in turns, {contest.runtime}")
-        latencies.append(measured(contest, blocks, lambda: bar.advance(task)))
-
-    with torch.inference_mode(), _threads(call.threads):
-        measure(_in_torch(dense, pruned, call))
-    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
-    if missing:
-        note = f"need {' and '.join(missing)}: pip install 'lightning-prune[export]'"
-        return tuple(latencies), (f"not measured in ONNX Runtime: {note}",)
-    bar.update(task, description="writing ONNX files")
-    try:
-        with tempfile.TemporaryDirectory() as folder, _quiet():
-            measure(_in_onnx_runtime(dense, pruned, call, Path(folder)))
-    except Exception as error:  # of whichever operation cannot be exported or run there
-        return tuple(latencies), (f"not measured in ONNX Runtime: {_first_line(error)}",)
-    return tuple(latencies), ()
-
-
-def _in_torch(dense: nn.Module, pruned: nn.Module, call: _Call) -> Contest:
-    device = call.tensors[0].device if call.tensors else torch.device("cpu")
-
-    def run(module: nn.Module) -> None:
-        module(*call.arguments, **call.keywords)
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
-
-    return Contest(
-        runtime="torch",
-        device=device.type,
-        threads=call.threads,
-        dense=partial(run, dense),
-        pruned=partial(run, pruned),
-    )
-
-
-def _in_onnx_runtime(dense: nn.Module, pruned: nn.Module, call: _Call, folder: Path) -> Contest:
-    arguments, keywords = tree_map_only(Tensor, _in_float32, (call.arguments, dict(call.keywords)))
-
-    def session(module: nn.Module, name: str) -> Callable[[], object]:
-        path = folder / f"{name}.onnx"
-        plain_module = getattr(module, "_orig_mod", module).cpu().float()
-        torch.onnx.export(
-            plain_module, arguments, path, kwargs=keywords, dynamo=True, verbose=False
-        )
-        opened = _onnx.session(path, threads=call.threads)
-        names = [node.name for node in opened.get_inputs()]
-        arrays = [_in_float32(tensor).numpy() for tensor in call.tensors]
-        return partial(opened.run, None, dict(zip(names, arrays, strict=True)))
-
-    return Contest(
-        runtime="ONNX Runtime",
-        device="cpu",
-        threads=call.threads,
-        dense=session(dense, "dense"),
-        pruned=session(pruned, "pruned"),
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter from talking of what has nothing to do with the module."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -532,11 +391,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(of_numpy)  # noqa: NPY002
-
-
-def _in_float32(tensor: Tensor) -> Tensor:
-    return tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
