@@ -206,11 +206,13 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="the folder of MNIST; else scikit-learn's digits")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
     parser.add_argument("--epochs", type=int, help="by default 4 on MNIST and 30 on the digits")
+    parser.add_argument("--images", type=int, help="to train on, the first; by default all")
     parser.add_argument("--blocks", type=int, default=51, help="pairs of blocks of calls to time")
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     data = read(arguments.root)
+    data = Data(TensorDataset(*data.train[: arguments.images]), data.test)
     epochs = arguments.epochs or (4 if arguments.root else 30)
     accuracies: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
