@@ -20,11 +20,13 @@ from ultralytics.utils import ASSETS
 
 from examples.shapes_data import SHAPES, ShapesDataModule
 from lightning_prune import (
+    ChannelPattern,
     OneShotSchedule,
     PruningCallback,
     UniformAllocation,
     export_onnx,
     report,
+    shrink,
 )
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -36,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "allocation": UniformAllocation(),
     },
     "gradual": {"sparsity": 0.9},
+    "channels": {"sparsity": 0.5, "pattern": ChannelPattern(scope="all")},
 }
 
 
@@ -196,12 +199,16 @@ def main() -> None:
             enable_checkpointing=False,
         )
         trainer.fit(model, data)
+        dense = None
+        if "pattern" in RECIPES[name]:
+            dense, model = deployed(model), shrink(model)
         (precision,) = trainer.validate(model, data, verbose=False)
         stem = arguments.folder / name
         draw_detections(model, data, stem.with_suffix(".png"))
         model = deployed(model)
         file = export_onnx(model, stem.with_suffix(".onnx"), example=images[:1], inputs=[images])
-        bought = report(model, images[:1], latency=arguments.latency and name != "dense")
+        timed = arguments.latency and name != "dense"
+        bought = report(model, images[:1], dense=dense, latency=timed)
         bought.write(stem.with_suffix(".json"))
         console.print(bought.table())
         console.print(f"{file.path} answers as the module does, within {file.difference:.1e}")

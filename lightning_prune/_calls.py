@@ -124,16 +124,15 @@ def writes(node: fx.Node) -> bool:
 
 def viewed(node: fx.Node) -> fx.Node | None:
     """Return the node whose memory this one may share."""
-    shares = node.target is operator.getitem or (
+    may_share = node.target is operator.getitem or (
         isinstance(node.target, torch._ops.OpOverload)
-        and any(result.alias_info for result in node.target._schema.returns)
-    )
-    is_copy = shares or (
-        isinstance(node.target, torch._ops.OpOverload)
-        and name_of(node) in ("contiguous", "reshape", "flatten", "to", "type_as", "dropout")
+        and (
+            any(result.alias_info for result in node.target._schema.returns)
+            or name_of(node) in ("contiguous", "reshape", "flatten", "to", "type_as", "dropout")
+        )
     )
     source = node.args[0] if node.args else None
-    return source if is_copy and isinstance(source, fx.Node) else None
+    return source if may_share and isinstance(source, fx.Node) else None
 
 
 def blank(node: fx.Node) -> Value:

@@ -118,25 +118,30 @@ def with_two_samples(example: Any) -> Any:
 
 def _programs(module: nn.Module, example: Any) -> list[torch.export.ExportedProgram]:
     """Trace both modes, or the one that can be: some models are not called in the other."""
-    programs: list[torch.export.ExportedProgram] = []
-    errors: list[Exception] = []
     args, kwargs = as_call(module, with_two_samples(example))
-    for training in (True, False):
-        try:
-            copied = copy.deepcopy(module).train(training)
-            with _plainly(), undisturbed(module):
-                programs.append(torch.export.export(copied, args, kwargs, strict=False))
-        except Exception as error:  # whatever the model's own code raises
-            errors.append(error)
+    traced = [_traced(module, args, kwargs, training) for training in (True, False)]
+    programs = [program for program in traced if not isinstance(program, Exception)]
     if not programs:
-        cause = (str(errors[-1]).splitlines() or [""])[0]
+        error = traced[-1]
+        cause = (str(error).splitlines() or [""])[0]
         raise ValueError(
             "need a forward that torch.export can trace, to find which channels go together, got "
-            f"{type(errors[-1]).__name__}: {cause}; give an example that forward takes "
-            "(example=..., or the module's example_input_array), and keep what depends on values "
-            "of tensors out of forward"
-        ) from errors[-1]
+            f"{type(error).__name__}: {cause}; give an example that forward takes (example=..., "
+            "or the module's example_input_array), and keep what depends on values of tensors "
+            "out of forward"
+        )
     return programs
+
+
+def _traced(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+) -> "torch.export.ExportedProgram | Exception":
+    try:
+        copied = copy.deepcopy(module).train(training)
+        with _plainly(), undisturbed(module):
+            return torch.export.export(copied, args, kwargs, strict=False)
+    except Exception as error:  # whatever the model's own code raises
+        return error
 
 
 @contextmanager
@@ -157,7 +162,8 @@ def _plainly() -> Iterator[None]:
             torch.compiler.set_stance("force_eager"),
             warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
         ):
-            yield
+            warnings.filterwarnings("ignore", "The tensor attributes .* assigned during export")
+            yield  # recurrent layers keep a list of their weights, which is assigned
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

@@ -15,8 +15,18 @@ from lightning_prune import _entry_rules as entry
 from lightning_prune import _layer_rules as layer
 from lightning_prune import _move_rules as moves
 from lightning_prune import _product_rules as product
-from lightning_prune._calls import Call, Stored, Value, blank, tensor_sources, viewed, writes
+from lightning_prune._calls import (
+    Call,
+    Stored,
+    Value,
+    blank,
+    name_of,
+    tensor_sources,
+    viewed,
+    writes,
+)
 from lightning_prune._flow import Flow
+from lightning_prune._labels import folded, has_labels
 
 Rule = Callable[[Flow, Call], Value]
 
@@ -68,6 +78,7 @@ _BY_RULE: dict[Rule, str] = {
 }
 RULES = {name: rule for rule, names in _BY_RULE.items() for name in names.split()}
 """The rule of each operation, by its name in ATen; torch itself says what is pointwise."""
+_EXPANDS = ("expand", "expand_as")
 
 
 def walk(flow: Flow, program: torch.export.ExportedProgram, stored: dict[str, Stored]) -> None:
@@ -104,7 +115,7 @@ def _result(flow: Flow, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
     if node.target is operator.getitem:
         return _item(flow, node, values)
     if not any(flow.has_channels(values[source]) for source in tensor_sources(node)):
-        is_expanded = str(node.target) in ("aten.expand.default", "aten.expand_as.default")
+        is_expanded = isinstance(node.target, torch._ops.OpOverload) and name_of(node) in _EXPANDS
         return moves.move(flow, Call(node, values)) if is_expanded else blank(node)
     if node.meta.get("val") is None and isinstance(node.target, torch._ops.OpOverload):
         return None  # such as a check of a shape
@@ -115,10 +126,20 @@ def _result(flow: Flow, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
     result = rule(flow, call) if rule else None
     if result is None:
         return _opaque(flow, node, values, call.name)
+    result = _kept_apart(result, is_expanded=call.name in _EXPANDS)
     several = node.meta["val"]
     if isinstance(result, Tensor) and isinstance(several, list | tuple):
         return [result, *[None] * (len(several) - 1)]
     return result
+
+
+def _kept_apart(value: Value, *, is_expanded: bool) -> Value:
+    """Expand labels where they repeat, but not entries without channels, which may differ."""
+    if isinstance(value, list):
+        return [_kept_apart(part, is_expanded=is_expanded) for part in value]
+    if not isinstance(value, Tensor) or is_expanded:
+        return value
+    return folded(value) if has_labels(value) else torch.zeros(value.shape, dtype=torch.long)
 
 
 def _rule(call: Call) -> Rule | None:
@@ -138,13 +159,14 @@ def _opaque(flow: Flow, node: fx.Node, values: dict[fx.Node, Value], name: str) 
 def _item(flow: Flow, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
     """Return one of several results; those beside the first are not followed."""
     source, position = node.args
-    assert isinstance(source, fx.Node) and isinstance(position, int)
+    assert isinstance(source, fx.Node)
+    assert isinstance(position, int)
     results = values[source]
     if not isinstance(results, list):
         return blank(node)
     if results[position] is None:
         if node.users:
-            flow.keep_dense(results, f"passes through {source.name}")
+            flow.keep_dense(results, f"passes through {name_of(source)}")
         return blank(node)
     return results[position]  # type: ignore[no-any-return]
 

@@ -36,8 +36,7 @@ def combined(
         added: Whether activations that meet are a residual stream.
     """
     partner = next((v for v in values if isinstance(v, Tensor) and has_labels(v)), None)
-    operands = [flow.entries(value, partner).expand(tuple(shape)) for value in values]
-    operands = _without_gates(flow, operands)
+    operands = _without_gates(flow, [flow.entries(value, partner) for value in values], shape)
     small = [thin(each, *operands) for each in operands]
     result = torch.stack([flow.classes.roots(operand) for operand in small]).amax(0)
     for operand, each in zip(operands, small, strict=True):
@@ -81,20 +80,18 @@ def glu(flow: Flow, call: Call) -> Value:
     return value
 
 
-def _without_gates(flow: Flow, operands: Sequence[Tensor]) -> list[Tensor]:
-    """Keep dense a single channel that all channels of another operand meet, such as a gate."""
-    kept = list(operands)
-    axes = [set(flow.classes.varying(operand)) for operand in operands]
+def _without_gates(flow: Flow, operands: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
+    """Expand operands; keep dense a single channel that all channels of another meet: a gate."""
+    expanded = [operand.expand(tuple(shape)) for operand in operands]
+    axes = [set(flow.classes.varying(operand)) for operand in expanded]
     for index, operand in enumerate(operands):
         others = set().union(*axes[:index], *axes[index + 1 :])
-        if (
-            has_labels(operand)
-            and not axes[index]
-            and any(not is_spread(operand, axis) for axis in others)
-        ):
+        ahead = len(shape) - operand.ndim
+        is_one = any(axis < ahead or operand.shape[axis - ahead] == 1 for axis in others)
+        if is_one and not axes[index] and has_labels(operand):
             flow.classes.keep_dense(operand, _NO_CHANNELS)
-            kept[index] = torch.zeros((), dtype=torch.long).expand(operand.shape)
-    return kept
+            expanded[index] = torch.zeros(operand.shape, dtype=torch.long).expand(tuple(shape))
+    return expanded
 
 
 def _is_zero(flow: Flow, result: Tensor, operands: Sequence[Tensor], outcome: Outcome) -> Tensor:

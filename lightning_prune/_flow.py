@@ -150,8 +150,7 @@ class Flow:
         if call.module is None:
             return
         for axis in self.classes.varying(labels):
-            rows = torch.unique(along(labels.abs(), axis), dim=1)
-            self.cuts.append(Cut(module=call.module, labels=rows))
+            self.cuts.append(Cut(module=call.module, labels=along(labels, axis).abs()))
 
     def note_crossing(self, labels: Tensor, kept: int | None = None) -> None:
         """Remember entries whose classes differ along several axes.

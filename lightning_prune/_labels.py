@@ -18,6 +18,7 @@ class Classes:
 
     def __init__(self) -> None:
         self._parents = np.zeros(1, dtype=np.int64)
+        self._is_flat = True
         self._reasons: dict[int, str] = {}
         self._residual: set[int] = set()
 
@@ -42,13 +43,16 @@ class Classes:
             second: As many labels.
             residual: Whether an addition joins them, and not what a layer reads or writes.
         """
-        pairs = torch.stack([self.roots(first).flatten(), self.roots(second).flatten()], 1)
-        pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs != UNLABELLED).all(1)]
-        for one, other in dict.fromkeys(map(tuple, pairs.tolist())):
+        a, b = self.roots(first).flatten(), self.roots(second).flatten()
+        differs = (a != b) & (a != UNLABELLED) & (b != UNLABELLED)
+        pairs = torch.unique(a[differs] * len(self._parents) + b[differs])
+        for pair in pairs.tolist():
+            one, other = divmod(pair, len(self._parents))
             kept, gone = sorted((self._root(one), self._root(other)))
             if kept == gone:
                 continue
             self._parents[gone] = kept
+            self._is_flat = False
             if gone in self._reasons:
                 self._reasons.setdefault(kept, self._reasons.pop(gone))
             if residual or gone in self._residual:
@@ -91,14 +95,11 @@ class Classes:
         ]
 
     def _roots(self) -> np.ndarray:
-        parents = self._parents
-        while True:
-            grandparents = parents[parents]
-            if np.array_equal(grandparents, parents):
-                break
-            parents = grandparents
-        self._parents = parents
-        return parents
+        while not self._is_flat:
+            grandparents = self._parents[self._parents]
+            self._is_flat = np.array_equal(grandparents, self._parents)
+            self._parents = grandparents
+        return self._parents
 
     def _root(self, label: int) -> int:
         while self._parents[label] != label:
@@ -119,6 +120,16 @@ def thin(labels: Tensor, *others: Tensor, keep: Sequence[int] = ()) -> Tensor:
         if is_repeated and labels.shape[axis] > 1 and axis not in keep:
             labels = labels.narrow(axis, 0, 1)
     return labels
+
+
+def folded(labels: Tensor) -> Tensor:
+    """Return the same labels, expanded along each axis on which they repeat."""
+    small = thin(labels)
+    for axis, size in enumerate(small.shape):
+        first = small.narrow(axis, 0, min(size, 1))
+        if size > 1 and bool((small == first).all()):
+            small = first
+    return small.expand(labels.shape)
 
 
 def is_spread(labels: Tensor, axis: int) -> bool:

@@ -128,11 +128,11 @@ def layer_norm(flow: Flow, call: Call) -> Value:
     reason = f"width of {'a LayerNorm' if 'bias' in call else 'an RMSNorm'}"
     flow.classes.join_rows(labels.reshape(-1, math.prod(labels.shape[-width:])), reason)
     flow.refuse_one_class(labels, reason)
-    flow.keep_dense([call["weight"], call["bias"] if "bias" in call else None], reason)
-    is_shifted = "bias" in call and call["bias"] is not None
+    bias = call["bias"]
+    flow.keep_dense([call["weight"], bias], reason)
     for axis in range(-width, 0):
         labels = collapsed(labels, axis)
-    return (-labels.abs() if is_shifted else labels).expand(call.shape)
+    return (labels if bias is None else -labels.abs()).expand(call.shape)
 
 
 def _normalised(flow: Flow, call: Call, rows: Tensor) -> Tensor | None:

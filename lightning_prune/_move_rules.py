@@ -93,7 +93,7 @@ def channel_shuffle(flow: Flow, call: Call) -> Value:
 
 
 def slices(flow: Flow, call: Call) -> Value:
-    """A part of an axis, cut by numbers in the code; in steps only where the channel is the same."""
+    """A part of an axis, cut by numbers in code; in steps only where the channel is the same."""
     labels = flow.entries(call[0])
     axis = call.option("dim", 0) % labels.ndim
     if call.option("step", 1) != 1 and axis in flow.classes.varying(labels):

@@ -75,7 +75,9 @@ def _product(
             for letter, labels in zip(terms[weight], stored.axes, strict=True)
         ):
             labels = _on_grid(flow.entries(source), terms[other], grid, sizes)
-            return _stored_product(flow, call, labels, stored, (terms[weight], result, grid))
+            return _stored_product(
+                flow, call, labels, stored, (terms[weight], terms[other], result, grid)
+            )
     first, second = (
         _on_grid(flow.entries(value), term, grid, sizes)
         for value, term in zip(operands, terms, strict=True)
@@ -103,7 +105,7 @@ def _weighted_sum(flow: Flow, call: Call, labels: Tensor, other: Tensor) -> Valu
 
 
 def _stored_product(
-    flow: Flow, call: Call, labels: Tensor, weight: Stored, letters: tuple[str, str, str]
+    flow: Flow, call: Call, labels: Tensor, weight: Stored, letters: tuple[str, str, str, str]
 ) -> Value:
     """Channels that a stored tensor reads along one of its axes and makes along another.
 
@@ -112,10 +114,10 @@ def _stored_product(
         call: The product.
         labels: Those of the other operand, on the grid.
         weight: What is stored.
-        letters: Those of the weight, of the result and of the grid.
+        letters: Those of the weight, of the other operand, of the result and of the grid.
     """
-    term, result, grid = letters
-    summed = [c for c in term if c not in result and is_spread(labels, grid.index(c))]
+    term, other, result, grid = letters
+    summed = [c for c in term if c in other and c not in result]
     shared = [grid[a] for a in flow.classes.varying(labels) if grid[a] in term] or summed[:1]
     if len(shared) > 1:
         return None
@@ -126,7 +128,7 @@ def _stored_product(
     if varying - set(result) - set(shared):
         return None
     passed = varying & set(result)
-    free = [c for c in term if c in result and not is_spread(labels, grid.index(c))]
+    free = [c for c in term if c in result and c not in other]
     made = None if passed else next((c for c in free if len(weight.axes[term.index(c)]) > 1), None)
     for letter, its_labels in zip(term, weight.axes, strict=True):
         if letter != made and letter not in shared:

@@ -439,7 +439,9 @@ def _zeros_needed(module: nn.Module, traced: torch.export.ExportedProgram) -> in
     Equal ones count once, as the file may hold them once.
     """
     names = traced.graph_signature.inputs_to_parameters
-    used = {names[node.name] for node in traced.graph.nodes if node.name in names and node.users}
+    graph = deepcopy(traced.graph)
+    graph.eliminate_dead_code()  # as the exporter does
+    used = {names[node.name] for node in graph.nodes if node.name in names and node.users}
     weights = prunable_weights(module)
     distinct = {
         (weight.shape, sha256(weight.detach().numpy().tobytes()).digest()): weight

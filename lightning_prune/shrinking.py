@@ -70,7 +70,8 @@ def shrink(module: Shrunk, example: Any = None) -> Shrunk:
     example = example_of(module, example)
     coupling = couple(module, example)
     removal = _zero_channels(module, coupling)
-    smaller, problems = _checked(module, example, coupling, removal)
+    reference = _Reference(module, example, _BATCHES)
+    smaller, problems = _checked(module, reference, coupling, removal)
     if smaller is None:
         raise RuntimeError(
             "need a module that computes the same without its zero channels, got "
@@ -101,7 +102,7 @@ def why_not_removable(
             for its in coupling.groups[index].slices:
                 if isinstance(tensors[its.name], nn.Parameter):
                     _rows(tensors[its.name], its)[_is_gone(its, gone)] = 0.0
-    _, problems = _checked(masked, example, coupling, removal)
+    _, problems = _checked(masked, _Reference(masked, example, 1), coupling, removal)
     return dict(problems)
 
 
@@ -138,9 +139,14 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
             "need the state of a module of the same class, got one that differs in "
             + ", ".join(f"'{name}'" for name in foreign[:6])
         )
-    for name, weight in weights.items():
-        if name in tensors and tensors[name].shape != weight.shape:
-            _replace(module, name, tensors[name].new_empty(weight.shape))
+    _replace(
+        module,
+        {
+            name: tensors[name].new_empty(weight.shape)
+            for name, weight in weights.items()
+            if name in tensors and tensors[name].shape != weight.shape
+        },
+    )
     slim_attention(module)
     children = {plain_name(name): child for name, child in module.named_modules()}
     for name, numbers in state["attributes"].items():
@@ -197,12 +203,12 @@ def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numb
         for its in coupling.groups[index].slices:
             stays = kept[its.name].get(its.axis, torch.ones_like(its.channel, dtype=torch.bool))
             kept[its.name][its.axis] = stays & ~_is_gone(its, gone)
-    tensors = _tensors(smaller)
+    tensors = {name: tensor.detach() for name, tensor in _tensors(smaller).items() if name in kept}
     for name, axes in kept.items():
-        tensor = tensors[name].detach()
         for axis, stays in axes.items():
-            tensor = tensor.index_select(axis, stays.nonzero().flatten().to(tensor.device))
-        _replace(smaller, name, tensor)
+            indices = stays.nonzero().flatten().to(tensors[name].device)
+            tensors[name] = tensors[name].index_select(axis, indices)
+    _replace(smaller, tensors)
     slim_attention(smaller)
     children = dict(smaller.named_modules())
     for name, attribute, number in numbers:
@@ -212,17 +218,20 @@ def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numb
     return smaller
 
 
-def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor of another shape in the place of a parameter or buffer, wherever it hangs."""
-    old = _tensors(module)[name]
-    new: Tensor = tensor.contiguous()
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
+def _replace(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors of other shapes in the place of parameters and buffers, wherever they hang."""
+    named = _tensors(module)
+    replacements: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        old, new = named[name], tensor.contiguous()
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        replacements[id(old)] = new
     for child in module.modules():
         for registered in (child._parameters, child._buffers):
             for attribute, value in list(registered.items()):
-                if value is old:
-                    registered[attribute] = new  # type: ignore[assignment]
+                if id(value) in replacements:
+                    registered[attribute] = replacements[id(value)]  # type: ignore[assignment]
 
 
 def _fit(child: nn.Module, original: nn.Module) -> None:
@@ -298,8 +307,39 @@ def _numbers(child: nn.Module) -> dict[str, int]:
 # -- comparison ----------------------------------------------------------------------------------
 
 
+class _Reference:
+    """What a module computes, in double precision and without dropout, in both modes.
+
+    A mode in which the module itself cannot be called is left out.
+
+    Args:
+        module: Left as it is.
+        example: What its ``forward`` takes.
+        batches: On how many batches, the example and others like it.
+    """
+
+    def __init__(self, module: nn.Module, example: Any, batches: int) -> None:
+        wide = copy.deepcopy(module).double()
+        self._batches = list(itertools.islice(_batches(example), batches))
+        self._modes = [mode for mode in (False, True) if _runs(wide, self._batches[0], mode)]
+        self._expected = [_outputs(wide, *call) for call in self._calls()]
+
+    def difference(self, other: nn.Module) -> float:
+        """Return by how much another module's outputs differ, relative to the largest."""
+        wide = copy.deepcopy(other).double()
+        differences = [
+            _difference(expected, found)
+            for call, outputs in zip(self._calls(), self._expected, strict=True)
+            for expected, found in zip(outputs, _outputs(wide, *call), strict=True)
+        ]
+        return max(differences, default=0.0)
+
+    def _calls(self) -> Iterator[tuple[Any, bool]]:
+        return itertools.product(self._batches, self._modes or [False])  # which then raises
+
+
 def _checked(
-    module: Shrunk, example: Any, coupling: Coupling, removal: Removal
+    module: Shrunk, reference: _Reference, coupling: Coupling, removal: Removal
 ) -> tuple[Shrunk | None, list[tuple[int, str]]]:
     """Remove channels and compare; return the smaller module, or None and the groups to blame."""
     if not removal:
@@ -308,7 +348,7 @@ def _checked(
     for numbers in _adaptations(module, coupling, removal):
         try:
             smaller = _removed(module, coupling, removal, numbers)
-            difference = _largest_difference(module, smaller, example)
+            difference = reference.difference(smaller)
         except Exception as error:  # whatever the model's own code raises
             why = why or f"forward fails without it: {type(error).__name__}: {_first_line(error)}"
             continue
@@ -320,25 +360,8 @@ def _checked(
     indices = list(removal)
     problems: list[tuple[int, str]] = []
     for half in (indices[: len(indices) // 2], indices[len(indices) // 2 :]):
-        problems += _checked(module, example, coupling, {i: removal[i] for i in half})[1]
+        problems += _checked(module, reference, coupling, {i: removal[i] for i in half})[1]
     return None, problems or [(index, why) for index in indices]
-
-
-def _largest_difference(module: nn.Module, smaller: nn.Module, example: Any) -> float:
-    """Return by how much outputs differ, relative to the largest, over modes and random batches.
-
-    A mode in which the module itself cannot be called is left out.
-    """
-    pair = [copy.deepcopy(each).double() for each in (module, smaller)]
-    batches = list(_batches(example))
-    modes = [training for training in (False, True) if _runs(pair[0], batches[0], training)]
-    differences = [
-        _difference(expected, found)
-        for training in modes or [False]  # which then raises
-        for batch in batches
-        for expected, found in zip(*(_outputs(each, batch, training) for each in pair), strict=True)
-    ]
-    return max(differences, default=0.0)
 
 
 def _runs(module: nn.Module, batch: Any, training: bool) -> bool:
@@ -350,11 +373,17 @@ def _runs(module: nn.Module, batch: Any, training: bool) -> bool:
 
 
 def _outputs(module: nn.Module, batch: Any, training: bool) -> list[Tensor]:
+    """Return the tensors that a module makes; what it keeps of the batch is forgotten."""
     args, kwargs = as_call(module, batch)
-    copied = copy.deepcopy(module).train(training)
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.train(training)
     with torch.no_grad(), undisturbed(module), _WithoutDropout():
         torch.manual_seed(0)
-        return [x for x in tree_leaves(copied(*args, **kwargs)) if isinstance(x, Tensor)]
+        outputs = [x for x in tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
+        for name, buffer in module.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
+    return outputs
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
@@ -368,7 +397,7 @@ def _difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _batches(example: Any) -> Iterator[Any]:
-    """Yield the example and others like it, floating-point ones in double precision."""
+    """Yield the example and then others like it, floating-point ones in double precision."""
     generator = torch.Generator().manual_seed(0)
 
     def other(value: Any) -> Any:
@@ -386,7 +415,7 @@ def _batches(example: Any) -> Iterator[Any]:
 
     doubled = with_two_samples(example)
     yield tree_map(wide, doubled)
-    for _ in range(_BATCHES - 1):
+    while True:
         yield tree_map(other, doubled)
 
 

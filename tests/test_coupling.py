@@ -28,6 +28,35 @@ def places(group):
     return {(its.name, its.axis) for its in group.slices}
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.cell = nn.Linear(3, 8), nn.LSTM(8, 4)
+
+    def forward(self, images):
+        return self.cell(self.first(images.flatten(2).transpose(1, 2)))[0].mean((1, 2))
+
+
+class EinsumAttention(nn.Module):
+    """Attention all of whose products are written in letters, between two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.query, self.key, self.value = (nn.Parameter(torch.randn(8, 4, 2)) for _ in range(3))
+        self.out = nn.Parameter(torch.randn(8, 4, 2))
+
+    def forward(self, images):
+        x = self.first(images.flatten(2).transpose(1, 2))
+        queries, keys, values = (
+            torch.einsum("bnc,chd->bhnd", x, weight)
+            for weight in (self.query, self.key, self.value)
+        )
+        scores = torch.einsum("bhid,bhjd->bhij", queries, keys).softmax(-1)
+        mixed = torch.einsum("bhij,bhjd->bhid", scores, values)
+        return self.last(torch.einsum("bhnd,ohd->bno", mixed, self.out))
+
+
 class Calling(nn.Module):
     """A convolution, then a function, then another."""
 
@@ -129,6 +158,28 @@ REASONS = {
         lambda x: x * torch.arange(8.0).view(1, 8, 1, 1)
     ),
     "network output": lambda: nn.Conv2d(3, 8, 3),
+    # a sigmoid is not 0 where the channel is pruned
+    "sum over its channels": lambda: Calling(lambda x: x + x.sigmoid().sum(1, keepdim=True)),
+    "argmax over its channels": lambda: Calling(lambda x: x + x.argmax(1, keepdim=True)),
+    "std over its channels": lambda: Calling(lambda x: x / x.std(1, keepdim=True)),
+    "passes through max": lambda: Calling(lambda x: x + x.max(3, keepdim=True).indices),
+    "is not finite where it is pruned": lambda: Calling(lambda x: x.abs().log()),
+    # what is left would be picked, shifted or cut by the same number
+    "is picked by its number": lambda: Calling(lambda x: x + x[:, 6, None]),
+    "passes through slice": lambda: Calling(lambda x: x[:, ::2].repeat(1, 2, 1, 1)),
+    "passes through roll": lambda: Calling(lambda x: x.roll(1, 1)),
+    "passes through chunk": lambda: Calling(lambda x: torch.cat(x.chunk(3, 1)[::-1], 1)),
+    "passes through pad": lambda: Calling(
+        lambda x: functional.pad(x, (0, 0, 0, 0, 2, 2), mode="circular")[:, 2:-2]
+    ),
+    "passes through matmul": lambda: Calling(lambda x: torch.ones(8, 6, 6) @ x),
+    "passes through im2col": lambda: Calling(
+        lambda x: functional.fold(functional.unfold(x, 3), (6, 6), 3)
+    ),
+    "passes through lstm": Recurrent,
+    "all its channels go together": lambda: Calling(
+        lambda x: x.view(2, 16, 18).transpose(1, 2).reshape(2, 8, 6, 6)
+    ),
 }
 
 
@@ -150,6 +201,15 @@ def test_what_is_not_exact_is_dense_for_a_reason(reason):
         lambda x: x.flip(1),
         lambda x: functional.dropout(x, 0.5) * torch.rand(1),
         lambda x: torch.where(x > 0, x, 0.1 * x),
+        lambda x: functional.max_pool2d(x.sigmoid(), 3, 1, 1),
+        lambda x: x.roll((1, 2), (2, 3)),
+        lambda x: functional.normalize(x, dim=1),
+        lambda x: torch.addcmul(x, x, x.sigmoid()),
+        lambda x: torch.lerp(x, x.relu(), 0.3),
+        lambda x: x.masked_fill(torch.eye(6).bool(), 0.0),
+        lambda x: torch.baddbmm(*[x.flatten(0, 1)] * 3).view_as(x),
+        lambda x: torch.einsum("bhij,bhjk->bhik", x.softmax(-1), x),
+        lambda x: x + x.new_empty(2, 1, 1, 1).bernoulli_(0.5) * x,
     ],
 )
 def test_what_leaves_channels_apart_leaves_them_free(function):
@@ -172,6 +232,99 @@ def test_what_is_written_through_a_view_stays_dense():
 
     reason = groups_of(Calling(through_a_view))["first.weight"].why_dense
     assert reason == "written into through a view"
+
+
+def test_what_was_seen_before_it_was_written_stays_dense():
+    def stale(x):
+        rows = x.view(2, 8, -1)
+        x += 1.0
+        return x + rows.sum(1).view(2, 1, 6, 6)
+
+    reason = groups_of(Calling(stale))["first.weight"].why_dense
+    assert reason == "written into through a view"
+
+
+def test_what_runs_without_gradients_is_not_followed():
+    def without_gradients(x):
+        with torch.no_grad():
+            return x * x.mean(1, keepdim=True)
+
+    reason = groups_of(Calling(without_gradients))["first.weight"].why_dense
+    assert reason == "passes through wrap_with_set_grad_enabled"
+
+
+def test_a_weight_that_is_also_a_value_stays_dense():
+    class Regularised(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) + self.weight.mean()
+
+    module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Regularised(8, 6, 3)), 6)
+    groups = groups_of(module)
+    assert groups["body.0.weight"].why_dense == "mean over its channels"
+    assert groups["body.1.weight"].why_dense == "is used as a value"
+
+
+def test_words_are_looked_up_by_number_wherever_they_are_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.last = nn.Embedding(11, 8), nn.Linear(11, 2)
+            self.out = nn.Linear(8, 11, bias=False)
+            self.out.weight = self.words.weight
+
+        def forward(self, tokens):
+            return self.last(self.out(self.words(tokens).relu()))
+
+    coupling = couple(Tied(), torch.randint(0, 11, (2, 5)))
+    words = next(g for g in coupling.groups if ("words.weight", 0) in places(g))
+    assert words.why_dense == "is picked by its number"
+
+
+def test_a_buffer_does_not_make_a_channel_zero():
+    class Frozen(nn.BatchNorm2d):
+        def forward(self, x):
+            scale, shift = self.running_var, self.running_mean
+            x = functional.batch_norm(x, shift, scale, scale, shift)
+            return x + x.sum(1, keepdim=True)
+
+    groups = groups_of(Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Frozen(8)), 8))
+    assert groups["body.0.weight"].why_dense == "sum over its channels"
+
+
+def test_all_that_a_transposed_depthwise_filter_makes_goes_with_its_channel():
+    module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 16, 3, groups=8)), 16)
+    groups = groups_of(module)
+    assert "body.1.weight" not in groups
+    columns = {its.name: its.channel for its in groups["body.0.weight"].slices}["head.weight"]
+    assert columns.tolist() == [index // 2 for index in range(16)]
+
+
+def test_parts_of_a_slice_are_told_apart():
+    module = Calling(lambda x: x + x[:, :4].sum(1, keepdim=True))
+    groups = [g for g in couple(module, example()).groups if g.why_dense is None]
+    assert [group.slices[0].channel.tolist() for group in groups] == [
+        [0, 1, 2, 3, *[-1] * 4],
+        [*[-1] * 4, 0, 1, 2, 3],
+    ]
+
+
+def test_a_gate_of_one_channel_leaves_those_that_it_opens_apart():
+    class Gate(nn.Conv2d):
+        def forward(self, x):
+            return x * super().forward(x).sigmoid()
+
+    module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Gate(8, 1, 1)), 8)
+    groups = groups_of(module)
+    assert (groups["body.0.weight"].channels, groups["body.0.weight"].why_dense) == (8, None)
+    assert groups["body.1.weight"].why_dense == "meets values that are no channels"
+
+
+def test_attention_in_letters_is_pruned_by_whole_heads():
+    groups = groups_of(EinsumAttention())
+    assert (groups["first.weight"].channels, groups["first.weight"].why_dense) == (8, None)
+    heads = groups["query"]
+    assert places(heads) == {("query", 1), ("key", 1), ("value", 1), ("out", 1)}
+    assert (heads.channels, heads.why_dense) == (4, None)
 
 
 def test_weights_that_are_computed_stay_dense():
