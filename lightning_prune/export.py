@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -433,13 +434,21 @@ def _count(file: Path) -> tuple[int, int]:
 
 
 def _zeros_needed(module: nn.Module, traced: torch.export.ExportedProgram) -> int:
-    """Return how many entries are zero in the prunable weights that ``forward`` uses."""
+    """Return how many entries are zero in the prunable weights that ``forward`` uses.
+
+    Equal ones count once, as the file may hold them once.
+    """
     names = traced.graph_signature.inputs_to_parameters
     graph = deepcopy(traced.graph)
     graph.eliminate_dead_code()  # as the exporter does
     used = {names[node.name] for node in graph.nodes if node.name in names and node.users}
     weights = prunable_weights(module)
-    return sum(int((weight == 0).sum()) for name, weight in weights.items() if name in used)
+    distinct = {
+        (weight.shape, sha256(weight.detach().numpy().tobytes()).digest()): weight
+        for name, weight in weights.items()
+        if name in used
+    }
+    return sum(int((weight == 0).sum()) for weight in distinct.values())
 
 
 def _batch_of(call: Call) -> int | None:

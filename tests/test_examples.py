@@ -82,6 +82,28 @@ def test_every_example_lands(example):
 
 
 @pytest.mark.slow
+def test_the_transformer_loses_heads_and_units(tmp_path):
+    output = tmp_path / "transformer.onnx"
+    size = ["--epochs", "2", "--width", "32", "--depth", "1", "--output", str(output)]
+    run = subprocess.run(
+        [sys.executable, "-m", "examples.transformer", *size],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = (
+        int(line.split()[1].replace(",", ""))
+        for line in run.stdout.splitlines()
+        if line.startswith(("pruned:", "shrunk:"))
+    )
+    heads, units, head_size = 4, 64, 32 // 8
+    projections = heads * head_size * (3 * (32 + 1) + 32)
+    assert before - after == projections + units * (2 * 32 + 1)
+    assert output.exists()
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_accuracy_runs():
     run = subprocess.run(
         [sys.executable, "benchmarks/digits_accuracy.py", "--seeds", "1", "--epochs", "6"],
@@ -171,3 +193,26 @@ def test_the_benchmark_of_lottery_tickets_runs():
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("winning ticket") == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_channels_runs():
+    networks = ["--networks", "U-Net", "BERT", "--scale", "0.125"]
+    command = [sys.executable, "benchmarks/channels.py", *networks, "--steps", "6", "--blocks", "6"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "| U-Net | 0.50 |" in run.stdout
+    assert "    - width of a LayerNorm: `words.weight`" in run.stdout
+    assert "every bar is met" in run.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_half_the_channels_judges():
+    command = ["benchmarks/digits_channels.py", "--seeds", "1", "--epochs", "8", "--blocks", "6"]
+    run = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    said = run.stdout.splitlines()[-4:]
+    assert [line.split(":")[0].split()[-1] for line in said] == ["fast", "points", "more", "one"]
+    assert run.returncode == int("NO" in run.stdout), run.stderr
+    assert said[-1].endswith("as asked")

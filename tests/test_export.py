@@ -1,6 +1,7 @@
 import logging
 import random
 import sys
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -334,3 +335,11 @@ def test_a_missing_library_is_named_with_its_extra(library, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ModuleNotFoundError, match=rf"need {library} .*lightning-prune\[export\]"):
         export_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", example=torch.rand(1, 2))
+
+
+def test_equal_weights_may_be_in_the_file_once(tmp_path):
+    first = nn.Linear(8, 8)
+    nn.init.zeros_(first.weight[:4])
+    module = nn.Sequential(first, nn.ReLU(), deepcopy(first))
+    file = export_onnx(module, tmp_path / "twins.onnx", example=torch.randn(2, 8))
+    assert file.zeros >= 32

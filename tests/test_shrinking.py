@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.architectures import ARCHITECTURES
 from lightning_prune import shrink
 from lightning_prune._attention import SlimMultiheadAttention
 from lightning_prune._coupling import couple
@@ -50,6 +51,18 @@ def test_half_of_the_channels_can_be_removed(name):
     nonzero = sum(int(parameter.count_nonzero()) for parameter in module.parameters())
     assert nonzero <= size(smaller) < 0.8 * size(module)
     assert_same(module, smaller, torch.randn(4, 3, 8, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_half_of_the_channels_of_a_well_known_network_can_be_removed(name):
+    torch.manual_seed(0)
+    make, inputs = ARCHITECTURES[name]
+    generator = torch.Generator().manual_seed(0)
+    module = zeroed(make(0.125), inputs(1, generator))
+    smaller = shrink(module, inputs(1, generator))
+    assert size(smaller) < 0.8 * size(module)
+    assert_same(module, smaller, inputs(4, generator))
 
 
 def test_zeros_are_the_parameters_that_removal_takes_away():
