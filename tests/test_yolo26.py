@@ -77,6 +77,16 @@ def test_yolo26_is_pruned_exported_and_reported(tmp_path):
 
 @needs_ultralytics
 @pytest.mark.slow
+def test_half_of_the_channels_of_yolo26_are_removed(tmp_path):
+    options = ("--epochs", "2", "--images", "32", "--size", "64", "--no-latency")
+    printed = run(tmp_path, "examples.yolo26", "--recipes", "channels", *options)
+    row = next(line for line in reversed(printed.splitlines()) if "channels" in line)
+    assert int(row.split("│")[5].replace(",", "")) < 1_000_000  # of 2,375,421 dense ones
+    assert "removing the pruned channels takes away 0.6" in printed
+
+
+@needs_ultralytics
+@pytest.mark.slow
 def test_the_trainer_of_ultralytics_saves_zeros(tmp_path):
     options = ("--epochs", "3", "--images", "32", "--size", "64")
     printed = run(tmp_path, "examples.yolo26_ultralytics", *options)
