@@ -1,6 +1,7 @@
 """Pruning inside a Lightning Trainer."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -157,13 +158,14 @@ class PruningCallback(Callback):
             trial = self not in trainer.callbacks  # type: ignore[attr-defined]
             return trial or _will_be_skipped(trainer, optimizer)
 
-        self.pruner.attach(
-            pl_module,
-            trainer.optimizers,
-            clocks=clocks,
-            uncounted=uncounted,
-            example=self.example,
-        )
+        with self._status(trainer):
+            self.pruner.attach(
+                pl_module,
+                trainer.optimizers,
+                clocks=clocks,
+                uncounted=uncounted,
+                example=self.example,
+            )
         if rewinder is not None:
             rewinder.begin()
         self._rewinder = rewinder
@@ -237,6 +239,12 @@ class PruningCallback(Callback):
             average = getattr(callback, "_average_model", None)
             if average is not None:
                 self.pruner.mask_copy(getattr(average, "module", average))
+
+    def _status(self, trainer: Trainer) -> AbstractContextManager[Any]:
+        """Say in a terminal what takes long."""
+        if not (self.pruner.pattern.couples_tensors and trainer.is_global_zero):
+            return nullcontext()
+        return Console().status("finding which channels go together")
 
     def _say(self, trainer: Trainer, title: str) -> None:
         if trainer.is_global_zero:
