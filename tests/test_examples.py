@@ -25,7 +25,10 @@ def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, capsys):
         sys, "argv", ["lightning-prune", "fit", "--config", str(config), *arguments]
     )
     cli.main()
-    reached, final = capsys.readouterr().out.split("all ")[-1].split("│")[-3:-1]
+    printed = capsys.readouterr().out.splitlines()
+    reached, final = next(row for row in reversed(printed) if row.startswith("│ all")).split("│")[
+        -3:-1
+    ]
     assert reached.strip() == final.strip() != "0.0000"
     assert list(tmp_path.glob("**/last.ckpt"))
 
