@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_prune._attention import SlimMultiheadAttention, slim_attention
 from lightning_prune._coupling import (
@@ -116,7 +116,7 @@ def shrunk_state(module: nn.Module) -> dict[str, Any]:
         "attributes": {
             plain_name(name): numbers
             for name, child in module.named_modules()
-            if (numbers := _numbers(child))
+            if any(True for _ in child.parameters()) and (numbers := _numbers(child))
         },
     }
 
@@ -308,9 +308,10 @@ def _numbers(child: nn.Module) -> dict[str, int]:
 
 
 class _Reference:
-    """What a module computes, in double precision and without dropout, in both modes.
+    """What a module computes without dropout, in both modes and in double precision.
 
-    A mode in which the module itself cannot be called is left out.
+    A mode in which the module itself cannot be called is left out; one whose code is for single
+    precision only is called in its own.
 
     Args:
         module: Left as it is.
@@ -319,18 +320,21 @@ class _Reference:
     """
 
     def __init__(self, module: nn.Module, example: Any, batches: int) -> None:
-        wide = copy.deepcopy(module).double()
-        self._batches = list(itertools.islice(_batches(example), batches))
-        self._modes = [mode for mode in (False, True) if _runs(wide, self._batches[0], mode)]
-        self._expected = [_outputs(wide, *call) for call in self._calls()]
+        for dtype in (torch.float64, None):
+            copied = copy.deepcopy(module).to(dtype)
+            self._dtype, self._batches = dtype, _batches(example, dtype, batches)
+            self._modes = [mode for mode in (False, True) if _runs(copied, self._batches[0], mode)]
+            if self._modes:
+                break
+        self._expected = [_outputs(copied, *call) for call in self._calls()]
 
     def difference(self, other: nn.Module) -> float:
         """Return by how much another module's outputs differ, relative to the largest."""
-        wide = copy.deepcopy(other).double()
+        copied = copy.deepcopy(other).to(self._dtype)
         differences = [
             _difference(expected, found)
             for call, outputs in zip(self._calls(), self._expected, strict=True)
-            for expected, found in zip(outputs, _outputs(wide, *call), strict=True)
+            for expected, found in zip(outputs, _outputs(copied, *call), strict=True)
         ]
         return max(differences, default=0.0)
 
@@ -397,27 +401,22 @@ def _difference(expected: Tensor, found: Tensor) -> float:
     return difference / largest if largest else difference
 
 
-def _batches(example: Any) -> Iterator[Any]:
-    """Yield the example and then others like it, floating-point ones in double precision."""
+def _batches(example: Any, dtype: torch.dtype | None, number: int) -> list[Any]:
+    """Return the example and others like it, floating-point tensors in the given precision."""
     generator = torch.Generator().manual_seed(0)
 
-    def other(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def other(value: Tensor) -> Tensor:
         if value.is_floating_point():
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            return noise.to(value.device)
+            return noise.to(value.device, value.dtype)
         order = torch.randperm(value.numel(), generator=generator).to(value.device)
         return value.flatten()[order].view(value.shape)
 
-    def wide(value: Any) -> Any:
-        is_float = isinstance(value, Tensor) and value.is_floating_point()
-        return value.double() if is_float else value
+    def converted(value: Tensor) -> Tensor:
+        return value.to(dtype) if dtype and value.is_floating_point() else value
 
-    doubled = with_two_samples(example)
-    yield tree_map(wide, doubled)
-    while True:
-        yield tree_map(other, doubled)
+    first = tree_map_only(Tensor, converted, with_two_samples(example))
+    return [first, *(tree_map_only(Tensor, other, first) for _ in range(number - 1))]
 
 
 class _WithoutDropout(TorchFunctionMode):

@@ -190,6 +190,15 @@ def test_a_mode_in_which_the_module_cannot_be_called_is_left_out():
     assert shrink(module, example())[0].out_channels == 4
 
 
+def test_code_for_single_precision_is_compared_in_it():
+    class Cast(nn.Sequential):
+        def forward(self, images):
+            return self[1](self[0](images).float())
+
+    module = zeroed(Cast(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)), example())
+    assert shrink(module, example())[0].out_channels == 4
+
+
 def test_without_an_example_the_error_says_what_to_set():
     with pytest.raises(ValueError, match=r"set self\.example_input_array.* of Sequential"):
         shrink(plain())
