@@ -284,17 +284,19 @@ def _beside(ckpt_path: str, format: str, precision: str) -> Path:
 
 def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     """Give a model the shapes of a shrunk checkpoint, and say whether it is one."""
-    model.configure_model()
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    if is_shrunk := "attributes" in checkpoint:
-        from lightning_prune.shrinking import adopt
+    if "shrunk_attributes" not in checkpoint:
+        return False
+    from lightning_prune.shrinking import adopt
 
-        adopt(model, checkpoint)
-    return is_shrunk
+    model.configure_model()
+    adopt(model, checkpoint)
+    return True
 
 
 def _load(model: LightningModule, ckpt_path: str) -> bool:
     """Put the weights of a checkpoint into a model, and say whether it was shrunk."""
+    model.configure_model()
     is_shrunk = adopt_shapes(model, ckpt_path)
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     if "state_dict" not in checkpoint:

@@ -113,7 +113,7 @@ def shrunk_state(module: nn.Module) -> dict[str, Any]:
     """
     return {
         "state_dict": module.state_dict(),
-        "attributes": {
+        "shrunk_attributes": {
             plain_name(name): numbers
             for name, child in module.named_modules()
             if any(True for _ in child.parameters()) and (numbers := _numbers(child))
@@ -149,7 +149,7 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
     )
     slim_attention(module)
     children = {plain_name(name): child for name, child in module.named_modules()}
-    for name, numbers in state["attributes"].items():
+    for name, numbers in state["shrunk_attributes"].items():
         for attribute, number in numbers.items():
             if getattr(children[name], attribute, number) != number:
                 setattr(children[name], attribute, number)

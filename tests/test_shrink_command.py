@@ -126,6 +126,20 @@ def test_what_was_saved_is_adopted_in_python(monkeypatch):
     torch.testing.assert_close(fresh.eval()(values), model(values))
 
 
+def test_other_checkpoints_are_left_to_lightning(monkeypatch):
+    import shrunk_by_command
+
+    def configured_too_early(self):
+        assert self.trainer.state.fn == "test"
+
+    checkpoint(16)
+    state = torch.load("model.ckpt", weights_only=True) | {"attributes": "the user's own"}
+    del state["loops"]
+    torch.save(state, "model.ckpt")
+    monkeypatch.setattr(shrunk_by_command.Model, "configure_model", configured_too_early)
+    command(monkeypatch, "test", "--ckpt_path", "model.ckpt")
+
+
 REFUSALS = {
     "need channels that are zero in all places, got none in ckpt_path='model.ckpt'": [
         "--ckpt_path",
