@@ -12,6 +12,7 @@ from lightning_prune._channel_selection import select_channels
 from lightning_prune._distributed import is_sharded, reshard
 from lightning_prune.channels import ChannelGroup
 from lightning_prune.criteria import Criterion
+from lightning_prune.entries import EntryGroup
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.patterns import ChannelPattern, Pattern
 from lightning_prune.selection import Selection, named_parameters, select
@@ -49,7 +50,8 @@ def choose(
         selection = select_channels(model, optimizers, targets, pattern, example)
     else:
         selection = select(model, optimizers, targets)
-        alone = tuple(Group(members=(tensor,), pattern=pattern) for tensor in selection.tensors)
+        kind = EntryGroup if pattern.works_on_shards else Group
+        alone = tuple(kind(members=(tensor,), pattern=pattern) for tensor in selection.tensors)
         selection = replace(selection, groups=alone)
     for tensor in selection.tensors:
         if tensor.shard is not None:

@@ -1,7 +1,7 @@
 """All that pruning knows of replicas and shards."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -27,6 +27,11 @@ class Shard:
     positions: tuple[Tensor, ...]
     groups: "tuple[ProcessGroup, ...]"
 
+    @property
+    def device(self) -> torch.device:
+        """Where the part is, and messages about it travel from."""
+        return self.positions[0].device
+
     def transpose(self, axis: int, other: int) -> "Shard":
         """Return the shard of the tensor with two axes exchanged."""
         order = list(range(len(self.shape)))
@@ -42,6 +47,14 @@ class Shard:
         index = torch.zeros((), dtype=torch.int64, device=self.positions[0].device)
         for size, positions in zip(self.shape, self.positions, strict=True):
             index = index[..., None] * size + positions
+        return index
+
+    def indices_of(self, places: Tensor) -> Tensor:
+        """Return these indices for some of the entries that are here, by their place among them."""
+        index = torch.zeros_like(places)
+        here = torch.unravel_index(places, [len(positions) for positions in self.positions])
+        for size, positions, place in zip(self.shape, self.positions, here, strict=True):
+            index = index * size + positions[place]
         return index
 
     def cut(self, whole: Tensor) -> Tensor:
@@ -122,19 +135,43 @@ def laid_out_like(parameter: Tensor, here: Tensor) -> Tensor:
 def total(counts: Tensor, shard: Shard | None) -> Tensor:
     """Return the counts added up over the parts of a tensor."""
     for group in shard.groups if shard else ():
-        counts = counts.clone()
+        assert shard is not None
+        counts = counts.to(shard.device, copy=True)
         torch.distributed.all_reduce(counts, group=group)
     return counts
 
 
-def total_of_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
-    """Return the counts added up over tensors and their parts, in one message a layout."""
-    by_layout: dict[tuple[ProcessGroup, ...], tuple[Tensor, Shard | None]] = {}
-    for count, shard in counts:
-        layout = shard.groups if shard else ()
-        before = by_layout.get(layout)
-        by_layout[layout] = (count if before is None else before[0] + count, shard)
-    return torch.stack([total(count, shard).cpu() for count, shard in by_layout.values()]).sum(0)
+def totals(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
+    """Return a row for each tensor: its counts added up over its parts, one message a layout."""
+    by_layout: dict[tuple[ProcessGroup, ...], list[int]] = {}
+    for row, (_, shard) in enumerate(counts):
+        by_layout.setdefault(shard.groups if shard else (), []).append(row)
+    table = torch.stack([count for count, _ in counts])
+    for rows in by_layout.values():
+        table[rows] = total(table[rows], counts[rows[0]][1]).cpu()
+    return table
+
+
+def gathered_values(values: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
+    """Return the values of all parts of several tensors, flat, on the CPU; they are not NaN."""
+    by_layout: dict[tuple[ProcessGroup, ...], tuple[list[Tensor], Shard | None]] = {}
+    for value, shard in values:
+        by_layout.setdefault(shard.groups if shard else (), ([], shard))[0].append(value)
+    return torch.cat([_gathered(torch.cat(some), shard) for some, shard in by_layout.values()])
+
+
+def _gathered(values: Tensor, shard: Shard | None) -> Tensor:
+    for group in shard.groups if shard else ():
+        assert shard is not None
+        size = torch.tensor(len(values), device=shard.device)
+        torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MAX, group)
+        padding = (0, int(size) - len(values))
+        padded = torch.nn.functional.pad(values.to(shard.device), padding, value=math.nan)
+        parts = [torch.empty_like(padded) for _ in range(group.size())]
+        torch.distributed.all_gather(parts, padded, group)
+        values = torch.cat(parts)
+        values = values[~values.isnan()]
+    return values.cpu()
 
 
 def add_up_replicas(tensors: Iterable[Tensor]) -> None:

@@ -63,7 +63,7 @@ def square_sums(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
 def empty_sums(tensor: PrunedTensor) -> Tensor:
     """Return zeros in the shape of `square_sums`."""
     wide = torch.float64 if tensor.parameter.dtype == torch.float64 else torch.float32
-    return torch.zeros(_inputs_shape(tensor), dtype=wide, device=tensor.mask.device)
+    return torch.zeros(_inputs_shape(tensor), dtype=wide, device=tensor.masking.device)
 
 
 def _inputs_shape(tensor: PrunedTensor) -> tuple[int, ...]:

@@ -4,10 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lightning_prune import _ranking
-from lightning_prune._distributed import total
 from lightning_prune.allocations import Allocation, Atoms
 from lightning_prune.groups import Group, Score
 
@@ -38,7 +35,7 @@ class Pool:
         """Return the final sparsity of each group; None where it depends on the scores."""
         if self.allocation.needs_scores:
             return dict.fromkeys(group.name for group in self.groups)
-        kept = self._kept([group.blank_scores() for group in self.groups], self.sparsity)
+        kept = self._kept(None, self.sparsity)
         return {group.name: 1 - keep / atoms.total for group, atoms, keep in kept}
 
     def prune(self, target: float, score: Score, *, again: bool = False) -> None:
@@ -51,9 +48,8 @@ class Pool:
         """
         if self._is_satisfied(target, again=again):
             return
-        scores = [group.scores(score) for group in self.groups]
-        for group, atoms, keep in self._kept(scores, target):
-            group.keep(group.choose(atoms.ranked(), keep))
+        for group, atoms, keep in self._kept(score, target):
+            group.keep_best(atoms, keep)
 
     @property
     def is_dense(self) -> bool:
@@ -66,24 +62,19 @@ class Pool:
         A group may keep more than its due because that is rounded. Several groups may not do so
         together, unless what they keep was allocated at this due already.
         """
-        alive = [(group, group.alive()) for group in self.groups]
-        kept = {group.name: int(total(atoms.sum(), group.shard)) for group, atoms in alive}
+        kept = [group.atoms_kept for group in self.groups]
         if again or len(self.groups) == 1:
-            kept = {group.name: _least_due(group, kept[group.name]) for group in self.groups}
-        return sum(kept.values()) <= self._due(target) and all(
-            group.pattern.holds(atoms, _ranking.number_kept(atoms.numel(), target))
-            for group, atoms in alive
+            kept = [_least_due(*one) for one in zip(self.groups, kept, strict=True)]
+        return sum(kept) <= self._due(target) and all(
+            group.holds(_ranking.number_kept(group.total, target)) for group in self.groups
         )
 
     def _due(self, target: float) -> int:
         return _ranking.number_kept(sum(group.total for group in self.groups), target)
 
-    def _kept(self, scores: Sequence[Tensor], target: float) -> Iterator[tuple[Group, Atoms, int]]:
+    def _kept(self, score: Score | None, target: float) -> Iterator[tuple[Group, Atoms, int]]:
         """Yield each group with its atoms and how many of them stay at a sparsity."""
-        atoms = {
-            group.name: group.atoms(its_scores, target)
-            for group, its_scores in zip(self.groups, scores, strict=True)
-        }
+        atoms = {group.name: group.atoms(score, target) for group in self.groups}
         floor, cap = sum(a.floor for a in atoms.values()), sum(a.cap for a in atoms.values())
         keep = self.allocation(atoms, min(max(self._due(target), floor), cap))
         for group in self.groups:

@@ -1,16 +1,21 @@
 """The only selection code: exactly the k best, of one tensor, of several or of shards."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune._distributed import Shard, total, total_of_pool
+from lightning_prune._distributed import Shard, gathered_values, totals
 
-_DIGIT_BITS = 16
+_PIECE = 1 << 17  # values that stay in the cache of a CPU from one operation to the next
+_SORTED = 1 << 16  # values that are sorted at once,
+_MESSAGE = 1 << 14  # and where they must travel first
+_HELD = 1 << 19  # values that are held in memory rather than read again
+_SPREAD = 3.0  # standard deviations of a rank in a sample: 3 of 1,000 fall beyond
 
 
 def number_kept(atoms: int, sparsity: float) -> int:
@@ -23,6 +28,41 @@ def number_kept(atoms: int, sparsity: float) -> int:
         [0, 1, 2]
     """
     return round(atoms * (1 - sparsity))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """What is here of a tensor that is ranked, alone or with others.
+
+    Args:
+        read: Yields its values in the order of their indices, flat and in pieces (`pieces_of`), at
+            least an empty one, each time afresh; or, given a stride, some at about that distance.
+            Floating-point, without NaN; infinities are ranked.
+        size: Number of values of the whole tensor.
+        least: How many are kept at least, whatever is in other tensors.
+        shard: Which part of the tensor is here; None if all of it is.
+    """
+
+    read: Callable[[int], Iterable[Tensor]]
+    size: int
+    least: int = 0
+    shard: Shard | None = None
+
+    @classmethod
+    def of(cls, scores: Tensor, shard: Shard | None = None, size: int | None = None) -> "Part":
+        """Return the part whose values are there.
+
+        Args:
+            scores: The values of any shape and floating dtype.
+            shard: Which part of the tensor they are.
+            size: Number of values of the whole tensor, if it is not that of its shape.
+        """
+        size = size or (math.prod(shard.shape) if shard else scores.numel())
+
+        def read(stride: int) -> Iterator[Tensor]:
+            return (wide(scores[rows])[::stride] for rows in pieces_of(scores))
+
+        return cls(read=read, size=size, shard=shard)
 
 
 def best(scores: Tensor, keep: int) -> Tensor:
@@ -40,11 +80,9 @@ def best(scores: Tensor, keep: int) -> Tensor:
         return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     if keep >= scores.numel():
         return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-    flat = _comparable(scores).flatten()
-    threshold = _kth_highest(flat, keep)
-    mask = flat > threshold
-    ties = (flat == threshold).nonzero().flatten()
-    mask[ties[: keep - int(mask.sum())]] = True
+    part = Part.of(scores)
+    found = threshold([part], keep)
+    mask = torch.cat(list(from_threshold(part.read(1), found.value, keep - found.above[0])))
     return mask.view(scores.shape)
 
 
@@ -59,52 +97,124 @@ def best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
         >>> best_of_rows(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([1, 1])).tolist()
         [[False, True], [True, False]]
     """
-    order = _comparable(scores).argsort(dim=1, descending=True, stable=True)
+    order = wide(scores).view(scores.shape).argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     kept = ranks < keep[:, None]
     return torch.zeros_like(kept).scatter_(1, order, kept)
 
 
-def best_of_pool(
-    pool: Sequence[Tensor], keep: int, shards: Sequence[Shard | None] | None = None
-) -> list[int]:
-    """Return how many of the ``keep`` highest scores of all tensors together are in each tensor.
+def best_of_pool(pool: Sequence[Part], keep: int) -> list[int]:
+    """Return how many of the ``keep`` highest values of all tensors together are in each tensor.
 
-    The scores are not put side by side: their order-preserving bit patterns are counted into
-    histograms, 16 bits a pass from the highest down, so the extra memory is that of the largest
-    tensor, and only counts travel between shards. Of equal scores the earlier tensor comes first.
+    Of equal values the earlier tensor comes first. A tensor that would keep less than its least
+    keeps that, and the rest is found among the others.
 
     Args:
-        pool: The scores of each tensor, or of the part that is here.
-        keep: How many to keep of all, in the whole tensors.
-        shards: Which part is here of each; by default all of each.
+        pool: The tensors.
+        keep: How many to keep of all, between the sums of what is kept at least and of the sizes.
 
     Examples:
-        >>> best_of_pool([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 0.0, 2.0])], 2)
+        >>> pool = [Part.of(torch.tensor([1.0, 2.0])), Part.of(torch.tensor([2.0, 0.0, 2.0]))]
+        >>> best_of_pool(pool, 2)
         [1, 1]
     """
-    shards = shards or [None] * len(pool)
-    sizes = [
-        math.prod(shard.shape) if shard else scores.numel()
-        for scores, shard in zip(pool, shards, strict=True)
-    ]
+    survivors = _survivors(pool, keep)
+    low = [i for i, part in enumerate(pool) if survivors[i] < part.least]
+    if low:
+        others = [i for i in range(len(pool)) if i not in low]
+        rest = best_of_pool([pool[i] for i in others], keep - sum(pool[i].least for i in low))
+        survivors = [part.least for part in pool]
+        for index, number in zip(others, rest, strict=True):
+            survivors[index] = number
+    return survivors
+
+
+def _survivors(pool: Sequence[Part], keep: int) -> list[int]:
     if keep <= 0:
         return [0] * len(pool)
-    if keep >= sum(sizes):
-        return sizes
-    bits = _bits(pool)
-    keys = [partial(_sort_keys, scores, bits) for scores in pool]
-    threshold, left = _kth_highest_key(keys, bits, keep, shards)
+    if keep >= sum(part.size for part in pool):
+        return [part.size for part in pool]
+    found = threshold(pool, keep)
+    left = keep - sum(found.above)
     survivors = []
-    for its_keys, shard in zip(keys, shards, strict=True):
-        above_and_at = torch.stack(
-            [(its_keys() > threshold).sum(), (its_keys() == threshold).sum()]
-        )
-        above, at = total(above_and_at, shard).tolist()
+    for above, at in zip(found.above, found.at, strict=True):
         ties = min(left, at)
         survivors.append(above + ties)
         left -= ties
     return survivors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """The ``keep``-th highest value of several tensors together.
+
+    Args:
+        value: The value.
+        above: How many are higher in each tensor.
+        at: How many are equal in each tensor.
+    """
+
+    value: float
+    above: list[int]
+    at: list[int]
+
+
+def threshold(pool: Sequence[Part], keep: int) -> Threshold:
+    """Find the ``keep``-th highest value of all tensors together.
+
+    A sample brackets it; one pass counts what is above and holds the few values in the bracket,
+    which are searched in the same way until they can be sorted. That is the idea of Floyd & Rivest,
+    "Expected time bounds for selection" (1975), https://doi.org/10.1145/360680.360691. It takes a
+    look at a sample, one pass to count and hardly ever more; the memory of a piece and of one value
+    in a hundred; and what travels between shards, samples and counts, does not grow with them.
+
+    Args:
+        pool: The tensors.
+        keep: A rank from 1 to the number of all values.
+    """
+    field = _Field(pool)
+    while True:
+        sample, is_all = field.sample()
+        rank = keep - int(field.above.sum())
+        if is_all:
+            return field.count(float(sample[rank - 1]))
+        low, high = _bracket(sample, rank / field.size)
+        above, at_high, between, at_low = field.split(low, high)
+        if rank <= above.sum():
+            field.narrow(high, field.high, above * 0, above)
+        elif rank <= (above + at_high).sum():
+            return field.found(high, above, at_high)
+        elif rank <= (above + at_high + between).sum():
+            field.narrow(low, high, above + at_high, between, is_between=True)
+        elif rank <= (above + at_high + between + at_low).sum():
+            return field.found(low, above + at_high + between, at_low)
+        else:
+            higher = above + at_high + between + at_low
+            field.narrow(field.low, low, higher, field.sizes - higher)
+
+
+def threshold_here(part: Part, keep: int) -> tuple[float, int]:
+    """Return the `threshold` of one tensor, and how many equal values are kept of those here.
+
+    They are the first ones here, because the entries of a part come in the order of the whole.
+
+    Args:
+        part: The tensor.
+        keep: A rank from 1 to the number of its values.
+    """
+    found = threshold([part], keep)
+    ties = keep - found.above[0]
+    if part.shard is None:
+        return found.value, ties
+    places, start = [], 0
+    for piece in part.read(1):
+        places.append((piece == found.value).nonzero().flatten() + start)
+        start += len(piece)
+    order = -part.shard.indices_of(torch.cat(places)).double()  # the lower index comes first
+    if ties == found.at[0]:
+        return found.value, len(order)
+    last = threshold([Part.of(order, part.shard, size=found.at[0])], ties)
+    return found.value, int((order >= last.value).sum())
 
 
 def best_here(scores: Tensor, keep: int, shard: Shard | None) -> int:
@@ -119,75 +229,164 @@ def best_here(scores: Tensor, keep: int, shard: Shard | None) -> int:
     """
     if shard is None or keep <= 0:
         return keep
-    if keep >= math.prod(shard.shape):
+    part = Part.of(scores, shard)
+    if keep >= part.size:
         return scores.numel()
-    bits = _bits([scores])
-    keys = _sort_keys(scores, bits)
-    threshold, left = _kth_highest_key([lambda: keys], bits, keep, [shard])
-    above, at = int((keys > threshold).sum()), keys == threshold
-    if int(total(at.sum(), shard)) == left:
-        return above + int(at.sum())
-    order = -shard.indices().flatten()[at]  # of ties the lower index
-    last, _ = _kth_highest_key([lambda: order], 64, left, [shard])
-    return above + int((order >= last).sum())
+    value, ties = threshold_here(part, keep)
+    return int((wide(scores) > value).sum()) + ties
 
 
-def _kth_highest_key(
-    keys: Sequence[Callable[[], Tensor]], bits: int, k: int, shards: Sequence[Shard | None]
-) -> tuple[int, int]:
-    """Return the ``k``-th highest key (from 1), and how many that equal it are among the ``k``."""
-    threshold, left = 0, k
-    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        top = shift + _DIGIT_BITS  # bits above `top` are known
-        known = threshold >> top if top < bits else None
-        counts = total_of_pool(
-            (_digit_counts(its_keys(), shift, top, known), shard)
-            for its_keys, shard in zip(keys, shards, strict=True)
-        )
-        from_above = counts.flip(0).cumsum(0)
-        digit = (1 << _DIGIT_BITS) - 1 - int((from_above < left).sum())
-        left -= int(from_above[-1 - digit]) - int(counts[digit])
-        if known is None:
-            digit -= 1 << (_DIGIT_BITS - 1)
-        threshold += digit << shift
-    return threshold, left
+def from_threshold(pieces: Iterable[Tensor], value: float, ties: int) -> Iterator[Tensor]:
+    """Yield the bool mask of each piece: what is above a value, and the first ties with it.
+
+    Args:
+        pieces: What a `Part` reads.
+        value: The threshold.
+        ties: How many that equal it are kept.
+    """
+    for piece in pieces:
+        values = _array(piece)
+        mask = values > value
+        if ties:
+            places = (values == value).nonzero()
+            places = places[0] if isinstance(places, tuple) else places.flatten()
+            mask[places[:ties]] = True
+            ties -= min(ties, len(places))
+        yield torch.from_numpy(mask) if isinstance(mask, np.ndarray) else mask
 
 
-def _digit_counts(keys: Tensor, shift: int, top: int, known: int | None) -> Tensor:
-    """Return how many keys, of those with the known higher bits, have each digit."""
-    if known is not None:
-        keys = keys[keys >> top == known]
-    digits = (keys >> shift & ((1 << _DIGIT_BITS) - 1)).to(torch.int32)
-    if known is None:  # the sign makes the highest digit signed
-        digits = digits ^ (1 << (_DIGIT_BITS - 1))
-    return torch.bincount(digits, minlength=1 << _DIGIT_BITS)
+def pieces_of(tensor: Tensor) -> Iterator[slice]:
+    """Yield slices along the first axis that are small enough for the cache of a CPU.
+
+    On an accelerator, which has none to speak of, it is one.
+    """
+    rows = len(tensor)
+    step = rows
+    if tensor.device.type == "cpu":
+        step = _PIECE * rows // max(tensor.numel(), 1)
+    step = max(step, 1)
+    return (slice(start, start + step) for start in range(0, max(rows, 1), step))
 
 
-def _kth_highest(flat: Tensor, k: int) -> Tensor:
-    """Return the ``k``-th highest value (from 1), by whatever is fastest on the device."""
-    if flat.device.type != "cpu":
-        return flat.kthvalue(flat.numel() - k + 1).values
-    # What is pruned scores -inf; a partition of many equal values is many times slower.
-    open_to_choice = flat[flat > -math.inf]
-    if k > open_to_choice.numel():
-        return flat.new_tensor(-math.inf)
-    rank = open_to_choice.numel() - k
-    return torch.from_numpy(np.partition(open_to_choice.numpy(), rank))[rank]
+def wide(scores: Tensor) -> Tensor:
+    """Return the scores flat, in a dtype that numpy and torch can compare, without loss."""
+    scores = scores.detach().reshape(-1)
+    return scores if scores.dtype == torch.float64 else scores.float()
 
 
-def _comparable(scores: Tensor) -> Tensor:
-    """Return the scores in a dtype that numpy and torch can compare, without loss."""
-    return scores.detach() if scores.dtype == torch.float64 else scores.detach().float()
+class _Field:
+    """The values among which a threshold is: those between ``low`` and ``high``, both excluded.
+
+    Attributes:
+        sizes: How many they are in each tensor, of all processes.
+        above: How many are higher in each tensor.
+    """
+
+    def __init__(self, pool: Sequence[Part]) -> None:
+        self.low, self.high = -math.inf, math.inf
+        self.sizes = torch.tensor([part.size for part in pool])
+        self.above = torch.zeros_like(self.sizes)
+        self._pool = pool
+        self._is_whole = True  # with infinities, which are values too
+        self._is_double = False
+        self._held: list[Any] | None = None  # the values of each tensor, where they are few
+        self._between: list[Any] | None = None  # those of the last split
+
+    @property
+    def size(self) -> int:
+        """How many they are together."""
+        return int(self.sizes.sum())
+
+    def sample(self) -> tuple[Any, bool]:
+        """Return values at even distances in descending order, and whether these are all."""
+        is_sharded = any(part.shard is not None for part in self._pool)
+        wanted = _MESSAGE if is_sharded else 2 * round(self.size ** (2 / 3))
+        is_all = self.size <= (_MESSAGE if is_sharded else _SORTED)
+        stride = 1 if is_all else self.size // wanted | 1
+        chosen = []
+        for index, part in enumerate(self._pool):
+            taken = [torch.as_tensor(values).cpu() for values in self._values(index, stride)]
+            self._is_double |= any(some.dtype == torch.float64 for some in taken)
+            chosen.append((torch.cat(taken), part.shard))
+        return np.sort(gathered_values(chosen).numpy())[::-1], is_all
+
+    def split(self, low: float, high: float) -> Tensor:
+        """Return how many are above ``high``, at it, between, and at ``low``, in each tensor."""
+        counts, held = [], 0
+        self._between = []
+        for index, part in enumerate(self._pool):
+            here, between = np.zeros(4, dtype=np.int64), []
+            for values in self._values(index):
+                is_above = values > high
+                near = values[is_above ^ (values >= low)]
+                inside = near[(near > low) & (near < high)]
+                at_high = _count(near == high)
+                here += [_count(is_above), at_high, len(inside), len(near) - at_high - len(inside)]
+                between.append(torch.as_tensor(inside))
+            held += int(here[2])
+            if held > _HELD:
+                self._between = None
+            if self._between is not None:
+                self._between.append(_array(torch.cat(between)))
+            counts.append((torch.from_numpy(here), part.shard))
+        return totals(counts).T
+
+    def narrow(
+        self, low: float, high: float, higher: Tensor, sizes: Tensor, *, is_between: bool = False
+    ) -> None:
+        """Go on with those between two bounds.
+
+        Args:
+            low: The lower bound.
+            high: The higher one.
+            higher: How many of the present ones are above them in each tensor.
+            sizes: How many are between them.
+            is_between: Whether they are those between the bounds of the last `split`.
+        """
+        self.low, self.high, self.sizes, self._is_whole = low, high, sizes, False
+        self.above = self.above + higher
+        self._held = self._between if is_between else None
+
+    def count(self, value: float) -> Threshold:
+        """Return a threshold with what is above and at it."""
+        counts = []
+        for index, part in enumerate(self._pool):
+            here = np.zeros(2, dtype=np.int64)
+            for values in self._values(index):
+                here += [_count(values > value), _count(values == value)]
+            counts.append((torch.from_numpy(here), part.shard))
+        return self.found(value, *totals(counts).T)
+
+    def found(self, value: float, higher: Tensor, at: Tensor) -> Threshold:
+        """Return a threshold with what of the present ones is above and at it."""
+        above: list[int] = (self.above + higher).tolist()
+        return Threshold(value=value, above=above, at=at.tolist())
+
+    def _values(self, index: int, stride: int = 1) -> Iterator[Any]:
+        """Yield what is left of what is here of a tensor, in pieces."""
+        if self._held is not None:
+            yield self._held[index][::stride]
+            return
+        for piece in self._pool[index].read(stride if self._is_whole else 1):
+            values = _array(piece.double() if self._is_double else piece)
+            if not self._is_whole:
+                values = values[(values > self.low) & (values < self.high)][::stride]
+            yield values
 
 
-def _bits(pool: Sequence[Tensor]) -> int:
-    return 64 if any(scores.dtype == torch.float64 for scores in pool) else 32
+def _bracket(sample: Any, share: float) -> tuple[float, float]:
+    """Return two values of a descending sample between which a share of all is the highest."""
+    size = len(sample)
+    spread = _SPREAD * math.sqrt(size * share * (1 - share)) + 1
+    low = min(math.ceil(size * share + spread), size - 1)
+    high = max(math.floor(size * share - spread) - 1, 0)
+    return float(sample[low]), float(sample[high])
 
 
-def _sort_keys(scores: Tensor, bits: int) -> Tensor:
-    """Return the scores as flat integers of ``bits`` bits in the same order, -0.0 as +0.0."""
-    if bits == 64:
-        keys = (scores.detach().double().flatten() + 0.0).view(torch.int64)
-    else:
-        keys = (scores.detach().float().flatten() + 0.0).view(torch.int32)
-    return keys ^ (keys >> (bits - 1) & torch.iinfo(keys.dtype).max)
+def _array(values: Tensor) -> Any:
+    """Return what compares and picks fastest: torch is many times slower at it on a CPU."""
+    return values.numpy() if values.device.type == "cpu" else values
+
+
+def _count(mask: Any) -> int:
+    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.sum())

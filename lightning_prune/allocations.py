@@ -3,54 +3,93 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_prune import _ranking
-from lightning_prune._distributed import Shard, total
+from lightning_prune._distributed import Shard
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Atoms:
+class Atoms(ABC):
     """What an allocation may know of one tensor (or group): its atoms and their bounds.
 
-    Args:
+    Scores and bounds may be made anew each time they are read, so that those of a whole model need
+    not be there at once: read them once, and let them go before those of the next tensor.
+
+    Attributes:
         shape: Shape of the tensor as ``(output, input, ...)``.
-        scores: One finite score an atom; higher is kept.
-        protected: Which atoms are kept whatever their score; bool, shaped as ``scores``.
-        allowed: Which atoms may be kept: alive, and what the pattern can hold.
         shard: Which part of a sharded tensor these atoms are; None if they are all of it.
+        total: Number of atoms of the whole tensor, pruned ones included.
+        floor: The least number that the whole tensor can keep.
+        cap: The largest number that the whole tensor can keep.
     """
 
     shape: tuple[int, ...]
-    scores: Tensor
-    protected: Tensor
-    allowed: Tensor
-    shard: Shard | None = None
+    shard: Shard | None
+    total: int
+    floor: int
+    cap: int
 
-    @cached_property
-    def total(self) -> int:
-        """Number of atoms of the whole tensor, pruned ones included."""
-        return math.prod(self.shard.shape) if self.shard else self.scores.numel()
+    @property
+    @abstractmethod
+    def scores(self) -> Tensor:
+        """One finite score an atom; higher is kept."""
 
-    @cached_property
-    def floor(self) -> int:
-        """The least number that the whole tensor can keep."""
-        return int(total(self.protected.sum(), self.shard))
+    @property
+    @abstractmethod
+    def protected(self) -> Tensor:
+        """Which atoms are kept whatever their score; bool, shaped as the scores."""
 
-    @cached_property
-    def cap(self) -> int:
-        """The largest number that the whole tensor can keep."""
-        return int(total(self.allowed.sum(), self.shard))
+    @property
+    @abstractmethod
+    def allowed(self) -> Tensor:
+        """Which atoms may be kept: alive, and what the pattern can hold."""
 
     def ranked(self) -> Tensor:
         """Return the scores with the protected at +inf and what may not be kept at -inf."""
         scores = self.scores if self.scores.is_floating_point() else self.scores.float()
         return scores.masked_fill(self.protected, math.inf).masked_fill(~self.allowed, -math.inf)
+
+    @property
+    def part(self) -> _ranking.Part:
+        """What is ranked."""
+        return _ranking.Part.of(self.ranked(), self.shard)
+
+
+class TensorAtoms(Atoms):
+    """Atoms of a whole tensor, with scores and bounds that are there.
+
+    Args:
+        shape: Shape of the tensor as ``(output, input, ...)``.
+        scores: One finite score an atom; higher is kept.
+        protected: Which atoms are kept whatever their score; bool, shaped as ``scores``.
+        allowed: Which atoms may be kept; the same.
+    """
+
+    def __init__(
+        self, *, shape: tuple[int, ...], scores: Tensor, protected: Tensor, allowed: Tensor
+    ) -> None:
+        self.shape, self.shard, self.total = shape, None, scores.numel()
+        self.floor, self.cap = int(protected.sum()), int(allowed.sum())
+        self._scores, self._protected, self._allowed = scores, protected, allowed
+
+    @property
+    def scores(self) -> Tensor:
+        """One finite score an atom."""
+        return self._scores
+
+    @property
+    def protected(self) -> Tensor:
+        """Which atoms are kept whatever their score."""
+        return self._protected
+
+    @property
+    def allowed(self) -> Tensor:
+        """Which atoms may be kept."""
+        return self._allowed
 
 
 class Allocation(ABC):
@@ -114,7 +153,7 @@ class GlobalAllocation(Allocation):
         ...     scores = torch.tensor(scores)
         ...     best = scores == scores.max()
         ...     allowed = torch.ones_like(best)
-        ...     return Atoms(shape=(1, 3), scores=scores, protected=best, allowed=allowed)
+        ...     return TensorAtoms(shape=(1, 3), scores=scores, protected=best, allowed=allowed)
         >>> pool = {"a": atoms(9.0, 8.0, 7.0), "b": atoms(0.3, 0.2, 0.1)}
         >>> GlobalAllocation()(pool, due=4)
         {'a': 3, 'b': 1}
@@ -125,8 +164,7 @@ class GlobalAllocation(Allocation):
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best of the pool are in each tensor."""
-        shards = [a.shard for a in atoms.values()]
-        counts = _ranking.best_of_pool([a.ranked() for a in atoms.values()], due, shards)
+        counts = _ranking.best_of_pool([a.part for a in atoms.values()], due)
         return dict(zip(atoms, counts, strict=True))
 
 
@@ -151,7 +189,12 @@ class LAMPAllocation(Allocation):
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best of the rescaled pool are in each tensor."""
         rescaled = {
-            name: replace(a, scores=lamp(a.scores.masked_fill(~a.allowed, 0)))
+            name: TensorAtoms(
+                shape=a.shape,
+                scores=lamp(a.scores.masked_fill(~a.allowed, 0)),
+                protected=a.protected,
+                allowed=a.allowed,
+            )
             for name, a in atoms.items()
         }
         return GlobalAllocation()(rescaled, due)

@@ -78,7 +78,7 @@ class ChannelGroup(Group):
         Raises:
             ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
         """
-        device = self.members[0].mask.device
+        device = self.members[0].masking.device
         sums = torch.zeros(self.channels, dtype=torch.float64, device=device)
         entries = torch.zeros_like(sums)
         for member, its in self._places():
@@ -91,7 +91,7 @@ class ChannelGroup(Group):
 
     def blank_scores(self) -> Tensor:
         """Return equal scores, for plans that need none."""
-        return torch.zeros(self.channels, device=self.members[0].mask.device)
+        return torch.zeros(self.channels, device=self.members[0].masking.device)
 
     def rounded(self, due: int) -> int:
         """Return how many channels are kept where an allocation gives ``due``."""
@@ -115,7 +115,7 @@ class ChannelGroup(Group):
         return ((members[its.name], its) for its in self.slices)
 
     def _with_any(self, entries: Callable[[PrunedTensor], Tensor]) -> Tensor:
-        found = torch.zeros(self.channels, dtype=torch.bool, device=self.members[0].mask.device)
+        found = torch.zeros(self.channels, dtype=torch.bool, device=self.members[0].masking.device)
         for member, its in self._places():
             of_index = _along(entries(member), its.axis).any(1)
             found |= self._of_channels(of_index, its).any(1)
@@ -125,15 +125,15 @@ class ChannelGroup(Group):
         """Yield each member with a mask that spreads over it; what is no channel is kept."""
         for member, its in self._places():
             kept = torch.cat([atoms, atoms.new_ones(1)])[its.channel.to(atoms.device)]
-            shape = [1] * member.mask.ndim
+            shape = [1] * len(member.masking.shape)
             shape[its.axis] = len(kept)
-            yield member, kept.view(shape).to(member.mask.device)
+            yield member, kept.view(shape).to(member.masking.device)
 
     def _of_channels(self, of_index: Tensor, its: Slices) -> Tensor:
         """Return the values of each channel's indices, ``(channels, most)``, with 0 beyond."""
         table = _table(its.channel, self.channels).to(of_index.device)
         padded = torch.cat([of_index, of_index.new_zeros(1)])[table]
-        return padded.to(self.members[0].mask.device)
+        return padded.to(self.members[0].masking.device)
 
 
 def _table(channel: Tensor, channels: int) -> Tensor:

@@ -193,7 +193,8 @@ class MovementCriterion(Criterion):
         weights, gradient = _wide(tensor.weights), _wide(tensor.gradient)
         before = state["movement"] if state else torch.zeros_like(weights)
         movement = torch.addcmul(before, weights, gradient, value=-1.0)
-        return {"movement": movement.masked_fill_(~tensor.mask, 0.0)}
+        tensor.masking.apply(movement)
+        return {"movement": movement}
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return minus the sum of :math:`w g`."""

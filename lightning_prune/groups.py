@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import _ranking
 from lightning_prune._distributed import Shard, local, total
-from lightning_prune.allocations import Atoms
+from lightning_prune._masks import Mask
+from lightning_prune.allocations import Atoms, TensorAtoms
 from lightning_prune.patterns import Pattern
 
 
@@ -27,8 +28,7 @@ class PrunedTensor:
         glob: The glob that decided so.
         optimizer: Index of the optimizer that owns it.
         output_axis: The axis of its output channels, 0 or 1.
-        mask: Which entries are kept; bool, shaped as the parameter, or as the part of it that is
-            here.
+        masking: Which entries are kept, of the part that is here.
         state: What the criterion has gathered.
         seen: What its hooks have gathered here since the last step, before `state` takes it up.
         hooks: These hooks.
@@ -49,7 +49,7 @@ class PrunedTensor:
     glob: str
     optimizer: int
     output_axis: int
-    mask: Tensor
+    masking: Mask
     state: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
     hooks: Sequence[RemovableHandle] = ()
@@ -60,7 +60,12 @@ class PrunedTensor:
     changes: int = 0
 
     def __post_init__(self) -> None:
-        self.kept = int(total(self.mask.sum(), self.shard))
+        self.kept = int(total(self.masking.count(), self.shard))
+
+    @property
+    def mask(self) -> Tensor:
+        """Which entries are kept: a new bool tensor, shaped as the part that is here."""
+        return self.masking.kept
 
     def unwatch(self) -> None:
         """Take the criterion's hooks away."""
@@ -76,16 +81,16 @@ class PrunedTensor:
     def prune_to(self, mask: Tensor) -> None:
         """Keep only what is kept already and in ``mask``."""
         before = self.kept
-        self.mask &= mask
-        self.kept = int(total(self.mask.sum(), self.shard))
+        self.masking.intersect(mask)
+        self.kept = int(total(self.masking.count(), self.shard))
         self.changes += before - self.kept
 
     def regrow_to(self, mask: Tensor) -> None:
         """Keep what is in ``mask``; what was pruned before grows from 0."""
-        self.weights.masked_fill_(~self.mask, 0.0)
+        self.masking.apply(self.weights)
         self.changes += int(total((self.mask ^ mask).sum(), self.shard))
-        self.mask.copy_(mask)
-        self.kept = int(total(self.mask.sum(), self.shard))
+        self.masking.set(mask)
+        self.kept = int(total(self.masking.count(), self.shard))
 
     @property
     def weights(self) -> Tensor:
@@ -123,7 +128,7 @@ class PrunedTensor:
         """Return the row-major index in the whole tensor of each entry that is here."""
         if self.shard is not None:
             return self.shard.indices()
-        return torch.arange(self.total, device=self.mask.device).view(self.mask.shape)
+        return torch.arange(self.total, device=self.masking.device).view(self.masking.shape)
 
     def output_first(self, tensor: Tensor) -> Tensor:
         """Return a view with the output axis first; the same call undoes it."""
@@ -196,8 +201,8 @@ class Group:
 
     @cached_property
     def total(self) -> int:
-        """Number of atoms, those of other processes included."""
-        return math.prod(self.shard.shape) if self.shard else self.alive().numel()
+        """Number of atoms, pruned ones included."""
+        return self.alive().numel()
 
     def alive(self) -> Tensor:
         """Return which atoms are not pruned: those with a kept entry anywhere."""
@@ -207,26 +212,30 @@ class Group:
         """Return which atoms have a weight that is not 0, pruned or not."""
         return self._with_any(lambda member: member.weights != 0)
 
-    def atoms(self, scores: Tensor, target: float) -> Atoms:
+    @property
+    def atoms_kept(self) -> int:
+        """Number of atoms that are not pruned."""
+        return int(self.alive().sum())
+
+    def holds(self, due: int) -> bool:
+        """Whether nothing has to go for the pattern's sake, where ``due`` atoms may be kept."""
+        return self.pattern.holds(self.alive(), due)
+
+    def atoms(self, score: Score | None, target: float) -> Atoms:
         """Return the atoms with their bounds.
 
         Args:
-            scores: One score an atom, from `scores` or `blank_scores`.
+            score: A criterion's ``score``; None for a plan that needs none.
             target: The sparsity that is due now, in [0, 1].
         """
+        scores = self.blank_scores() if score is None else self.scores(score)
         alive = self.alive()
         due = _ranking.number_kept(self.total, target)
         protected, allowed = self.pattern.bounds(scores, alive, due)
-        if self.sparsity < 1 and not total(protected.any().long(), self.shard):
-            open_to_choice = scores.masked_fill(~allowed, -math.inf)
-            one = _ranking.best_here(open_to_choice, 1, self.shard)
-            protected = _ranking.best(open_to_choice, one)
-        return Atoms(
-            shape=self.members[0].shape,
-            scores=scores,
-            protected=protected,
-            allowed=allowed,
-            shard=self.shard,
+        if self.sparsity < 1 and not protected.any():
+            protected = _ranking.best(scores.masked_fill(~allowed, -math.inf), 1)
+        return TensorAtoms(
+            shape=self.members[0].shape, scores=scores, protected=protected, allowed=allowed
         )
 
     def scores(self, score: Score) -> Tensor:
@@ -239,13 +248,15 @@ class Group:
             ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
         """
         member = self.members[0]
-        return self.pattern.to_atoms(member.output_first(member_scores(member, score)))
+        scores = member_scores(member, score)
+        wide = scores if scores.dtype == torch.float64 else scores.float()
+        return self.pattern.to_atoms(member.output_first(wide))
 
     def blank_scores(self) -> Tensor:
         """Return equal scores, for plans that need none."""
         member = self.members[0]
         return self.pattern.to_atoms(
-            torch.zeros_like(member.output_first(member.mask), dtype=torch.float32)
+            torch.zeros_like(member.output_first(member.weights), dtype=torch.float32)
         )
 
     def rounded(self, due: int) -> int:
@@ -281,6 +292,15 @@ class Group:
         for member, entries in self._entries(chosen):
             member.regrow_to(entries)
 
+    def keep_best(self, atoms: Atoms, keep: int) -> None:
+        """Prune all but the best.
+
+        Args:
+            atoms: What `atoms` has returned.
+            keep: How many stay, between floor and cap.
+        """
+        self.keep(self.choose(atoms.ranked(), keep))
+
     def keep(self, atoms: Tensor) -> None:
         """Set the members' masks from a bool mask of the atoms; what is pruned stays pruned."""
         for member, entries in self._entries(atoms):
@@ -294,28 +314,42 @@ class Group:
     def _entries(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with its part of a bool mask of the atoms."""
         for member in self.members:
-            shape = tuple(member.output_first(member.mask).shape)
+            shape = tuple(member.output_first(member.weights).shape)
             yield member, member.output_first(self.pattern.to_entries(atoms, shape))
 
 
-def member_scores(member: PrunedTensor, score: Score) -> Tensor:
-    """Return one score an entry of what is here of a tensor, at least in single precision.
+def member_scores(member: PrunedTensor, score: Score, *, check: bool = True) -> Tensor:
+    """Return one score an entry of what is here of a tensor.
+
+    Args:
+        member: The tensor.
+        score: A criterion's ``score``.
+        check: Whether to look at the scores; they need it once.
 
     Raises:
         ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
     """
     scores = local(score(member, member.state))
+    if not check:
+        return scores
     source = getattr(score, "__qualname__", score)
-    if scores.shape != member.mask.shape:
+    if scores.shape != member.masking.shape:
         raise ValueError(
-            f"need scores shaped as the tensor, {tuple(member.mask.shape)}, got "
+            f"need scores shaped as the tensor, {tuple(member.masking.shape)}, got "
             f"{tuple(scores.shape)} from {source} for '{member.name}'"
         )
-    bad = int(total((~torch.isfinite(scores)).sum(), member.shard))
+    bad = int(total(_number_of_bad(scores), member.shard))
     if bad:
         raise ValueError(
             f"need finite scores, got {bad} NaN or infinite ones of {member.total} from "
             f"{source} for '{member.name}' at step {member.step}; "
             "its weights or gradients have diverged"
         )
-    return scores if scores.dtype == torch.float64 else scores.float()
+    return scores
+
+
+def _number_of_bad(scores: Tensor) -> Tensor:
+    """Return how many scores are NaN or infinite; they are looked for only if there are any."""
+    if scores.numel() == 0 or bool(torch.isfinite(torch.stack(scores.aminmax())).all()):
+        return torch.tensor(0)
+    return scores.numel() - torch.isfinite(scores).sum()

@@ -67,7 +67,10 @@ class Pattern(ABC):
 
     @property
     def works_on_shards(self) -> bool:
-        """Whether the mask of a part of a tensor is that part of the whole mask."""
+        """Whether atoms are entries of which the best are kept, without bounds, wherever they are.
+
+        They are then ranked in pieces, without calling this object, and shards where they lie.
+        """
         return False
 
     @abstractmethod

@@ -22,6 +22,7 @@ from lightning_prune._optimizers import clear_pruned, forget_directions, ownersh
 from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
 from lightning_prune._timetable import Timetable
+from lightning_prune._zero_keeper import ZeroKeeper
 from lightning_prune.allocations import Allocation
 from lightning_prune.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.groups import Group, PrunedTensor
@@ -100,6 +101,7 @@ class Pruner:
         self._timetable = Timetable(self.schedule, regrow.schedule if regrow else None)
         self._ownership: dict[int, tuple[int, int, int]] = {}
         self._hooks: list[RemovableHandle] = []
+        self._keepers: list[ZeroKeeper] = []
         self._pending: dict[str, Any] | None = None  # what the next attach() restores
         self._loaded: dict[str, Any] | None = None  # what it has restored
 
@@ -224,9 +226,8 @@ class Pruner:
         if optimizers == self._optimizers:
             return
         selection = self._choose(self._model, optimizers)
-        for hook in self._hooks:
-            hook.remove()
-        self._optimizers, self._hooks = optimizers, []
+        self._unhook_optimizers()
+        self._optimizers = optimizers
         self._timetable.follow(len(optimizers))
         self._adopt(selection)
         self._hook_optimizers()
@@ -254,10 +255,7 @@ class Pruner:
             self.update(optimizer)
         for tensor in self._owned(index):
             tensor.forget_seen()  # LBFGS has seen the same inputs again
-        for tensor in self.tensors:  # another optimizer may hold the same parameter
-            gradient = tensor.parameter.grad
-            if gradient is not None and gradient.layout == torch.strided:
-                local(gradient).masked_fill_(~tensor.mask, 0.0)  # a product would keep inf as NaN
+        self._keepers[index].before_step()
 
     def skip_step(self, optimizer: Optimizer) -> None:
         """Forget what has been seen for a step that will not be made, or not as one of training.
@@ -308,8 +306,8 @@ class Pruner:
             optimizer: The owner of the tensors.
         """
         for tensor in self._owned(self._index(optimizer)):
-            tensor.weights.masked_fill_(~tensor.mask, 0.0)
-            clear_pruned(optimizer, tensor.parameter, tensor.mask)
+            tensor.masking.apply(tensor.weights)
+            clear_pruned(optimizer, tensor.parameter, tensor.masking)
         forget_directions(optimizer)
 
     def mask_copy(self, model: nn.Module) -> None:
@@ -326,8 +324,7 @@ class Pruner:
         if lacking:
             raise ValueError(f"need a copy with the same parameters, got one without {lacking}")
         for tensor in self.tensors:
-            weights = local(parameters[tensor.name])
-            weights.masked_fill_(~tensor.mask.to(weights.device), 0.0)
+            tensor.masking.apply(local(parameters[tensor.name]))
 
     def detach(self, *, completed: bool = True) -> None:
         """Take the hooks away and leave the zeros in the weights for good, as +0.0.
@@ -343,18 +340,17 @@ class Pruner:
         """
         if self._model is None:
             return
-        for hook in self._hooks:
-            hook.remove()
+        self._unhook_optimizers()
         for tensor in self.tensors:
             tensor.unwatch()
-        self._hooks, self._model = [], None
+        self._model = None
         revived = [
             tensor.name
             for tensor in self.tensors
-            if completed and total((tensor.weights[~tensor.mask] != 0).sum(), tensor.shard)
+            if completed and total(((tensor.weights != 0) & ~tensor.mask).sum(), tensor.shard)
         ]
         for tensor in self.tensors:
-            tensor.weights.masked_fill_(~tensor.mask, 0.0)
+            tensor.masking.apply(tensor.weights)
         if revived:
             raise RuntimeError(
                 f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
@@ -432,7 +428,7 @@ class Pruner:
         self._plan = {name: final for pool in self._pools for name, final in pool.plan().items()}
         for tensor in self.tensors:
             if tensor not in before:
-                tensor.weights.mul_(tensor.mask)
+                tensor.masking.apply(tensor.weights)
             watched = tensor.hooks or tensor.follows
             if not watched and not self._timetable.is_over(tensor.optimizer):
                 tensor.hooks = self.criterion.watch(tensor)
@@ -445,7 +441,7 @@ class Pruner:
         tensor.step = self._timetable.steps[tensor.optimizer]
         if self._loaded is None or self._is_fresh(tensor):
             return
-        device = tensor.mask.device
+        device = tensor.masking.device
         whole = unpacked(self._loaded["masks"][tensor.name], tensor.parameter.shape)
         tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
         observed = self._loaded["observed"].get(tensor.name, {})
@@ -457,6 +453,7 @@ class Pruner:
         if self._loaded is not None:  # a lazy layer has a shape only now
             refuse_foreign_masks(self._loaded, self._model)
         self._adopt(self._choose(self._model, self._optimizers))
+        self._renew_keepers()
         self._ownership[index] = ownership(self._optimizers[index])
         self._timetable.look_again(index)
 
@@ -482,8 +479,8 @@ class Pruner:
             if updated and self.criterion.forgets:
                 tensor.state = {}
             if tensor.changes:
-                tensor.weights.masked_fill_(~tensor.mask, 0.0)
-                clear_pruned(optimizer, tensor.parameter, tensor.mask)
+                tensor.masking.apply(tensor.weights)
+                clear_pruned(optimizer, tensor.parameter, tensor.masking)
         if any(changed.values()):
             forget_directions(optimizer)
 
@@ -501,17 +498,33 @@ class Pruner:
             )
         else:
             self.skip_step(optimizer)
-        for tensor in self.tensors:  # another optimizer may hold the same parameter
-            tensor.weights.mul_(tensor.mask)
+        self._keepers[index].after_step()
         for tensor in self._owned(index):
             tensor.step = self._timetable.steps[index]
 
     def _hook_optimizers(self) -> None:
+        self._renew_keepers()
         for index, optimizer in enumerate(self._optimizers):
             self._ownership[index] = ownership(optimizer)
             # Compiled optimizers would trace the hook and recompile at each step.
             hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
             self._hooks.append(optimizer.register_step_post_hook(hook))
+
+    def _unhook_optimizers(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for keeper in self._keepers:
+            keeper.remove()
+        self._hooks, self._keepers = [], []
+
+    def _renew_keepers(self) -> None:
+        """Look again which optimizer trains what; another than the owner may hold a parameter."""
+        for keeper in self._keepers:
+            keeper.remove()
+        self._keepers = [
+            ZeroKeeper(optimizer, self.tensors, index)
+            for index, optimizer in enumerate(self._optimizers)
+        ]
 
     def _owned(self, index: int) -> Iterator[PrunedTensor]:
         return (tensor for tensor in self.tensors if tensor.optimizer == index)

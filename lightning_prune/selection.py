@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from lightning_prune._distributed import local, shard_of
+from lightning_prune._masks import Mask
 from lightning_prune.groups import Group, PrunedTensor
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -110,7 +111,7 @@ class Candidate:
             glob=self.glob,
             optimizer=self.optimizer,
             output_axis=output_axis(self.parameter, self.owner),
-            mask=torch.ones_like(local(self.parameter), dtype=torch.bool),
+            masking=Mask(torch.tensor(True), local(self.parameter)),
             shard=shard_of(self.parameter),
             follows=self.why_dense is not None,
         )

@@ -33,6 +33,7 @@ from lightning_prune._calibration import (
     unchanged,
     validated,
 )
+from lightning_prune._masks import Mask
 from lightning_prune._pools import Pool
 from lightning_prune.allocations import UniformAllocation
 from lightning_prune.groups import Group
@@ -291,7 +292,7 @@ def _checked_grid(sparsities: Sequence[float]) -> tuple[float, ...]:
 def _pruned_alone(group: Group, scores: Mapping[str, Tensor], sparsity: float) -> Iterator[None]:
     """Zero the worst weights of one group, and give them back."""
     members = tuple(
-        replace(member, mask=member.mask.to("cpu", copy=True), sparsity=sparsity)
+        replace(member, masking=Mask(member.mask, member.weights.cpu()), sparsity=sparsity)
         for member in group.members
     )
     trial = replace(group, members=members)
@@ -301,7 +302,7 @@ def _pruned_alone(group: Group, scores: Mapping[str, Tensor], sparsity: float) -
     weights = [member.weights for member in members]
     saved = [weight.clone() for weight in weights]
     for weight, member in zip(weights, members, strict=True):
-        weight.masked_fill_(~member.mask.to(weight.device), 0.0)
+        member.masking.apply(weight)
     try:
         yield
     finally:

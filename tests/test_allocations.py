@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_prune import Allocation, ERKAllocation, GlobalAllocation, _ranking
-from lightning_prune.allocations import Atoms, lamp
+from lightning_prune.allocations import TensorAtoms, lamp
 from tests.conftest import answers
 
 
 def blank(shape):
     scores = torch.zeros(shape)
-    return Atoms(
+    return TensorAtoms(
         shape=tuple(shape),
         scores=scores,
         protected=_ranking.best(scores, 1),
@@ -30,7 +30,9 @@ def pools(draw):
         allowed = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.3, 0.9, 1.1]))
         count = draw(st.integers(0, int(allowed.sum())))
         protected = _ranking.best(scores.masked_fill(~allowed, -1), count) & allowed
-        pool[f"t{index}"] = Atoms(shape=shape, scores=scores, protected=protected, allowed=allowed)
+        pool[f"t{index}"] = TensorAtoms(
+            shape=shape, scores=scores, protected=protected, allowed=allowed
+        )
     return pool
 
 
@@ -74,8 +76,9 @@ def test_lamp_counts_all_squares_at_least_as_large_when_scores_tie():
 @given(pools(), st.data())
 def test_global_keeps_the_best_of_all_scores_together(pool, data):
     free = {
-        name: dataclasses.replace(
-            atoms,
+        name: TensorAtoms(
+            shape=atoms.shape,
+            scores=atoms.scores,
             protected=torch.zeros_like(atoms.protected),
             allowed=torch.ones_like(atoms.allowed),
         )
@@ -94,8 +97,11 @@ def test_an_allocation_is_monotone_once_caps_are_what_is_kept(kind, pool, data):
     floor, cap = (sum(getattr(a, side) for a in pool.values()) for side in ("floor", "cap"))
     first = kind()(pool, data.draw(st.integers(floor, cap)))
     shrunk = {
-        name: dataclasses.replace(
-            atoms, allowed=_ranking.best(atoms.ranked(), first[name]) & atoms.allowed
+        name: TensorAtoms(
+            shape=atoms.shape,
+            scores=atoms.scores,
+            protected=atoms.protected,
+            allowed=_ranking.best(atoms.ranked(), first[name]) & atoms.allowed,
         )
         for name, atoms in pool.items()
     }

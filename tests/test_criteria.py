@@ -15,6 +15,7 @@ from lightning_prune import (
     RandomCriterion,
     TaylorCriterion,
 )
+from lightning_prune._masks import Mask
 from tests.conftest import answers
 
 
@@ -31,7 +32,7 @@ def tensor(name="weight", step=0, shape=(6, 5), dtype=torch.float32):
         glob="*",
         optimizer=0,
         output_axis=0,
-        mask=torch.ones(shape, dtype=torch.bool),
+        masking=Mask(torch.tensor(True), parameter),
         step=step,
     )
 

@@ -44,12 +44,12 @@ def test_a_pool_is_ranked_as_if_it_were_one_tensor(dtype, pool, data):
     sizes = [len(numbers) for numbers in pool]
     keep = data.draw(st.integers(0, sum(sizes)))
     expected = [int(part.sum()) for part in twin(torch.cat(tensors), keep).split(sizes)]
-    assert _ranking.best_of_pool(tensors, keep) == expected
+    assert _ranking.best_of_pool([_ranking.Part.of(scores) for scores in tensors], keep) == expected
 
 
 def test_a_pool_may_mix_dtypes():
     pool = [torch.tensor([1.0, 3.0], dtype=torch.bfloat16), torch.tensor([2.0], dtype=torch.double)]
-    assert _ranking.best_of_pool(pool, 2) == [1, 1]
+    assert _ranking.best_of_pool([_ranking.Part.of(scores) for scores in pool], 2) == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -76,7 +76,9 @@ def test_more_entries_than_quantile_takes_are_ranked_exactly():
     mask = _ranking.best(scores, keep)
     assert int(mask.sum()) == keep
     assert scores[mask].min() >= scores[~mask].max()
-    assert _ranking.best_of_pool([scores[:1000], scores[1000:]], keep) == [
+    assert _ranking.best_of_pool(
+        [_ranking.Part.of(scores[:1000]), _ranking.Part.of(scores[1000:])], keep
+    ) == [
         int(mask[:1000].sum()),
         int(mask[1000:].sum()),
     ]
