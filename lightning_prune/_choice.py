@@ -8,7 +8,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune._answers import Answer, nothing_to_prune, refuse_misfits, refuse_shards
-from lightning_prune._channel_selection import select_channels
 from lightning_prune._distributed import is_sharded, reshard
 from lightning_prune.channels import ChannelGroup
 from lightning_prune.criteria import Criterion
@@ -44,6 +43,8 @@ def choose(
     """
     reshard(model)
     if isinstance(pattern, ChannelPattern):
+        from lightning_prune._channel_selection import select_channels  # all that tracing needs
+
         for name, parameter in named_parameters(model).items():
             if is_sharded(parameter):
                 refuse_shards(name, [pattern])

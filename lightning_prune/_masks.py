@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+BITS_ON = ("cpu",)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MINUS_INFINITY = {
     torch.float32: torch.tensor(-torch.inf, dtype=torch.float32).view(torch.int32),
@@ -24,7 +25,7 @@ class Mask:
     """
 
     def __init__(self, kept: Tensor, weights: Tensor) -> None:
-        self._has_bits = weights.device.type == "cpu"
+        self._has_bits = weights.device.type in BITS_ON
         dtype = _INTEGERS[weights.element_size()] if self._has_bits else torch.bool
         self._form = torch.empty_like(weights, dtype=dtype, requires_grad=False)
         self.set(kept)

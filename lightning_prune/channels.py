@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_prune._coupling import Slices
 from lightning_prune.groups import Group, PrunedTensor, Score, member_scores
+
+if TYPE_CHECKING:
+    from lightning_prune._coupling import Slices
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,7 +27,7 @@ class ChannelGroup(Group):
             attention head.
     """
 
-    slices: Sequence[Slices]
+    slices: "Sequence[Slices]"
     channels: int
     width: int
     _kept: int = field(init=False)
@@ -109,7 +112,7 @@ class ChannelGroup(Group):
         name = self.members[0].name
         return next(i for i, its in enumerate(self.slices) if its.is_output and its.name == name)
 
-    def _places(self) -> Iterator[tuple[PrunedTensor, Slices]]:
+    def _places(self) -> "Iterator[tuple[PrunedTensor, Slices]]":
         """Yield each slice with the member that it is in."""
         members = {member.name: member for member in self.members}
         return ((members[its.name], its) for its in self.slices)
@@ -129,7 +132,7 @@ class ChannelGroup(Group):
             shape[its.axis] = len(kept)
             yield member, kept.view(shape).to(member.masking.device)
 
-    def _of_channels(self, of_index: Tensor, its: Slices) -> Tensor:
+    def _of_channels(self, of_index: Tensor, its: "Slices") -> Tensor:
         """Return the values of each channel's indices, ``(channels, most)``, with 0 beyond."""
         table = _table(its.channel, self.channels).to(of_index.device)
         padded = torch.cat([of_index, of_index.new_zeros(1)])[table]

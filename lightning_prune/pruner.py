@@ -145,17 +145,16 @@ class Pruner:
     @property
     def sparsity_target(self) -> float:
         """What `sparsity` is due to be since the last due point, before `ChannelPattern` rounds."""
-        return self._mean_target(self.target)
+        return self._mean_target([self._share(i) for i in range(len(self._optimizers))])
 
     @property
     def final_sparsity(self) -> float:
         """What `sparsity` is due to be at the end of the schedule, before it is rounded."""
-        return self._mean_target(lambda group: group.sparsity)
+        return self._mean_target([1.0] * len(self._optimizers))
 
     def target(self, group: Group) -> float:
         """Return the sparsity that has been due for a group's pool since the last due point."""
-        point = self._timetable.last_pruned(group.optimizer)
-        return 0.0 if point is None else group.sparsity * self.schedule(point)
+        return group.sparsity * self._share(group.optimizer)
 
     @property
     def steps(self) -> list[int]:
@@ -542,9 +541,15 @@ class Pruner:
         owners = {tensor.optimizer for tensor in self.tensors}
         return all(self._timetable.last_pruned(index) == self.schedule.end for index in owners)
 
-    def _mean_target(self, target: Callable[[Group], float]) -> float:
+    def _share(self, index: int) -> float:
+        """Return which fraction of the final sparsity has been due since the last due point."""
+        point = self._timetable.last_pruned(index)
+        return 0.0 if point is None else self.schedule(point)
+
+    def _mean_target(self, shares: Sequence[float]) -> float:
+        """Return the sparsity of all at a share of the final one for each optimizer."""
         size = sum(group.size for group in self.groups)
-        due = sum(target(group) * group.size for group in self.groups)
+        due = sum(group.sparsity * shares[group.optimizer] * group.size for group in self.groups)
         return due / size if size else 0.0
 
 

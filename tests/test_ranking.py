@@ -1,4 +1,6 @@
+import dataclasses
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -23,28 +25,78 @@ def twin(scores, keep):
     return mask.view(scores.shape)
 
 
+# So small that a few values take every turn of the search: pieces, samples, brackets, held values.
+TINY_STEPS = {"_PIECE": 4, "_SORTED": 2, "_MESSAGE": 3, "_HELD": 2, "_SPREAD": 0.3}
+STEPS = [{"_PIECE": 1 << 17}, TINY_STEPS, TINY_STEPS | {"_HELD": 1000}, TINY_STEPS | {"_SPREAD": 0.0}]
+
+
 def test_ranking_meets_the_reference(vectors):
     for case in vectors["ranking"]["cases"]:
         mask = _ranking.best(torch.tensor(case["scores"], dtype=torch.float32), case["keep"])
         assert mask.int().tolist() == case["mask"]
 
 
+@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(numbers=lists, data=st.data())
-def test_best_is_the_top_of_a_stable_sort(dtype, numbers, data):
+def test_best_is_the_top_of_a_stable_sort(steps, dtype, numbers, data):
     scores = torch.tensor(numbers, dtype=dtype)
     keep = data.draw(st.integers(0, len(numbers)))
-    assert torch.equal(_ranking.best(scores, keep), twin(scores, keep))
+    with mock.patch.multiple(_ranking, **steps):
+        assert torch.equal(_ranking.best(scores, keep), twin(scores, keep))
 
 
+@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(pool=st.lists(lists, min_size=1, max_size=4), data=st.data())
-def test_a_pool_is_ranked_as_if_it_were_one_tensor(dtype, pool, data):
+def test_a_pool_is_ranked_as_if_it_were_one_tensor(steps, dtype, pool, data):
     tensors = [torch.tensor(numbers, dtype=dtype) for numbers in pool]
     sizes = [len(numbers) for numbers in pool]
     keep = data.draw(st.integers(0, sum(sizes)))
     expected = [int(part.sum()) for part in twin(torch.cat(tensors), keep).split(sizes)]
-    assert _ranking.best_of_pool([_ranking.Part.of(scores) for scores in tensors], keep) == expected
+    with mock.patch.multiple(_ranking, **steps):
+        parts = [_ranking.Part.of(scores) for scores in tensors]
+        assert _ranking.best_of_pool(parts, keep) == expected
+
+
+def least_of(scores, least):
+    return dataclasses.replace(_ranking.Part.of(scores), least=least)
+
+
+@given(pool=st.lists(lists, min_size=1, max_size=5), data=st.data())
+def test_a_tensor_keeps_its_least_as_if_its_best_were_protected(pool, data):
+    tensors = [torch.tensor(numbers).clamp(-100, 100) for numbers in pool]
+    sizes = [len(numbers) for numbers in pool]
+    protected = [scores.clone() for scores in tensors]
+    for scores in protected:
+        scores[int(twin(scores, 1).nonzero())] = math.inf
+    keep = data.draw(st.integers(len(pool), sum(sizes)))
+    expected = [int(part.sum()) for part in twin(torch.cat(protected), keep).split(sizes)]
+    assert _ranking.best_of_pool([least_of(scores, 1) for scores in tensors], keep) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "kind", ["normal", "few values", "zeros", "sorted", "denormal", "half -inf"]
+)
+@pytest.mark.parametrize("share", [1e-5, 0.1, 0.5, 0.999])
+def test_many_values_are_ranked_as_by_a_stable_sort(kind, dtype, share):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(300_000, generator=generator, dtype=torch.float64)
+    if kind == "few values":
+        values = values.round()
+    elif kind == "zeros":
+        values = values * (torch.rand(len(values), generator=generator) < 0.1)
+    elif kind == "sorted":
+        values = values.sort().values
+    elif kind == "denormal":
+        values = values * 1e-40
+    elif kind == "half -inf":
+        values[torch.rand(len(values), generator=generator) < 0.5] = -math.inf
+    scores = values.to(dtype).view(1000, 300)
+    keep = round(share * scores.numel())
+    assert torch.equal(_ranking.best(scores, keep), twin(scores, keep))
+    assert torch.equal(_ranking.best(scores.T, keep), twin(scores.T, keep))
 
 
 def test_a_pool_may_mix_dtypes():

@@ -10,10 +10,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_prune._tables import pruning_markdown
 from lightning_prune.callbacks._beside import pruner_beside
 from lightning_prune.callbacks._first_call import FirstCall, missing_example
-from lightning_prune.reporting import Report, report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lightning_prune.reporting import Report
 
 
 class SparsityMonitor(Callback):
@@ -168,6 +169,8 @@ class SparsityMonitor(Callback):
             self._first_call.stop()
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from lightning_prune.reporting import report
+
         example = pl_module.example_input_array
         if self._first_call is not None:
             self._first_call.stop()
@@ -210,7 +213,7 @@ def _logged_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def _scalars(measured: Report) -> dict[str, float]:
+def _scalars(measured: "Report") -> dict[str, float]:
     """Return what there is in one number: shares of the dense model, and speed-ups."""
     total = measured.total
     scalars = {"report/compressed_bytes": total.compressed_bytes / max(total.dense_bytes, 1)}

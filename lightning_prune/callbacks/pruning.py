@@ -91,6 +91,7 @@ class PruningCallback(Callback):
         self._restored: dict[str, Any] | None = None
         self._training = False
         self._averaged_updates: int | None = None
+        self._logged: dict[str, float] = {}  # in this epoch
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -169,9 +170,14 @@ class PruningCallback(Callback):
         if rewinder is not None:
             rewinder.begin()
         self._rewinder = rewinder
-        self._restored, self._training, self._averaged_updates = None, True, None
+        self._restored, self._training = None, True
+        self._averaged_updates, self._logged = None, {}
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log again: Lightning forgets at the end of an epoch."""
+        self._logged = {}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -200,13 +206,20 @@ class PruningCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Log what is reached and what is due."""
+        """Log what is reached and what is due, if that is new: Lightning repeats it until then."""
         self._mask_averages(trainer)
-        pl_module.log("sparsity", self.pruner.sparsity, prog_bar=True, on_step=True, on_epoch=False)
-        pl_module.log("sparsity_target", self.pruner.sparsity_target, on_step=True, on_epoch=False)
+        reached = {
+            "sparsity": self.pruner.sparsity,
+            "sparsity_target": self.pruner.sparsity_target,
+        }
         if self.pruner.pattern.couples_tensors:
-            share = self.pruner.parameter_sparsity
-            pl_module.log("parameter_sparsity", share, on_step=True, on_epoch=False)
+            reached["parameter_sparsity"] = self.pruner.parameter_sparsity
+        if reached == self._logged:
+            return
+        self._logged = reached
+        for name, value in reached.items():
+            is_shown = name == "sparsity"
+            pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
