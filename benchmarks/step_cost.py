@@ -1,0 +1,643 @@
+"""What a training step costs while nothing is due: `python benchmarks/step_cost.py`.
+
+Trains the same module in a Lightning Trainer with and without `PruningCallback`, masks at 90 % and
+no update due, on random batches made once in memory, one thread, fused AdamW, no logger, no
+progress bar, no checkpoints. Workloads: ResNet-18 of half the width at 32 x 32, batch 32 (at full
+width a step takes two seconds, which leaves too few blocks); a transformer encoder of 4 layers,
+width 256, 64 words, batch 16; LeNet-300-100 at batch 128, the worst case.
+
+Each training runs in a thread of its own, of which one at a time goes on for a block of steps, in
+random order; a block is timed from one `on_train_batch_start` to another, so all of the loop is in
+it. Trainings are built anew in each of 2 rounds, as where tensors lie in memory matters, too; a
+second training without the callback shows how far two equals differ. One more training with the
+callback is timed inside: its hooks, its optimizer hooks, and Lightning's collecting of what is
+logged, over the rest of the step. Both ratios are printed. That of the hooks, in the fastest tenth
+of the blocks, decides for ResNet-18 and the transformer, whose bar of 1.01 is finer than what
+fastest blocks can tell; the mean of the fastest tenth of the blocks decides for LeNet.
+
+Peers are measured on LeNet only, each in its documented way: Lightning's `ModelPruning`,
+`torch.nn.utils.prune`, `torch.ao.pruning`, and where they are installed torchao's PAT and
+coremltools (`pip install torchao coremltools`). No peer may be cheaper.
+
+A last row says what `SparsityMonitor` at its defaults costs in an epoch of 50 steps of ResNet-18
+with TensorBoard, masks updated along the default ramp, which are 21 updates, and one fifth of the
+histograms that it draws every fifth epoch.
+
+`--callgrind` counts instructions of LeNet's steps instead, with and without; it needs valgrind and
+takes some minutes. Valgrind knows no AVX-512, so products may count more there than they cost.
+
+Prints tables as Markdown; exits with 1 if a target is missed.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import io
+import itertools
+import logging
+import os
+import platform
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from lightning_prune import OneShotSchedule, PruningCallback, SparsityMonitor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.architectures import CLASSES, Bert, images, resnet18, sentences
+
+SPARSITY = 0.9
+ROUNDS = 2
+BLOCK_SECONDS = 0.1
+FIRST_EPOCH = 2  # batches, after which peers that prune between epochs have pruned
+WARM_UP = 4  # steps
+FASTEST = 0.1  # of the blocks
+MONITOR_BAR, MONITOR_STEPS = 0.01, 50
+DENSE, AGAIN, OURS, INSIDE = "without", "without, again", "PruningCallback", "timed inside"
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Batches:
+    """A short first epoch, then one without end."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches, self.epochs = batches, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.epochs += 1
+        if self.epochs == 1:
+            return iter(self.batches[:FIRST_EPOCH])
+        return itertools.cycle(self.batches)
+
+
+class Stopwatch:
+    """Adds up the time spent in calls, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and is timed."""
+
+        def timed_call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = call(*args, **kwargs)
+            self.seconds[name] += time.perf_counter() - start
+            return result
+
+        return timed_call
+
+    def hold_to(self, callback: Callback) -> None:
+        """Time all hooks that a callback has."""
+        for name in dir(Callback):
+            if name.startswith("on_") and getattr(type(callback), name) is not getattr(
+                Callback, name
+            ):
+                setattr(callback, name, self.timed(name, getattr(callback, name)))
+
+
+class Training(LightningModule):
+    """Classifies; plain, unless a peer has to wrap the optimizer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer: Callable[[], torch.optim.Optimizer] = lambda: torch.optim.AdamW(
+            self.parameters(), fused=True
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss."""
+        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer."""
+        return self.optimizer()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """What has weights to prune."""
+        return [m for m in self.network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+
+    @property
+    def zeros(self) -> float:
+        """The fraction of zeros in the weights that the layers use."""
+        weights = [layer.weight.detach() for layer in self.layers]
+        return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+Equip = Callable[[Training, Stopwatch], list[Callback]]
+
+
+def dense(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Train without pruning."""
+    return []
+
+
+def ours(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Prune in the first step, then no more."""
+    schedule = OneShotSchedule(end=0, unit="step")
+    return [PruningCallback(sparsity=SPARSITY, schedule=schedule)]
+
+
+class Inside(Callback):
+    """Times Lightning's collecting of what callbacks have logged."""
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self.stopwatch = stopwatch
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Time what the loop calls for that after each batch."""
+        connector = trainer._logger_connector
+        for name in ("on_batch_end", "update_train_step_metrics"):
+            call = getattr(connector, name)
+            setattr(connector, name, self.stopwatch.timed("collecting of logs", call))
+
+
+def timed_inside(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Prune, and time everything that is called for that."""
+
+    class TimedAdamW(torch.optim.AdamW):
+        def register_step_post_hook(self, hook: Any) -> Any:
+            return super().register_step_post_hook(stopwatch.timed("optimizer hook", hook))
+
+        def register_step_pre_hook(self, hook: Any) -> Any:
+            return super().register_step_pre_hook(stopwatch.timed("optimizer hook", hook))
+
+    module.optimizer = lambda: TimedAdamW(module.parameters(), fused=True)
+    callbacks = ours(module, stopwatch)
+    stopwatch.hold_to(callbacks[0])
+    return [*callbacks, Inside(stopwatch)]
+
+
+def model_pruning(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Let Lightning prune at the end of the first epoch."""
+    pruned = [(layer, "weight") for layer in module.layers]
+    once = {"amount": SPARSITY, "apply_pruning": lambda epoch: epoch == 0}
+    return [ModelPruning("l1_unstructured", parameters_to_prune=pruned, **once)]
+
+
+def torch_prune(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Reparametrise by `torch.nn.utils.prune` before training."""
+    pruned = [(layer, "weight") for layer in module.layers]
+    prune.global_unstructured(pruned, prune.L1Unstructured, amount=SPARSITY)
+    return []
+
+
+def torch_ao(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Reparametrise by `torch.nn.utils.parametrize`, as torch.ao's sparsifiers do."""
+    from torch.ao.pruning import WeightNormSparsifier
+
+    sparsifier = WeightNormSparsifier(
+        sparsity_level=SPARSITY, sparse_block_shape=(1, 1), zeros_per_block=1
+    )
+    names = {id(layer): name for name, layer in module.named_modules()}
+    config = [{"tensor_fqn": f"{names[id(layer)]}.weight"} for layer in module.layers]
+    sparsifier.prepare(module, config)
+    sparsifier.step()
+    return []
+
+
+def torchao_pat(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Wrap the optimizer, and reach the phase in which the zeros are frozen."""
+    from torchao.prototype.pat.optim import PruneOptimizer
+
+    weights = [layer.weight for layer in module.layers]
+    known = {id(weight) for weight in weights}
+    kind = {"prox_type": "MinSparsityConstraint", "group_type": "KElementGrouper", "k": 1}
+    pruned = {"params": weights, "min_sparsity": SPARSITY, **kind}
+    others = {"params": [p for p in module.parameters() if id(p) not in known]}
+    module.optimizer = lambda: PruneOptimizer(
+        torch.optim.AdamW([pruned, others], fused=True), healing_start_step=FIRST_EPOCH
+    )
+    return []
+
+
+def coremltools(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Reparametrise, and step the pruner after each batch."""
+    from coremltools.optimize.torch.pruning import MagnitudePruner, MagnitudePrunerConfig
+
+    config = {"global_config": {"target_sparsity": SPARSITY}}
+    pruner = MagnitudePruner(module.network, MagnitudePrunerConfig.from_dict(config))
+    pruner.prepare(inplace=True)
+
+    class Step(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            pruner.step()
+
+    return [Step()]
+
+
+BASE: Mapping[str, Equip] = {DENSE: dense, AGAIN: dense, OURS: ours, INSIDE: timed_inside}
+PEERS: Mapping[str, tuple[str, Equip]] = {
+    "ModelPruning": ("lightning", model_pruning),
+    "torch.nn.utils.prune": ("torch", torch_prune),
+    "torch.ao WeightNormSparsifier": ("torch", torch_ao),
+    "torchao PAT": ("torchao", torchao_pat),
+    "coremltools MagnitudePruner": ("coremltools", coremltools),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A network with its batches and its bar.
+
+    Args:
+        name: Its name.
+        network: Makes the network.
+        inputs: Makes a batch of inputs.
+        bar: What a step with the callback may cost, as a multiple of one without.
+        isolated: Whether the time in our hooks decides, or else the fastest blocks.
+        peers: Whether peers are measured, too.
+        share: Of the time for all.
+    """
+
+    name: str
+    network: Callable[[], nn.Module]
+    inputs: Callable[[torch.Generator], Tensor]
+    bar: float
+    isolated: bool
+    peers: bool
+    share: float
+
+    def batches(self, number: int = 8) -> list[Batch]:
+        """Return random batches."""
+        generator = torch.Generator().manual_seed(0)
+        inputs = [self.inputs(generator) for _ in range(number)]
+        return [(x, torch.randint(CLASSES, (len(x),), generator=generator)) for x in inputs]
+
+
+def lenet() -> nn.Module:
+    """Return LeNet-300-100."""
+    layers = [nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)]
+    return nn.Sequential(*layers)
+
+
+WORKLOADS = {
+    "resnet": Workload(
+        name="ResNet-18, half the width",
+        network=lambda: resnet18(0.5),
+        inputs=lambda generator: images(32, generator),
+        bar=1.01,
+        isolated=True,
+        peers=False,
+        share=0.3,
+    ),
+    "transformer": Workload(
+        name="transformer of 4 layers",
+        network=lambda: Bert(depth=4),
+        inputs=lambda generator: sentences(16, generator),
+        bar=1.01,
+        isolated=True,
+        peers=False,
+        share=0.25,
+    ),
+    "lenet": Workload(
+        name="LeNet-300-100",
+        network=lenet,
+        inputs=lambda generator: torch.randn(128, 784, generator=generator),
+        bar=1.05,
+        isolated=False,
+        peers=True,
+        share=0.3,
+    ),
+}
+MONITOR_SHARE = 0.15
+
+
+class Turns(Callback):
+    """Lets a training go on for a block of steps, when it is told to."""
+
+    def __init__(self) -> None:
+        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.steps = self.left = WARM_UP
+        self.start = self.seconds = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Wait for the next turn, if this one is over."""
+        if self.left == 0:
+            self.seconds = time.perf_counter() - self.start
+            self.done.release()
+            self.go.acquire()
+            if self.steps == 0:
+                trainer.should_stop, self.steps = True, 1
+            self.left, self.start = self.steps, time.perf_counter()
+        self.left -= 1
+
+
+class Lane:
+    """A training in a thread of its own.
+
+    Args:
+        workload: What is trained.
+        equip: What is added to it.
+    """
+
+    def __init__(self, workload: Workload, equip: Equip) -> None:
+        torch.manual_seed(0)
+        self.stopwatch, self.turns = Stopwatch(), Turns()
+        self.module = Training(workload.network())
+        callbacks = equip(self.module, self.stopwatch)
+        self.trainer = _trainer([self.turns, *callbacks], max_epochs=-1)
+        self.batches = Batches(workload.batches())
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._fit, daemon=True)
+        self.thread.start()
+        self._wait()
+
+    def block(self, steps: int) -> float:
+        """Make some steps; return the seconds of one."""
+        self.stopwatch.seconds.clear()
+        self.turns.steps = steps
+        self.turns.go.release()
+        self._wait()
+        return self.turns.seconds / steps
+
+    def finish(self) -> float:
+        """End the training; return the fraction of zeros."""
+        self.turns.steps = 0
+        self.turns.go.release()
+        self.thread.join()
+        self._wait()
+        return self.module.zeros
+
+    def _fit(self) -> None:
+        torch.set_num_threads(1)
+        try:
+            self.trainer.fit(self.module, self.batches)
+        except BaseException as error:
+            self.error = error
+        self.turns.done.release()
+
+    def _wait(self) -> None:
+        self.turns.done.acquire()
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass
+class Times:
+    """What was measured of one way to train.
+
+    Args:
+        blocks: Seconds of a step, of each block.
+        inside: Of the same blocks, seconds of a step in each thing that was timed inside.
+        zeros: The fraction of zeros that it ended with.
+    """
+
+    blocks: list[float] = field(default_factory=list)
+    inside: list[dict[str, float]] = field(default_factory=list)
+    zeros: float = 0.0
+
+    @property
+    def minimum(self) -> float:
+        """The fastest block."""
+        return min(self.blocks)
+
+    @property
+    def fastest(self) -> float:
+        """The mean of the fastest tenth of the blocks."""
+        chosen = self._fastest()
+        return sum(self.blocks[index] for index in chosen) / len(chosen)
+
+    @property
+    def isolated(self) -> dict[str, float]:
+        """Means over the fastest tenth of the blocks of what was timed inside."""
+        chosen, means = self._fastest(), defaultdict[str, float](float)
+        for index in chosen:
+            for name, seconds in self.inside[index].items():
+                means[name] += seconds / len(chosen)
+        return dict(means)
+
+    def _fastest(self) -> list[int]:
+        ranked = sorted(range(len(self.blocks)), key=self.blocks.__getitem__)
+        return ranked[: max(1, round(FASTEST * len(ranked)))]
+
+
+def measure(workload: Workload, seconds: float) -> tuple[dict[str, Times], list[str]]:
+    """Let all trainings take turns; return their times and the names of absent peers."""
+    peers = {name: equip for name, (_, equip) in PEERS.items()} if workload.peers else {}
+    times: dict[str, Times] = defaultdict(Times)
+    absent: list[str] = []
+    order = random.Random(0)
+    with contextlib.redirect_stdout(io.StringIO()):  # the callback's own tables
+        for _ in range(ROUNDS):
+            deadline = time.perf_counter() + seconds / ROUNDS
+            lanes: dict[str, Lane] = {}
+            for name, equip in order.sample([*(BASE | peers).items()], len(BASE | peers)):
+                try:
+                    lanes[name] = Lane(workload, equip)
+                except ImportError:
+                    absent.append(name)
+            steps = max(1, round(BLOCK_SECONDS / lanes[DENSE].block(1)))
+            while True:
+                for name in order.sample([*lanes], len(lanes)):
+                    times[name].blocks.append(lanes[name].block(steps))
+                    inside = lanes[name].stopwatch.seconds
+                    times[name].inside.append({key: s / steps for key, s in inside.items()})
+                if time.perf_counter() > deadline:
+                    break
+            for name, lane in lanes.items():
+                times[name].zeros = lane.finish()
+    return dict(times), sorted(set(absent))
+
+
+def judge(workload: Workload, seconds: float) -> list[str]:
+    """Measure a workload, print its table, and return which targets it misses."""
+    times, absent = measure(workload, seconds)
+    base, with_callback, inside = times[DENSE], times[OURS], times[INSIDE]
+    spent = inside.isolated
+    isolated = inside.fastest / (inside.fastest - sum(spent.values()))
+    print(f"\n{workload.name}: {len(base.blocks)} blocks of each, bar {workload.bar}\n")
+    print("| training | ms a step, fastest | fastest tenth | over without | tenth | zeros |")
+    print("|---|---|---|---|---|---|")
+    for name, its in sorted(times.items(), key=lambda item: [*BASE, *PEERS].index(item[0])):
+        print(
+            f"| {name} | {1e3 * its.minimum:.3f} | {1e3 * its.fastest:.3f} "
+            f"| {its.minimum / base.minimum:.3f} | {its.fastest / base.fastest:.3f} "
+            f"| {its.zeros:.3f} |"
+        )
+    for name in absent:
+        print(f"| {name} | not installed | | | | |")
+    parts = ", ".join(f"{name} {1e6 * s:.0f}" for name, s in spent.items())
+    print(f"\nisolated: {isolated:.4f}; µs a step in {parts}", flush=True)
+    ratio = isolated if workload.isolated else with_callback.fastest / base.fastest
+    missed = []
+    if ratio > workload.bar:
+        missed.append(f"{workload.name}: a step costs {ratio:.4f}, the bar is {workload.bar}")
+    missed += [
+        f"{workload.name}: {name} is cheaper, {times[name].fastest / base.fastest:.3f} "
+        f"against {with_callback.fastest / base.fastest:.3f}"
+        for name in PEERS
+        if name in times and times[name].fastest < with_callback.fastest
+    ]
+    return missed
+
+
+class Epoch(Callback):
+    """Notes when the epoch began, and when the training ended."""
+
+    start = end = 0.0
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        """Begin."""
+        self.start = time.perf_counter()
+
+    def on_train_end(self, *args: Any) -> None:
+        """End, after all other callbacks."""
+        self.end = time.perf_counter()
+
+
+def judge_monitor(workload: Workload, seconds: float) -> list[str]:
+    """Measure an epoch with `SparsityMonitor`, print it, and return whether it misses."""
+    stopwatch, epoch, pruning = Stopwatch(), Epoch(), PruningCallback(sparsity=SPARSITY)
+    monitor = SparsityMonitor(histograms_every=1)
+    stopwatch.hold_to(monitor)
+    batches = workload.batches()
+    torch.manual_seed(0)
+    module = Training(workload.network())
+    start = time.perf_counter()
+    module.training_step(batches[0], 0).backward()
+    steps = min(MONITOR_STEPS, max(10, int(seconds / (time.perf_counter() - start))))
+    data = [batch for batch, _ in zip(itertools.cycle(batches), range(steps), strict=False)]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        logger = TensorBoardLogger(folder)
+        callbacks = [pruning, monitor, epoch]
+        _trainer(callbacks, max_epochs=1, logger=logger).fit(module, data)
+    spent = dict(stopwatch.seconds)
+    spent["on_train_epoch_end"] /= 5
+    share = sum(spent.values()) / (epoch.end - epoch.start - sum(stopwatch.seconds.values()))
+    parts = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in spent.items() if s > 1e-5)
+    print(
+        f"\nSparsityMonitor, {workload.name}, an epoch of {steps} steps with "
+        f"{pruning.pruner.updates} updates: {100 * share:.3f} % of the epoch, "
+        f"bar {100 * MONITOR_BAR:.0f} %; ms in {parts}",
+        flush=True,
+    )
+    if share <= MONITOR_BAR:
+        return []
+    return [f"SparsityMonitor costs {100 * share:.2f} % of an epoch"]
+
+
+class Counted(Callback):
+    """Has valgrind count the instructions of all steps but the first ones."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Begin to count once the caches are warm and the masks made."""
+        if trainer.global_step == WARM_UP:
+            subprocess.run(["callgrind_control", "--instr=on", str(os.getpid())], check=True)
+
+
+def count(name: str, steps: int) -> int:
+    """Return the instructions of some steps of LeNet in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "counts"
+        valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no"]
+        script = [sys.executable, __file__, "--counted", name, "--steps", str(steps)]
+        subprocess.run(
+            [*valgrind, f"--callgrind-out-file={file}", *script], check=True, capture_output=True
+        )
+        return int(re.findall(r"^(?:summary|totals): (\d+)", file.read_text(), re.M)[-1])
+
+
+def run_counted(name: str, steps: int) -> None:
+    """Train LeNet under valgrind."""
+    torch.set_num_threads(1)
+    workload = WORKLOADS["lenet"]
+    module = Training(workload.network())
+    callbacks = [Counted(), *BASE[name](module, Stopwatch())]
+    trainer = _trainer(callbacks, max_epochs=-1, max_steps=WARM_UP + steps)
+    trainer.fit(module, Batches(workload.batches()))
+
+
+def judge_instructions(few: int = 10, many: int = 60) -> None:
+    """Count instructions of a step with and without, and print their ratio."""
+    if shutil.which("valgrind") is None:
+        print("valgrind is not installed")
+        return
+    counts = {}
+    for name in (DENSE, OURS):
+        counts[name] = (count(name, many) - count(name, few)) / (many - few)
+        print(f"{name}: {counts[name] / 1e6:.3f} million instructions a step", flush=True)
+    print(f"instructions of a step of LeNet over without: {counts[OURS] / counts[DENSE]:.4f}")
+
+
+def machine() -> str:
+    """Return versions and what it runs on."""
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    packages = []
+    for package in sorted({package for package, _ in PEERS.values()} | {"lightning-prune"}):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages.append(f"{package} {importlib.metadata.version(package)}")
+    return (
+        f"Python {platform.python_version()}, {', '.join(packages)}; "
+        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, 1 thread"
+    )
+
+
+def main() -> None:
+    """Measure all, print, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [*WORKLOADS]
+    parser.add_argument("--workloads", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=230, help="for all workloads together")
+    parser.add_argument("--callgrind", action="store_true", help="count instructions instead")
+    parser.add_argument("--counted", choices=[*BASE], help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if arguments.counted:
+        run_counted(arguments.counted, arguments.steps)
+        return
+    print(machine())
+    if arguments.callgrind:
+        judge_instructions()
+        return
+    missed = []
+    for name in arguments.workloads:
+        workload = WORKLOADS[name]
+        missed += judge(workload, workload.share * arguments.seconds)
+        if name == "resnet":
+            missed += judge_monitor(workload, MONITOR_SHARE * arguments.seconds)
+    print("", "\n".join(missed) or "every bar is met", sep="\n")
+    sys.exit(int(bool(missed)))
+
+
+def _trainer(callbacks: list[Callback], *, logger: Any = False, **limits: int) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=logger,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **limits,
+    )
+
+
+if __name__ == "__main__":
+    main()
