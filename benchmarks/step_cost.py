@@ -58,6 +58,7 @@ from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader
 
 from lightning_prune import OneShotSchedule, PruningCallback, SparsityMonitor
 
@@ -530,7 +531,7 @@ def judge_monitor(workload: Workload, seconds: float) -> list[str]:
     start = time.perf_counter()
     module.training_step(batches[0], 0).backward()
     steps = min(MONITOR_STEPS, max(10, int(seconds / (time.perf_counter() - start))))
-    data = [batch for batch, _ in zip(itertools.cycle(batches), range(steps), strict=False)]
+    data = DataLoader([*itertools.islice(itertools.cycle(batches), steps)], batch_size=None)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         logger = TensorBoardLogger(folder)
         callbacks = [pruning, monitor, epoch]
