@@ -81,6 +81,7 @@ FIRST_EPOCH = 2  # batches, after which peers that prune between epochs have pru
 WARM_UP = 4  # steps
 FASTEST = 0.1  # of the blocks
 MONITOR_BAR, MONITOR_STEPS = 0.01, 50
+COUNTED_STEPS = 20
 DENSE, AGAIN, OURS, INSIDE = "without", "without, again", "PruningCallback", "timed inside"
 
 Batch = tuple[Tensor, Tensor]
@@ -561,44 +562,47 @@ def judge_monitor(workload: Workload, seconds: float) -> list[str]:
 
 
 class Counted(Callback):
-    """Has valgrind count the instructions of all steps but the first ones."""
+    """Has valgrind count the instructions of steps in the middle, neither start-up nor end."""
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Begin to count once the caches are warm and the masks made."""
-        if trainer.global_step == WARM_UP:
-            subprocess.run(["callgrind_control", "--instr=on", str(os.getpid())], check=True)
+        """Begin to count once the masks are made; stop before the last step."""
+        if trainer.global_step in (WARM_UP, WARM_UP + COUNTED_STEPS):
+            switch = "on" if trainer.global_step == WARM_UP else "off"
+            command = ["callgrind_control", f"--instr={switch}", str(os.getpid())]
+            subprocess.run(command, check=True)
 
 
-def count(name: str, steps: int) -> int:
-    """Return the instructions of some steps of LeNet in a process of its own."""
+def count(name: str) -> float:
+    """Return the instructions of a step of LeNet, counted in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "counts"
         valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no"]
-        script = [sys.executable, __file__, "--counted", name, "--steps", str(steps)]
+        script = [sys.executable, __file__, "--counted", name]
         subprocess.run(
             [*valgrind, f"--callgrind-out-file={file}", *script], check=True, capture_output=True
         )
-        return int(re.findall(r"^(?:summary|totals): (\d+)", file.read_text(), re.M)[-1])
+        counts = re.findall(r"^(?:summary|totals): (\d+)", file.read_text(), re.MULTILINE)
+        return int(counts[-1]) / COUNTED_STEPS
 
 
-def run_counted(name: str, steps: int) -> None:
+def run_counted(name: str) -> None:
     """Train LeNet under valgrind."""
     torch.set_num_threads(1)
     workload = WORKLOADS["lenet"]
     module = Training(workload.network())
     callbacks = [Counted(), *BASE[name](module, Stopwatch())]
-    trainer = _trainer(callbacks, max_epochs=-1, max_steps=WARM_UP + steps)
+    trainer = _trainer(callbacks, max_epochs=-1, max_steps=WARM_UP + COUNTED_STEPS + 1)
     trainer.fit(module, Batches(workload.batches()))
 
 
-def judge_instructions(few: int = 10, many: int = 60) -> None:
-    """Count instructions of a step with and without, and print their ratio."""
+def print_instructions() -> None:
+    """Count the instructions of a step with and without, and print their ratio."""
     if shutil.which("valgrind") is None:
         print("valgrind is not installed")
         return
     counts = {}
     for name in (DENSE, OURS):
-        counts[name] = (count(name, many) - count(name, few)) / (many - few)
+        counts[name] = count(name)
         print(f"{name}: {counts[name] / 1e6:.3f} million instructions a step", flush=True)
     print(f"instructions of a step of LeNet over without: {counts[OURS] / counts[DENSE]:.4f}")
 
@@ -625,17 +629,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=230, help="for all workloads together")
     parser.add_argument("--callgrind", action="store_true", help="count instructions instead")
     parser.add_argument("--counted", choices=[*BASE], help=argparse.SUPPRESS)
-    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if arguments.counted:
-        run_counted(arguments.counted, arguments.steps)
+        run_counted(arguments.counted)
         return
     print(machine())
     if arguments.callgrind:
-        judge_instructions()
+        print_instructions()
         return
     missed = []
     for name in arguments.workloads:
