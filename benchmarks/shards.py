@@ -6,14 +6,14 @@ size of the model, 2 MB at most, also as a ring sends them on. The masks must be
 process that has the whole, to the entry, where many weights are tied. Uniform and ERK, which rank
 each tensor alone, stand beside it.
 
-Then one rank of 64 prunes its true shards of a transformer of 70 B parameters, in bfloat16: DTensors
-on a mesh of 64 ranks whose other 63 are not there. They are taken to hold the same as this one: a
-sum over ranks is 64 times what is here, a maximum is what is here. So its numbers are real for one
-rank, except for the time that messages would take. That needs about 5 GB of memory; by
+Then one rank of 64 prunes its true shards of a transformer of 70 B parameters, in bfloat16:
+DTensors on a mesh of 64 ranks whose other 63 are not there. They are taken to hold the same as this
+one: a sum over ranks is 64 times what is here, a maximum is what is here. So its numbers are real
+for one rank, except that messages take no time. That needs about 5 GB of memory; by
 `--simulated-billions` a part of the layers will do.
 
-Prints tables, as Markdown. Exits with 1 if masks differ, or if a message or memory target is missed.
-Memory is what Linux says of the process (its "high water mark").
+Prints tables, as Markdown. Exits with 1 if masks differ, or if a target of traffic or memory is
+missed. Memory is what Linux says of the process (its "high water mark").
 """
 
 import argparse
