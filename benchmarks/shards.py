@@ -18,14 +18,13 @@ missed. Memory is what Linux says of the process (its "high water mark").
 
 import argparse
 import contextlib
+import ctypes
 import gc
-import multiprocessing
 import platform
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,7 @@ MB = 1e6
 LARGEST_TRAFFIC = 2 * MB
 LARGEST_GROWTH = 1.1  # of the traffic, from the smallest model to the largest
 MEMORY_SLACK = 32 * MB  # Python's and the allocator's own, and counts of digits
+PASSES, COUNTS = 2, 2**16  # of a ranking in single precision, 16 bits a pass
 TENSORS, COLUMNS = 20, 64
 RANKS = 64
 BILLIONS, LAYERS, WIDTH, INNER, KEYS, VOCABULARY = 70, 80, 8192, 28672, 1024, 32000
@@ -279,7 +279,7 @@ class Simulation:
         pruned: How many of its weights are pruned, of all ranks.
         here: How many of these are here.
         largest: Entries of the largest shard.
-        masks: Bytes that are held after the updates and were not before.
+        masks: Bytes of tensors that are held after the updates and were not before.
         extra: How much more memory than before there was in use at most.
         updates: The cost.
     """
@@ -382,8 +382,9 @@ def memory(kind: str) -> int:
 
 
 def forget_the_most() -> None:
-    """Let the most memory that was in use be what is now."""
+    """Give back what is free, and let the most memory that was in use be what is now."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -400,10 +401,9 @@ def held_by_tensors() -> int:
 
 
 def simulate(layers: int) -> Simulation:
-    """Prune the shards of one rank; to be called in a process of its own."""
+    """Prune the shards of one rank."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
     model = transformer(layers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -430,40 +430,20 @@ def simulate(layers: int) -> Simulation:
     return simulation
 
 
-def in_a_process(layers: int) -> Simulation:
-    """Return what `simulate` finds in a fresh process, which then ends."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(simulate, layers).result()
-
-
 def described(its: Simulation) -> str:
     """Return the table of a simulation, beside what paper says."""
-    passes, counts = 2, 2**16 * torch.int64.itemsize
-    on_paper = passes * counts
+    weights = its.pruned / RANKS
+    on_paper = PASSES * COUNTS * torch.int64.itemsize
+    counts = f"{PASSES} passes x {COUNTS} counts x 8"
     ring = 2 * (RANKS - 1) / RANKS
+    held = "masks and what else is held, MB"
     rows = [
-        ("weights here that are pruned, M", its.here / 1e6, "weights / ranks", its.pruned / RANKS),
-        ("their bytes, MB", its.weights / MB, "2 x weights / ranks", 2 * its.pruned / RANKS),
-        ("masks, MB", its.masks / MB, "at most as many", 2 * its.pruned / RANKS),
-        (
-            "more memory at most, MB",
-            its.extra / MB,
-            "masks + 4 x largest shard",
-            min(its.masks, its.weights) + its.copy,
-        ),
-        (
-            "handed to collectives an update, MB",
-            its.updates.handed / MB,
-            "2 passes over 16 bits x 2^16 counts x 8",
-            on_paper,
-        ),
-        (
-            "sent by a ring, MB",
-            its.updates.sent / MB,
-            "2 (ranks - 1) / ranks times that",
-            ring * on_paper,
-        ),
+        ("weights to prune, M", its.here, "weights / ranks", weights),
+        ("their bytes, MB", its.weights, "2 x weights / ranks", 2 * weights),
+        (held, its.masks, "1 or 2 x weights / ranks; at most", 2 * weights),
+        ("more memory at most, MB", its.extra, "masks + 4 x largest shard", its.masks + its.copy),
+        ("handed over an update, MB", its.updates.handed, counts, on_paper),
+        ("sent by a ring, MB", its.updates.sent, "2 (ranks - 1) / ranks x that", ring * on_paper),
     ]
     lines = [
         f"One rank of {RANKS}, a transformer of {its.parameters / 1e9:.1f} B parameters:",
@@ -471,7 +451,7 @@ def described(its: Simulation) -> str:
         "| | here | on paper | |",
         "|---|---|---|---|",
         *(
-            f"| {what} | {here:,.3f} | {how} | {paper / 1e6:,.3f} |"
+            f"| {what} | {here / MB:,.3f} | {how} | {paper / MB:,.3f} |"
             for what, here, how, paper in rows
         ),
         f"| messages an update | {its.updates.messages} | | |",
@@ -508,7 +488,7 @@ def main() -> None:
     for case in cases(arguments.millions, arguments.processes):
         found.append(case)
         print(case.row(), flush=True)
-    simulation = in_a_process(max(1, round(LAYERS * arguments.simulated_billions / BILLIONS)))
+    simulation = simulate(max(1, round(LAYERS * arguments.simulated_billions / BILLIONS)))
     print("", described(simulation), "", sep="\n")
     missed = [*missed_by(found), *simulation.missed()]
     print("\n".join(f"missed: {miss}" for miss in missed) or "every target is met")
