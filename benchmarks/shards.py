@@ -411,8 +411,9 @@ def simulate(layers: int) -> Simulation:
         sparsity={"layers.*": 0.9}, schedule=HALF_THEN_ALL, allocation=GlobalAllocation()
     )
     with ranks_alike(RANKS):
+        tensors_before = held_by_tensors()
         forget_the_most()
-        before, tensors_before = memory("VmRSS"), held_by_tensors()
+        before = memory("VmRSS")
         pruner.attach(model, optimizer, steps=2)
         updates = two_updates(pruner, optimizer, RANKS)
         extra, masks = memory("VmHWM") - before, held_by_tensors() - tensors_before
