@@ -57,6 +57,7 @@ from lightning_prune import (
 )
 
 MIB = 2**20
+M_MMAP_THRESHOLD = -3  # of glibc
 SMALL_CHANGE = 4096  # bytes a step of counts, losses and what is logged
 COUNTS = 2 * MIB  # bytes of an update beside the copy
 STATE_BYTES_A_TENSOR = 16
@@ -543,7 +544,9 @@ def measure_update(
     @contextlib.contextmanager
     def high_water(name: str) -> Iterator[None]:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # else what was free before would not count
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, MIB)  # larger blocks go back as soon as they are free
+        libc.malloc_trim(0)  # else what was free before would not count
         Path("/proc/self/clear_refs").write_text("5")  # let the most be what is now
         before = memory_of_process("VmRSS")
         yield

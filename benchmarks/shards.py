@@ -53,6 +53,7 @@ MB = 1e6
 LARGEST_TRAFFIC = 2 * MB
 LARGEST_GROWTH = 1.1  # of the traffic, from the smallest model to the largest
 MEMORY_SLACK = 32 * MB  # Python's and the allocator's own, and counts of digits
+M_MMAP_THRESHOLD = -3  # of glibc
 PASSES, COUNTS = 2, 2**16  # of a ranking in single precision, 16 bits a pass
 TENSORS, COLUMNS = 20, 64
 RANKS = 64
@@ -384,7 +385,9 @@ def memory(kind: str) -> int:
 def forget_the_most() -> None:
     """Give back what is free, and let the most memory that was in use be what is now."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**20)  # larger blocks go back as soon as they are free
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
