@@ -545,7 +545,7 @@ def measure_update(
     def high_water(name: str) -> Iterator[None]:
         gc.collect()
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, MIB)  # larger blocks go back as soon as they are free
+        libc.mallopt(M_MMAP_THRESHOLD, MIB // 8)  # its default, which else grows
         libc.malloc_trim(0)  # else what was free before would not count
         Path("/proc/self/clear_refs").write_text("5")  # let the most be what is now
         before = memory_of_process("VmRSS")

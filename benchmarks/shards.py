@@ -13,7 +13,8 @@ for one rank, except that messages take no time. That needs about 5 GB of memory
 `--simulated-billions` a part of the layers will do.
 
 Prints tables, as Markdown. Exits with 1 if masks differ, or if a target of traffic or memory is
-missed. Memory is what Linux says of the process (its "high water mark").
+missed. Memory is what Linux says of the process (its "high water mark"), whose allocator gives back
+at once what it does by default.
 """
 
 import argparse
@@ -386,7 +387,7 @@ def forget_the_most() -> None:
     """Give back what is free, and let the most memory that was in use be what is now."""
     gc.collect()
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 2**20)  # larger blocks go back as soon as they are free
+    libc.mallopt(M_MMAP_THRESHOLD, 2**17)  # its default, which else grows with what is released
     libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
