@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -77,7 +78,7 @@ def shard_of(parameter: Tensor) -> Shard | None:
 
     mesh = parameter.device_mesh
     here = local(parameter)
-    positions = [torch.arange(size, device=here.device) for size in parameter.shape]
+    positions = [_axis(size, here.device) for size in parameter.shape]
     cuts = {
         axis: placement
         for axis, placement in enumerate(parameter.placements)
@@ -99,6 +100,12 @@ def shard_of(parameter: Tensor) -> Shard | None:
         positions=tuple(positions),
         groups=tuple(mesh.get_group(axis) for axis in cuts),
     )
+
+
+@cache
+def _axis(size: int, device: torch.device) -> Tensor:
+    """Return the positions of a whole axis, the same tensor for all that are as long."""
+    return torch.arange(size, device=device)
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
@@ -152,26 +159,14 @@ def totals(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
     return table
 
 
-def gathered_values(values: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
-    """Return the values of all parts of several tensors, flat, on the CPU; they are not NaN."""
-    by_layout: dict[tuple[ProcessGroup, ...], tuple[list[Tensor], Shard | None]] = {}
-    for value, shard in values:
-        by_layout.setdefault(shard.groups if shard else (), ([], shard))[0].append(value)
-    return torch.cat([_gathered(torch.cat(some), shard) for some, shard in by_layout.values()])
-
-
-def _gathered(values: Tensor, shard: Shard | None) -> Tensor:
-    for group in shard.groups if shard else ():
-        assert shard is not None
-        size = torch.tensor(len(values), device=shard.device)
-        torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MAX, group)
-        padding = (0, int(size) - len(values))
-        padded = torch.nn.functional.pad(values.to(shard.device), padding, value=math.nan)
-        parts = [torch.empty_like(padded) for _ in range(group.size())]
-        torch.distributed.all_gather(parts, padded, group)
-        values = torch.cat(parts)
-        values = values[~values.isnan()]
-    return values.cpu()
+def total_of_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
+    """Return the counts added up over tensors and their parts, in one message a layout."""
+    by_layout: dict[tuple[ProcessGroup, ...], tuple[Tensor, Shard | None]] = {}
+    for count, shard in counts:
+        layout = shard.groups if shard else ()
+        before = by_layout.get(layout)
+        by_layout[layout] = (count if before is None else before[0] + count, shard)
+    return torch.stack([total(count, shard).cpu() for count, shard in by_layout.values()]).sum(0)
 
 
 def add_up_replicas(tensors: Iterable[Tensor]) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune._distributed import Shard, gathered_values, totals
+from lightning_prune._distributed import Shard, total_of_pool, totals
 
 _PIECE = 1 << 17  # values that stay in the cache of a CPU from one operation to the next
-_SORTED = 1 << 16  # values that are sorted at once,
-_MESSAGE = 1 << 14  # and where they must travel first
+_SORTED = 1 << 16  # values that are sorted at once
 _HELD = 1 << 19  # values that are held in memory rather than read again
 _SPREAD = 3.0  # standard deviations of a rank in a sample: 3 of 1,000 fall beyond
+_DIGIT = 12  # bits that a pass over shards finds
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def number_kept(atoms: int, sparsity: float) -> int:
@@ -30,7 +31,22 @@ def number_kept(atoms: int, sparsity: float) -> int:
     return round(atoms * (1 - sparsity))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A value that divides a tensor.
+
+    Args:
+        value: The value.
+        above: How many are higher in the whole tensor.
+        at: How many are equal.
+    """
+
+    value: float
+    above: int
+    at: int
+
+
+@dataclass(kw_only=True, eq=False)
 class Part:
     """What is here of a tensor that is ranked, alone or with others.
 
@@ -41,12 +57,14 @@ class Part:
         size: Number of values of the whole tensor.
         least: How many are kept at least, whatever is in other tensors.
         shard: Which part of the tensor is here; None if all of it is.
+        known: What the last `threshold` of a pool with it has found.
     """
 
     read: Callable[[int], Iterable[Tensor]]
     size: int
     least: int = 0
     shard: Shard | None = None
+    known: Threshold | None = None
 
     @classmethod
     def of(cls, scores: Tensor, shard: Shard | None = None, size: int | None = None) -> "Part":
@@ -81,8 +99,8 @@ def best(scores: Tensor, keep: int) -> Tensor:
     if keep >= scores.numel():
         return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
     part = Part.of(scores)
-    found = threshold([part], keep)
-    mask = torch.cat(list(from_threshold(part.read(1), found.value, keep - found.above[0])))
+    (found,) = threshold([part], keep)
+    mask = torch.cat(list(from_threshold(part.read(1), found.value, keep - found.above)))
     return mask.view(scores.shape)
 
 
@@ -135,44 +153,32 @@ def _survivors(pool: Sequence[Part], keep: int) -> list[int]:
     if keep >= sum(part.size for part in pool):
         return [part.size for part in pool]
     found = threshold(pool, keep)
-    left = keep - sum(found.above)
+    left = keep - sum(one.above for one in found)
     survivors = []
-    for above, at in zip(found.above, found.at, strict=True):
-        ties = min(left, at)
-        survivors.append(above + ties)
+    for one in found:
+        ties = min(left, one.at)
+        survivors.append(one.above + ties)
         left -= ties
     return survivors
 
 
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """The ``keep``-th highest value of several tensors together.
-
-    Args:
-        value: The value.
-        above: How many are higher in each tensor.
-        at: How many are equal in each tensor.
-    """
-
-    value: float
-    above: list[int]
-    at: list[int]
-
-
-def threshold(pool: Sequence[Part], keep: int) -> Threshold:
-    """Find the ``keep``-th highest value of all tensors together.
+def threshold(pool: Sequence[Part], keep: int) -> list[Threshold]:
+    """Return the ``keep``-th highest value of all tensors together, and how it divides each.
 
     A sample brackets it; one pass counts what is above and holds the few values in the bracket,
     which are searched in the same way until they can be sorted. That is the idea of Floyd & Rivest,
     "Expected time bounds for selection" (1975), https://doi.org/10.1145/360680.360691. It takes a
-    look at a sample, one pass to count and hardly ever more; the memory of a piece and of one value
-    in a hundred; and what travels between shards, samples and counts, does not grow with them.
+    look at a sample, one pass to count and hardly ever more, and the memory of a piece and of one
+    value in a hundred. Of shards no values travel, but histograms of their bits, from the highest
+    down: three of 32 KiB each in single precision, however large the tensors are.
 
     Args:
         pool: The tensors.
         keep: A rank from 1 to the number of all values.
     """
     field = _Field(pool)
+    if any(part.shard is not None for part in pool):
+        return field.count(_by_histograms(pool, keep))
     while True:
         sample, is_all = field.sample()
         rank = keep - int(field.above.sum())
@@ -194,26 +200,30 @@ def threshold(pool: Sequence[Part], keep: int) -> Threshold:
 
 
 def threshold_here(part: Part, keep: int) -> tuple[float, int]:
-    """Return the `threshold` of one tensor, and how many equal values are kept of those here.
+    """Return a threshold of one tensor, and how many equal values are kept of those here.
 
-    They are the first ones here, because the entries of a part come in the order of the whole.
+    That of a pool will do, if it divides the tensor so. Those that are kept are the first ones
+    here, because the entries of a part come in the order of the whole.
 
     Args:
         part: The tensor.
         keep: A rank from 1 to the number of its values.
     """
-    found = threshold([part], keep)
-    ties = keep - found.above[0]
-    if part.shard is None:
+    found = part.known
+    if found is None or not found.above <= keep <= found.above + found.at:
+        (found,) = threshold([part], keep)
+    ties = keep - found.above
+    if part.shard is None or ties == 0:
         return found.value, ties
     places, start = [], 0
     for piece in part.read(1):
         places.append((piece == found.value).nonzero().flatten() + start)
         start += len(piece)
-    order = -part.shard.indices_of(torch.cat(places)).double()  # the lower index comes first
-    if ties == found.at[0]:
-        return found.value, len(order)
-    last = threshold([Part.of(order, part.shard, size=found.at[0])], ties)
+    here = torch.cat(places)
+    if ties == found.at:
+        return found.value, len(here)
+    order = -part.shard.indices_of(here).double()  # the lower index comes first
+    (last,) = threshold([Part.of(order, part.shard, size=found.at)], ties)
     return found.value, int((order >= last.value).sum())
 
 
@@ -299,16 +309,13 @@ class _Field:
 
     def sample(self) -> tuple[Any, bool]:
         """Return values at even distances in descending order, and whether these are all."""
-        is_sharded = any(part.shard is not None for part in self._pool)
-        wanted = _MESSAGE if is_sharded else 2 * round(self.size ** (2 / 3))
-        is_all = self.size <= (_MESSAGE if is_sharded else _SORTED)
-        stride = 1 if is_all else self.size // wanted | 1
-        chosen = []
-        for index, part in enumerate(self._pool):
-            taken = [torch.as_tensor(values).cpu() for values in self._values(index, stride)]
-            self._is_double |= any(some.dtype == torch.float64 for some in taken)
-            chosen.append((torch.cat(taken), part.shard))
-        return np.sort(gathered_values(chosen).numpy())[::-1], is_all
+        is_all = self.size <= _SORTED
+        stride = 1 if is_all else self.size // (2 * round(self.size ** (2 / 3))) | 1
+        chosen: list[Tensor] = []
+        for index in range(len(self._pool)):
+            chosen += (torch.as_tensor(values).cpu() for values in self._values(index, stride))
+        self._is_double |= any(some.dtype == torch.float64 for some in chosen)
+        return np.sort(torch.cat(chosen).numpy())[::-1], is_all
 
     def split(self, low: float, high: float) -> Tensor:
         """Return how many are above ``high``, at it, between, and at ``low``, in each tensor."""
@@ -347,7 +354,7 @@ class _Field:
         self.above = self.above + higher
         self._held = self._between if is_between else None
 
-    def count(self, value: float) -> Threshold:
+    def count(self, value: float) -> list[Threshold]:
         """Return a threshold with what is above and at it."""
         counts = []
         for index, part in enumerate(self._pool):
@@ -357,10 +364,13 @@ class _Field:
             counts.append((torch.from_numpy(here), part.shard))
         return self.found(value, *totals(counts).T)
 
-    def found(self, value: float, higher: Tensor, at: Tensor) -> Threshold:
-        """Return a threshold with what of the present ones is above and at it."""
-        above: list[int] = (self.above + higher).tolist()
-        return Threshold(value=value, above=above, at=at.tolist())
+    def found(self, value: float, higher: Tensor, at: Tensor) -> list[Threshold]:
+        """Return a threshold with what of the present ones is above and at it; note it, too."""
+        divided = zip((self.above + higher).tolist(), at.tolist(), strict=True)
+        found = [Threshold(value=value, above=above, at=equal) for above, equal in divided]
+        for part, its in zip(self._pool, found, strict=True):
+            part.known = its
+        return found
 
     def _values(self, index: int, stride: int = 1) -> Iterator[Any]:
         """Yield what is left of what is here of a tensor, in pieces."""
@@ -372,6 +382,46 @@ class _Field:
             if not self._is_whole:
                 values = values[(values > self.low) & (values < self.high)][::stride]
             yield values
+
+
+def _by_histograms(pool: Sequence[Part], keep: int) -> float:
+    """Return the ``keep``-th highest value of tensors of which parts are here."""
+    looks = (piece.dtype for part in pool for piece in part.read(1 << 40))
+    dtype = torch.float64 if torch.float64 in looks else torch.float32
+    bits = dtype.itemsize * 8
+    known, top, left = 0, bits, keep  # of the key, the bits from `top` on are known
+    while top:
+        shift = max(top - _DIGIT, 0)
+        counts = total_of_pool(
+            (_digits(part, dtype, known, top, shift), part.shard) for part in pool
+        )
+        digit = len(counts) - 1 - int((counts.flip(0).cumsum(0) < left).sum())
+        left -= int(counts[digit + 1 :].sum())
+        known, top = known << (top - shift) | digit, shift
+    key = torch.tensor(known - (1 << bits - 1), dtype=_INTEGERS[dtype])
+    return float(_ordered(key).view(dtype))
+
+
+def _digits(part: Part, dtype: torch.dtype, known: int, top: int, shift: int) -> Tensor:
+    """Return how many keys, of those with the known higher bits, have each of the next digits."""
+    digits = 1 << (top - shift)
+    counts = torch.zeros(digits, dtype=torch.int64)
+    bits = dtype.itemsize * 8
+    for piece in part.read(1):
+        keys = _ordered((piece.to(dtype) + 0.0).view(_INTEGERS[dtype]))  # -0.0 ranks as +0.0
+        if top < bits:
+            keys = keys[keys >> top == known - (1 << bits - 1 >> top)]
+        found = keys >> shift & digits - 1
+        if top == bits:  # the highest digit has the sign
+            found = found ^ digits >> 1
+        counts += torch.bincount(found, minlength=digits).cpu()
+    return counts
+
+
+def _ordered(bits: Tensor) -> Tensor:
+    """Return integers in the order of the floats whose bits these are; the same call undoes it."""
+    integer = torch.iinfo(bits.dtype)
+    return bits ^ (bits >> integer.bits - 1 & integer.max)
 
 
 def _bracket(sample: Any, share: float) -> tuple[float, float]:

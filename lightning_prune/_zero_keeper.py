@@ -45,7 +45,6 @@ class ZeroKeeper:
             for tensor in self._tensors:
                 clear_pruned(self._optimizer, tensor.parameter, tensor.masking)
             self._is_clear = leaves_zeros(self._optimizer)
-        self._resting = {}
         for tensor in self._tensors:
             gradient = tensor.parameter.grad
             if gradient is None or gradient.layout == torch.strided:
@@ -60,6 +59,7 @@ class ZeroKeeper:
                 tensor.masking.apply(tensor.weights)
             if tensor.shard is None:
                 self._written[tensor] = tensor.parameter._version
+        self._resting = {}  # or the gradients would outlive the step
 
     def _note(self, tensor: PrunedTensor, gradient: Tensor | None) -> None:
         """Note what must be found again after the step, if this may leave pruned weights alone."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -77,6 +77,12 @@ class EntryAtoms(Atoms):
         self._member, self._score = member, score
         self._masking = member.masking.transposed(0, member.output_axis)
         self._are_finite = False
+        self._part = _ranking.Part(
+            read=lambda stride: self._pieces(self.scores, stride),
+            size=self.total,
+            least=self.floor,
+            shard=shard,
+        )
 
     @property
     def scores(self) -> Tensor:
@@ -101,7 +107,7 @@ class EntryAtoms(Atoms):
     @property
     def part(self) -> _ranking.Part:
         """What is ranked: the scores, with what is pruned at -inf."""
-        return _ranking.Part(read=self._read, size=self.total, least=self.floor, shard=self.shard)
+        return self._part
 
     def best(self, keep: int) -> Iterator[tuple[Mask, Tensor]]:
         """Yield views of the mask, one after the other, with what they keep of the best.
@@ -115,15 +121,11 @@ class EntryAtoms(Atoms):
         read = partial(self._pieces, scores)
         value, ties = math.inf, 0
         if keep > 0:
-            part = _ranking.Part(read=read, size=self.total, shard=self.shard)
-            value, ties = _ranking.threshold_here(part, keep)
+            value, ties = _ranking.threshold_here(replace(self._part, read=read), keep)
         chosen = _ranking.from_threshold(read(1), value, ties)
         for rows, kept in zip(_ranking.pieces_of(scores), chosen, strict=True):
             masking = self._masking[rows]
             yield masking, kept.view(masking.shape)
-
-    def _read(self, stride: int) -> Iterator[Tensor]:
-        return self._pieces(self.scores, stride)
 
     def _pieces(self, scores: Tensor, stride: int) -> Iterator[Tensor]:
         """Yield the scores, flat, with -inf where an entry is pruned."""

@@ -353,8 +353,8 @@ class Pruner:
         if revived:
             raise RuntimeError(
                 f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
-                "something wrote into them after the last optimizer step, or it is NaN, which a "
-                "mask does not take away; they are 0 again"
+                "something wrote into them after the last optimizer step, or through their data; "
+                "they are 0 again"
             )
         if completed and self._selection.waiting and not self.tensors:
             reasons = ", ".join(f"'{name}' ({reason})" for name, reason in self.dense.items())

@@ -25,9 +25,14 @@ def twin(scores, keep):
     return mask.view(scores.shape)
 
 
-# So small that a few values take every turn of the search: pieces, samples, brackets, held values.
-TINY_STEPS = {"_PIECE": 4, "_SORTED": 2, "_MESSAGE": 3, "_HELD": 2, "_SPREAD": 0.3}
-STEPS = [{"_PIECE": 1 << 17}, TINY_STEPS, TINY_STEPS | {"_HELD": 1000}, TINY_STEPS | {"_SPREAD": 0.0}]
+# So small that a few values take every turn of the search: pieces, samples, brackets.
+TINY_STEPS = {"_PIECE": 4, "_SORTED": 2, "_HELD": 2, "_SPREAD": 0.3}
+STEPS = [
+    {"_PIECE": 1 << 17},
+    TINY_STEPS,
+    TINY_STEPS | {"_HELD": 1000},
+    TINY_STEPS | {"_SPREAD": 0.0},
+]
 
 
 def test_ranking_meets_the_reference(vectors):
