@@ -110,7 +110,7 @@ def _axis(size: int, device: torch.device) -> Tensor:
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether the tensor is distributed: this process holds a part of it, or a replica."""
-    if not torch.distributed.is_available():
+    if type(tensor) in (Tensor, nn.Parameter) or not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
 

@@ -1,5 +1,7 @@
 """All that pruning knows of optimizers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -7,7 +9,7 @@ from torch.optim import Optimizer
 from lightning_prune._distributed import local
 from lightning_prune._masks import Mask
 
-_ELEMENTWISE = {
+_ELEMENTWISE: set[type[Any]] = {
     torch.optim.SGD,
     torch.optim.Adam,
     torch.optim.AdamW,
@@ -25,8 +27,9 @@ _ELEMENTWISE = {
 def ownership(optimizer: Optimizer) -> tuple[int, int, int]:
     """Return what changes when the optimizer gains a parameter or one becomes trainable."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    ready = sum(not nn.parameter.is_lazy(p) for p in parameters)
-    return len(parameters), sum(p.requires_grad for p in parameters), ready
+    trainable = [p for p in parameters if p.requires_grad]
+    lazy = [p for p in parameters if type(p) is not nn.Parameter and nn.parameter.is_lazy(p)]
+    return len(parameters), len(trainable), len(parameters) - len(lazy)
 
 
 def leaves_zeros(optimizer: Optimizer) -> bool:
@@ -34,8 +37,11 @@ def leaves_zeros(optimizer: Optimizer) -> bool:
 
     So do those that treat each entry alone; but 0 / (0 + eps) is NaN without an eps.
     """
-    elementwise = type(optimizer) in _ELEMENTWISE
-    return elementwise and all(group.get("eps", 1.0) > 0 for group in optimizer.param_groups)
+    kind: Any = type(optimizer)
+    known = next((one for one in kind.__mro__ if one in _ELEMENTWISE), None)
+    if known is None or kind.step is not known.step:
+        return False
+    return all(group.get("eps", 1.0) > 0 for group in optimizer.param_groups)
 
 
 def clear_pruned(optimizer: Optimizer, parameter: nn.Parameter, mask: Mask) -> None:

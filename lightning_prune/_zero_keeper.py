@@ -1,6 +1,6 @@
 """How pruned weights stay at zero from step to step, with as few passes over them as may be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -44,27 +44,33 @@ class ZeroKeeper:
         if not self._is_clear:
             for tensor in self._tensors:
                 clear_pruned(self._optimizer, tensor.parameter, tensor.masking)
-            self._is_clear = leaves_zeros(self._optimizer)
-        for tensor in self._tensors:
+            self._is_clear = True
+        may_rest = leaves_zeros(self._optimizer)
+        for tensor in self._pruned():
             gradient = tensor.parameter.grad
             if gradient is None or gradient.layout == torch.strided:
                 if gradient is not None:
                     tensor.masking.apply(local(gradient))
-                self._note(tensor, gradient)
+                if may_rest:
+                    self._note(tensor, gradient)
 
     def after_step(self) -> None:
         """Mask the weights where that is needed."""
-        for tensor in self._tensors:
+        for tensor in self._pruned():
             if not self._rests(tensor):
                 tensor.masking.apply(tensor.weights)
             if tensor.shard is None:
                 self._written[tensor] = tensor.parameter._version
         self._resting = {}  # or the gradients would outlive the step
 
+    def _pruned(self) -> Iterator[PrunedTensor]:
+        """Yield the tensors of which something is pruned by now."""
+        return (tensor for tensor in self._tensors if tensor.kept < tensor.total)
+
     def _note(self, tensor: PrunedTensor, gradient: Tensor | None) -> None:
         """Note what must be found again after the step, if this may leave pruned weights alone."""
         owned = tensor.optimizer == self._index and tensor.shard is None
-        if self._is_clear and owned and self._written.get(tensor) == tensor.parameter._version:
+        if owned and self._written.get(tensor) == tensor.parameter._version:
             self._resting[tensor] = gradient, 0 if gradient is None else gradient._version
 
     def _rests(self, tensor: PrunedTensor) -> bool:

@@ -275,6 +275,8 @@ class Pruner:
             Whether a due point was passed since the last update.
         """
         index = self._index(optimizer)
+        if self._timetable.is_over(index):
+            return False
         pruning, regrowing = self._timetable.to_prune(index), self._timetable.to_regrow(index)
         if pruning is None and regrowing is None:
             return False

@@ -1,6 +1,6 @@
 """Pruning inside a Lightning Trainer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from lightning_prune.allocations import Allocation
 from lightning_prune.callbacks._clock import trainer_clock
 from lightning_prune.callbacks.rewinding import Rewind, Rewinder
 from lightning_prune.criteria import Criterion
+from lightning_prune.groups import Group
 from lightning_prune.patterns import Pattern
 from lightning_prune.pruner import Pruner
 from lightning_prune.regrowth import Regrow
@@ -91,7 +92,7 @@ class PruningCallback(Callback):
         self._restored: dict[str, Any] | None = None
         self._training = False
         self._averaged_updates: int | None = None
-        self._logged: dict[str, float] = {}  # in this epoch
+        self._logged: tuple[int, Sequence[Group]] | None = None  # as of which update, this epoch
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -171,13 +172,13 @@ class PruningCallback(Callback):
             rewinder.begin()
         self._rewinder = rewinder
         self._restored, self._training = None, True
-        self._averaged_updates, self._logged = None, {}
+        self._averaged_updates, self._logged = None, None
         self._mask_averages(trainer)
         self._say(trainer, "To be pruned")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log again: Lightning forgets at the end of an epoch."""
-        self._logged = {}
+        self._logged = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -208,17 +209,19 @@ class PruningCallback(Callback):
     ) -> None:
         """Log what is reached and what is due, if that is new: Lightning repeats it until then."""
         self._mask_averages(trainer)
+        key = self.pruner.updates, self.pruner.groups
+        if self._logged == key:
+            return
+        self._logged = key
         reached = {
             "sparsity": self.pruner.sparsity,
             "sparsity_target": self.pruner.sparsity_target,
         }
         if self.pruner.pattern.couples_tensors:
             reached["parameter_sparsity"] = self.pruner.parameter_sparsity
-        if reached == self._logged:
-            return
-        self._logged = reached
+        has_bar = trainer.progress_bar_callback is not None
         for name, value in reached.items():
-            is_shown = name == "sparsity"
+            is_shown = has_bar and name == "sparsity"
             pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(
