@@ -99,8 +99,7 @@ def best(scores: Tensor, keep: int) -> Tensor:
     if keep >= scores.numel():
         return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
     part = Part.of(scores)
-    (found,) = threshold([part], keep)
-    mask = torch.cat(list(from_threshold(part.read(1), found.value, keep - found.above)))
+    mask = torch.cat(list(from_threshold(part.read(1), *threshold_here(part, keep))))
     return mask.view(scores.shape)
 
 
@@ -199,7 +198,7 @@ def threshold(pool: Sequence[Part], keep: int) -> list[Threshold]:
             field.narrow(field.low, low, higher, field.sizes - higher)
 
 
-def threshold_here(part: Part, keep: int) -> tuple[float, int]:
+def threshold_here(part: Part, keep: int) -> tuple[float, int | None]:
     """Return a threshold of one tensor, and how many equal values are kept of those here.
 
     That of a pool will do, if it divides the tensor so. Those that are kept are the first ones
@@ -208,21 +207,23 @@ def threshold_here(part: Part, keep: int) -> tuple[float, int]:
     Args:
         part: The tensor.
         keep: A rank from 1 to the number of its values.
+
+    Returns:
+        The value, and the number; None if all equal values of the tensor are kept.
     """
     found = part.known
     if found is None or not found.above <= keep <= found.above + found.at:
         (found,) = threshold([part], keep)
     ties = keep - found.above
+    if ties == found.at:
+        return found.value, None
     if part.shard is None or ties == 0:
         return found.value, ties
     places, start = [], 0
     for piece in part.read(1):
         places.append((piece == found.value).nonzero().flatten() + start)
         start += len(piece)
-    here = torch.cat(places)
-    if ties == found.at:
-        return found.value, len(here)
-    order = -part.shard.indices_of(here).double()  # the lower index comes first
+    order = -part.shard.indices_of(torch.cat(places)).double()  # the lower index comes first
     (last,) = threshold([Part.of(order, part.shard, size=found.at)], ties)
     return found.value, int((order >= last.value).sum())
 
@@ -243,20 +244,20 @@ def best_here(scores: Tensor, keep: int, shard: Shard | None) -> int:
     if keep >= part.size:
         return scores.numel()
     value, ties = threshold_here(part, keep)
-    return int((wide(scores) > value).sum()) + ties
+    return sum(_count(_array(mask)) for mask in from_threshold(part.read(1), value, ties))
 
 
-def from_threshold(pieces: Iterable[Tensor], value: float, ties: int) -> Iterator[Tensor]:
+def from_threshold(pieces: Iterable[Tensor], value: float, ties: int | None) -> Iterator[Tensor]:
     """Yield the bool mask of each piece: what is above a value, and the first ties with it.
 
     Args:
         pieces: What a `Part` reads.
         value: The threshold.
-        ties: How many that equal it are kept.
+        ties: How many that equal it are kept; None for all.
     """
     for piece in pieces:
         values = _array(piece)
-        mask = values > value
+        mask = values >= value if ties is None else values > value
         if ties:
             places = (values == value).nonzero()
             places = places[0] if isinstance(places, tuple) else places.flatten()

@@ -39,12 +39,15 @@ class ZeroKeeper:
         """Take the hook away."""
         self._hook.remove()
 
-    def before_step(self) -> None:
-        """Mask the gradients."""
+    def clear(self) -> None:
+        """Zero what the optimizer may have gathered of pruned weights elsewhere."""
         if not self._is_clear:
-            for tensor in self._tensors:
+            for tensor in self._pruned():
                 clear_pruned(self._optimizer, tensor.parameter, tensor.masking)
             self._is_clear = True
+
+    def before_step(self) -> None:
+        """Mask the gradients."""
         may_rest = leaves_zeros(self._optimizer)
         for tensor in self._pruned():
             gradient = tensor.parameter.grad

@@ -119,17 +119,21 @@ class EntryAtoms(Atoms):
         """
         scores = self.scores
         read = partial(self._pieces, scores)
-        value, ties = math.inf, 0
+        value, ties = math.inf, None
         if keep > 0:
             value, ties = _ranking.threshold_here(replace(self._part, read=read), keep)
-        chosen = _ranking.from_threshold(read(1), value, ties)
+        # Where all ties are kept, what is pruned need not be told from them: it stays pruned.
+        pieces = self._pieces(scores, is_dense=True) if ties is None else read(1)
+        chosen = _ranking.from_threshold(pieces, value, ties)
         for rows, kept in zip(_ranking.pieces_of(scores), chosen, strict=True):
             masking = self._masking[rows]
             yield masking, kept.view(masking.shape)
 
-    def _pieces(self, scores: Tensor, stride: int) -> Iterator[Tensor]:
-        """Yield the scores, flat, with -inf where an entry is pruned."""
-        is_dense = self._member.kept == self._member.total
+    def _pieces(
+        self, scores: Tensor, stride: int = 1, *, is_dense: bool = False
+    ) -> Iterator[Tensor]:
+        """Yield the scores, flat, with -inf where an entry is pruned, unless they are dense."""
+        is_dense |= self._member.kept == self._member.total
         for rows in _ranking.pieces_of(scores):
             piece = _ranking.wide(scores[rows])[::stride]
             yield piece if is_dense else self._masking[rows].flat(stride).lowered(piece)

@@ -247,6 +247,7 @@ class Pruner:
             self._select_again(index)
         if index not in self._timetable.in_step:
             self._timetable.in_step.add(index)
+            self._keepers[index].clear()
             add_up_replicas(value for t in self._owned(index) for value in t.seen.values())
             for tensor in self._owned(index):
                 if not tensor.follows:
