@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_prune._distributed import Shard, total_of_pool, totals
 
-_PIECE = 1 << 17  # values that stay in the cache of a CPU from one operation to the next
+_PIECE = 1 << 16  # values that stay in the cache of a CPU from one operation to the next
 _SORTED = 1 << 16  # values that are sorted at once
 _HELD = 1 << 19  # values that are held in memory rather than read again
 _SPREAD = 3.0  # standard deviations of a rank in a sample: 3 of 1,000 fall beyond
-_DIGIT = 12  # bits that a pass over shards finds
+_DIGIT = 8  # bits that a pass over shards finds
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -169,7 +169,7 @@ def threshold(pool: Sequence[Part], keep: int) -> list[Threshold]:
     "Expected time bounds for selection" (1975), https://doi.org/10.1145/360680.360691. It takes a
     look at a sample, one pass to count and hardly ever more, and the memory of a piece and of one
     value in a hundred. Of shards no values travel, but histograms of their bits, from the highest
-    down: three of 32 KiB each in single precision, however large the tensors are.
+    down: four of 2 KiB each in single precision, however large the tensors are.
 
     Args:
         pool: The tensors.
@@ -314,7 +314,8 @@ class _Field:
         stride = 1 if is_all else self.size // (2 * round(self.size ** (2 / 3))) | 1
         chosen: list[Tensor] = []
         for index in range(len(self._pool)):
-            chosen += (torch.as_tensor(values).cpu() for values in self._values(index, stride))
+            values = map(torch.as_tensor, self._values(index, stride))
+            chosen += (some.to("cpu", copy=True) for some in values)  # views would keep them all
         self._is_double |= any(some.dtype == torch.float64 for some in chosen)
         return np.sort(torch.cat(chosen).numpy())[::-1], is_all
 
@@ -323,21 +324,26 @@ class _Field:
         counts, held = [], 0
         self._between = []
         for index, part in enumerate(self._pool):
-            here, between = np.zeros(4, dtype=np.int64), []
-            for values in self._values(index):
-                is_above = values > high
-                near = values[is_above ^ (values >= low)]
-                inside = near[(near > low) & (near < high)]
-                at_high = _count(near == high)
-                here += [_count(is_above), at_high, len(inside), len(near) - at_high - len(inside)]
-                between.append(torch.as_tensor(inside))
-            held += int(here[2])
+            here, between = self._split(index, low, high)
+            held += len(between)
             if held > _HELD:
                 self._between = None
             if self._between is not None:
-                self._between.append(_array(torch.cat(between)))
+                self._between.append(between)
             counts.append((torch.from_numpy(here), part.shard))
         return totals(counts).T
+
+    def _split(self, index: int, low: float, high: float) -> tuple[Any, Any]:
+        """Return these numbers of what is here of a tensor, and the values between."""
+        counts, between = np.zeros(4, dtype=np.int64), []
+        for values in self._values(index):
+            is_above = values > high
+            near = values[is_above ^ (values >= low)]
+            inside = near[(near > low) & (near < high)]
+            at_high = _count(near == high)
+            counts += [_count(is_above), at_high, len(inside), len(near) - at_high - len(inside)]
+            between.append(torch.as_tensor(inside))
+        return counts, _array(torch.cat(between))
 
     def narrow(
         self, low: float, high: float, higher: Tensor, sizes: Tensor, *, is_between: bool = False
@@ -357,13 +363,14 @@ class _Field:
 
     def count(self, value: float) -> list[Threshold]:
         """Return a threshold with what is above and at it."""
-        counts = []
-        for index, part in enumerate(self._pool):
-            here = np.zeros(2, dtype=np.int64)
-            for values in self._values(index):
-                here += [_count(values > value), _count(values == value)]
-            counts.append((torch.from_numpy(here), part.shard))
+        counts = [(self._count(i, value), part.shard) for i, part in enumerate(self._pool)]
         return self.found(value, *totals(counts).T)
+
+    def _count(self, index: int, value: float) -> Tensor:
+        counts = torch.zeros(2, dtype=torch.int64)
+        for values in self._values(index):
+            counts += torch.tensor([_count(values > value), _count(values == value)])
+        return counts
 
     def found(self, value: float, higher: Tensor, at: Tensor) -> list[Threshold]:
         """Return a threshold with what of the present ones is above and at it; note it, too."""
