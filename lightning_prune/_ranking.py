@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_prune._distributed import Shard, total_of_pool, totals
 
 _PIECE = 1 << 16  # values that stay in the cache of a CPU from one operation to the next
+_LAUNCH = 1 << 24  # values that are worth a launch on an accelerator
 _SORTED = 1 << 16  # values that are sorted at once
 _HELD = 1 << 19  # values that are held in memory rather than read again
 _SPREAD = 3.0  # standard deviations of a rank in a sample: 3 of 1,000 fall beyond
@@ -267,15 +268,10 @@ def from_threshold(pieces: Iterable[Tensor], value: float, ties: int | None) -> 
 
 
 def pieces_of(tensor: Tensor) -> Iterator[slice]:
-    """Yield slices along the first axis that are small enough for the cache of a CPU.
-
-    On an accelerator, which has none to speak of, it is one.
-    """
+    """Yield slices along the first axis that are small beside the tensor."""
     rows = len(tensor)
-    step = rows
-    if tensor.device.type == "cpu":
-        step = _PIECE * rows // max(tensor.numel(), 1)
-    step = max(step, 1)
+    most = _PIECE if tensor.device.type == "cpu" else _LAUNCH
+    step = max(most * rows // max(tensor.numel(), 1), 1)
     return (slice(start, start + step) for start in range(0, max(rows, 1), step))
 
 
@@ -416,13 +412,14 @@ def _digits(part: Part, dtype: torch.dtype, known: int, top: int, shift: int) ->
     counts = torch.zeros(digits, dtype=torch.int64)
     bits = dtype.itemsize * 8
     for piece in part.read(1):
-        keys = _ordered((piece.to(dtype) + 0.0).view(_INTEGERS[dtype]))  # -0.0 ranks as +0.0
+        # -0.0 ranks as +0.0.
+        keys = _array(_ordered((piece.to(dtype) + 0.0).view(_INTEGERS[dtype])))
         if top < bits:
             keys = keys[keys >> top == known - (1 << bits - 1 >> top)]
         found = keys >> shift & digits - 1
         if top == bits:  # the highest digit has the sign
             found = found ^ digits >> 1
-        counts += torch.bincount(found, minlength=digits).cpu()
+        counts += torch.bincount(torch.as_tensor(found), minlength=digits).cpu()
     return counts
 
 
