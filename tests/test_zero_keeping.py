@@ -78,7 +78,7 @@ class Own(torch.optim.SGD):
     """One of which nothing is known, since its step is its own."""
 
     def step(self, closure=None):
-        return super().step(closure)
+        return torch.optim.SGD.step.__wrapped__(self, closure)
 
 
 class Unknown(torch.optim.Optimizer):
@@ -175,7 +175,7 @@ def ramp(kind, options, dtype):
     pruner.attach(model, optimizer, steps=STEPS)
     for step in range(STEPS):
         train(model, optimizer, pruner, first=step)
-        if step >= 3:
+        if step >= 4:
             assert_zeros(pruner)
     masked = maskings_of_weights(model, optimizer, pruner)
     pruner.detach()
@@ -355,10 +355,8 @@ def at_once(gradients):
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
 def test_noise_that_is_added_to_masked_gradients_revives_nothing(kind, write, noisy):
     """Also when it ends: what momentum has gathered of it goes on to move weights."""
-    model, optimizer, pruner = pruned_at_once(kind, lr=0.01, weight_decay=0.1)
-    for group in optimizer.param_groups:
-        if "momentum" in group:
-            group["momentum"] = 0.9
+    options = {} if kind is torch.optim.AdamW else {"momentum": 0.9}
+    model, optimizer, pruner = pruned_at_once(kind, lr=0.01, weight_decay=0.1, **options)
     for step in range(3, 8):
         backward(model, optimizer, step)
         pruner.before_step(optimizer)
@@ -452,9 +450,9 @@ def test_two_optimizers_that_share_a_weight_keep_its_zeros(fused):
     pruner.attach(model, both, steps=STEPS)
     for turn in [0, 1, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1]:
         train(model, both[turn], pruner)
-        if pruner.updates:
+        if pruner.sparsity:
             assert_zeros(pruner)
-    assert pruner.updates
+    assert pruner.sparsity
 
 
 @pytest.mark.parametrize(
@@ -466,6 +464,7 @@ def test_two_optimizers_that_share_a_weight_keep_its_zeros(fused):
     ],
     ids=["SGD", "Adagrad", "SparseAdam"],
 )
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_sparse_gradients_keep_zeros(make):
     model = nn.Sequential(nn.Embedding(10, 6, sparse=True))
     optimizer = make(list(model.parameters()))
@@ -504,7 +503,8 @@ def test_a_step_without_update_is_one_pass_over_each_gradient_and_makes_nothing_
     assert operations.allocating == []
     with Operations() as operations:
         optimizer.step()
-    assert set(operations.all) == {"_fused_sgd_"}  # there is nothing of ours
+    own = {name for name in operations.all if "record_function" not in name}
+    assert own == {"_fused_sgd_"}  # there is nothing of ours
 
 
 def test_gradients_do_not_outlive_the_step():
