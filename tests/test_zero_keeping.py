@@ -107,8 +107,8 @@ class Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.all.append(name)
         if isinstance(result, torch.Tensor):
-            if result.untyped_storage().data_ptr() not in given:
-                self.allocating.append(name)
+            made = {result.untyped_storage().data_ptr()} - given
+            self.allocating += [name] * len(made)
         return result
 
 
