@@ -374,7 +374,8 @@ def test_noise_that_is_added_to_masked_gradients_revives_nothing(kind, write, no
         assert_zeros(pruner)
 
 
-def test_gradients_that_are_replaced_after_before_step_revive_nothing():
+@pytest.mark.parametrize("later", [0, 3], ids=["at once", "later"])
+def test_gradients_that_are_replaced_after_before_step_revive_nothing(later):
     model, optimizer, pruner = pruned_at_once()
     backward(model, optimizer, 3)
     pruner.before_step(optimizer)
@@ -382,7 +383,7 @@ def test_gradients_that_are_replaced_after_before_step_revive_nothing():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     assert_zeros(pruner)
-    for step in range(4, 7):
+    for step in range(4, 4 + later):
         train(model, optimizer, pruner, first=step)
         assert_zeros(pruner)
 
