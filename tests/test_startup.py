@@ -1,0 +1,62 @@
+"""Importing the package costs nothing until something of it is asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import lightning_prune
+
+TRACING = (
+    "_channel_selection",
+    "_coupling",
+    "_dataflow",
+    "export",
+    "reporting",
+    "shrinking",
+)
+
+
+def imported(statement):
+    """Return which modules a statement imports in a new interpreter."""
+    code = f"import sys; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(run.stdout.split())
+
+
+def test_the_package_alone_imports_neither_torch_nor_lightning_nor_a_room():
+    modules = imported("import lightning_prune")
+    assert {name for name in modules if name.startswith("lightning_prune")} == {"lightning_prune"}
+    packages = {name.split(".")[0] for name in modules}
+    assert not packages & {"torch", "numpy", "lightning", "pytorch_lightning", "rich"}
+
+
+def test_dir_lists_the_public_names_without_importing_a_room():
+    asked = "import lightning_prune as own; assert {*own.__all__} <= {*dir(own)}"
+    modules = imported(asked)
+    assert {name for name in modules if name.startswith("lightning_prune")} == {"lightning_prune"}
+
+
+@pytest.mark.slow
+def test_the_engine_imports_no_room_that_traces_and_no_lightning():
+    modules = imported("from lightning_prune import Pruner")
+    assert "lightning_prune.pruner" in modules
+    assert not modules & {f"lightning_prune.{room}" for room in TRACING}
+    assert not {name.split(".")[0] for name in modules} & {"lightning", "pytorch_lightning"}
+
+
+def test_every_public_name_is_found_in_the_room_it_is_said_to_be_in():
+    assert set(lightning_prune._ROOMS) == set(lightning_prune.__all__)
+    for name in lightning_prune.__all__:
+        assert getattr(lightning_prune, name).__module__.startswith("lightning_prune.")
+
+
+def test_a_star_import_brings_all_public_names():
+    names = {}
+    exec("from lightning_prune import *", names)
+    assert set(lightning_prune.__all__) <= set(names)
+
+
+def test_an_unknown_name_is_an_attribute_error_that_says_which():
+    with pytest.raises(AttributeError, match="no attribute 'Prunner'"):
+        lightning_prune.Prunner  # noqa: B018
