@@ -177,3 +177,8 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(import_module(f"lightning_prune.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'lightning_prune' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """Return also the names whose rooms have not been imported."""
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """All that pruning knows of optimizers."""
 
+import math
 from typing import Any
 
 import torch
@@ -32,16 +33,23 @@ def ownership(optimizer: Optimizer) -> tuple[int, int, int]:
     return len(parameters), len(trainable), len(parameters) - len(lazy)
 
 
-def leaves_zeros(optimizer: Optimizer) -> bool:
+def leaves_zeros(optimizer: Optimizer, least_eps: float) -> bool:
     """Whether a weight of 0 stays 0 if its gradient and all that is known of it are 0, too.
 
-    So do those that treat each entry alone; but 0 / (0 + eps) is NaN without an eps.
+    So do those that treat each entry alone, if no other hook has a hand in it; but 0 / (0 + eps) is
+    NaN where the eps vanishes.
+
+    Args:
+        optimizer: The optimizer.
+        least_eps: What does not vanish in the precision of its statistics.
     """
     kind: Any = type(optimizer)
     known = next((one for one in kind.__mro__ if one in _ELEMENTWISE), None)
     if known is None or kind.step is not known.step:
         return False
-    return all(group.get("eps", 1.0) > 0 for group in optimizer.param_groups)
+    if len(optimizer._optimizer_step_post_hooks) > 1:
+        return False
+    return all(group.get("eps", math.inf) >= least_eps for group in optimizer.param_groups)
 
 
 def clear_pruned(optimizer: Optimizer, parameter: nn.Parameter, mask: Mask) -> None:
