@@ -25,7 +25,6 @@ import itertools
 import json
 import logging
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -38,7 +37,6 @@ from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it says when a profile starts and stops
 
-import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -55,6 +53,10 @@ from lightning_prune import (
     PruningCallback,
     UniformAllocation,
 )
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.machine import machine
 
 MIB = 2**20
 M_MMAP_THRESHOLD = -3  # of glibc
@@ -570,15 +572,6 @@ def measure_update(
 
 
 # -- tables ----------------------------------------------------------------------------------------
-
-
-def machine() -> str:
-    """Return what the numbers were measured with."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    name = found[1] if found else platform.machine()
-    versions = f"torch {torch.__version__}, lightning {lightning.__version__}"
-    return f"{versions}, Python {platform.python_version()}, {name}, one thread"
 
 
 def mask_rows(width: int, device: torch.device) -> Iterator[Masks]:

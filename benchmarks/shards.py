@@ -21,7 +21,6 @@ at once what is large.
 import argparse
 import ctypes
 import gc
-import platform
 import re
 import sys
 import time
@@ -49,6 +48,7 @@ from lightning_prune import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.machine import machine
 from tests.processes import processes
 
 MB = 1e6
@@ -487,14 +487,6 @@ def described(its: Simulation) -> str:
         f"| seconds an update, without the network | {its.updates.seconds:.1f} | | |",
     ]
     return "\n".join(lines)
-
-
-def machine() -> str:
-    """Return what the numbers were measured with."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    name = found[1] if found else platform.machine()
-    return f"torch {torch.__version__}, Python {platform.python_version()}, {name}, one thread each"
 
 
 def main() -> None:

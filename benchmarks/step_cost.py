@@ -40,12 +40,10 @@ Prints tables as Markdown; exits with 1 if a target is missed.
 
 import argparse
 import contextlib
-import importlib.metadata
 import io
 import itertools
 import logging
 import os
-import platform
 import random
 import re
 import shutil
@@ -74,6 +72,7 @@ from lightning_prune import OneShotSchedule, PruningCallback, SparsityMonitor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.architectures import CLASSES, Bert, images, resnet18, sentences
+from benchmarks.machine import machine
 
 SPARSITY = 0.9
 BLOCK_SECONDS = 0.25
@@ -607,20 +606,6 @@ def print_instructions() -> None:
     print(f"instructions of a step of LeNet over without: {counts[OURS] / counts[DENSE]:.4f}")
 
 
-def machine() -> str:
-    """Return versions and what it runs on."""
-    info = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    packages = []
-    for package in sorted({package for package, _ in PEERS.values()} | {"lightning-prune"}):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages.append(f"{package} {importlib.metadata.version(package)}")
-    return (
-        f"Python {platform.python_version()}, {', '.join(packages)}; "
-        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, 1 thread"
-    )
-
-
 def main() -> None:
     """Measure all, print, and judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -636,7 +621,7 @@ def main() -> None:
     if arguments.counted:
         run_counted(arguments.counted)
         return
-    print(machine())
+    print(machine(*(package for package, _ in PEERS.values())))
     if arguments.callgrind:
         print_instructions()
         return
