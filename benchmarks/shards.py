@@ -423,7 +423,7 @@ def held_by_tensors() -> int:
     storages = {
         t.untyped_storage()._cdata: t.untyped_storage().nbytes()
         for t in alive
-        if not isinstance(t, DTensor) and t.device.type == "cpu"
+        if not isinstance(t, DTensor) and t.device.type == "cpu" and t.layout == torch.strided
     }
     return sum(storages.values())
 

@@ -10,7 +10,7 @@ case.
 Each training has a thread of its own, of which one at a time goes on for a block of steps, in
 random order. A block is timed from one `on_train_batch_start` to another, so it holds all of
 Lightning's loop; the clock is the CPU time of the process, which does not count the turns of other
-programs. Trainings are built anew in each round (2, of LeNet 4), as where tensors lie in memory
+programs. Trainings are built anew in each round (2, of LeNet 6), as where tensors lie in memory
 makes a difference, too; a second training without the callback shows how far two equals differ,
 and both together are what the others are compared with. One more training with the callback is
 timed inside: its hooks, those of its optimizer, and Lightning's collecting of what was logged.
@@ -330,7 +330,7 @@ WORKLOADS = {
         bar=1.05,
         isolated=False,
         peers=True,
-        rounds=4,
+        rounds=6,
         share=0.3,
     ),
 }

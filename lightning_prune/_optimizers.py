@@ -1,7 +1,10 @@
 """All that pruning knows of optimizers."""
 
+import inspect
 import math
-from typing import Any
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +46,19 @@ def leaves_zeros(optimizer: Optimizer, least_eps: float) -> bool:
         optimizer: The optimizer.
         least_eps: What does not vanish in the precision of its statistics.
     """
-    kind: Any = type(optimizer)
-    known = next((one for one in kind.__mro__ if one in _ELEMENTWISE), None)
-    if known is None or kind.step is not known.step:
-        return False
-    if len(optimizer._optimizer_step_post_hooks) > 1:
+    if (
+        not _is_elementwise(cast(Hashable, type(optimizer)))
+        or len(optimizer._optimizer_step_post_hooks) > 1
+    ):
         return False
     return all(group.get("eps", math.inf) >= least_eps for group in optimizer.param_groups)
+
+
+@cache
+def _is_elementwise(kind: Any) -> bool:
+    """Whether an optimizer steps as one of torch's own, whose ``step`` torch itself has wrapped."""
+    known = next((one for one in kind.__mro__ if one in _ELEMENTWISE), None)
+    return known is not None and inspect.unwrap(kind.step) is inspect.unwrap(known.step)
 
 
 def clear_pruned(optimizer: Optimizer, parameter: nn.Parameter, mask: Mask) -> None:

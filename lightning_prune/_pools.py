@@ -84,6 +84,8 @@ class Pool:
 
 def _least_due(group: Group, kept: int) -> int:
     """Return the least number of atoms of which rounding makes what is kept, or more."""
+    if group.rounded(max(kept - 1, 0)) < kept <= group.rounded(kept):
+        return kept
     return bisect_left(range(group.total + 1), kept, key=group.rounded)
 
 
