@@ -284,17 +284,19 @@ def wide(scores: Tensor) -> Tensor:
 class _Field:
     """The values among which a threshold is: those between ``low`` and ``high``, both excluded.
 
+    Where a bound is None, there is none.
+
     Attributes:
         sizes: How many they are in each tensor, of all processes.
         above: How many are higher in each tensor.
     """
 
     def __init__(self, pool: Sequence[Part]) -> None:
-        self.low, self.high = -math.inf, math.inf
+        self.low: float | None = None  # an infinite bound would exclude infinities
+        self.high: float | None = None
         self.sizes = torch.tensor([part.size for part in pool])
         self.above = torch.zeros_like(self.sizes)
         self._pool = pool
-        self._is_whole = True  # with infinities, which are values too
         self._is_double = False
         self._held: list[Any] | None = None  # the values of each tensor, where they are few
         self._between: list[Any] | None = None  # those of the last split
@@ -353,18 +355,24 @@ class _Field:
         return np.array([above, *counts]), _array(torch.cat(between))
 
     def narrow(
-        self, low: float, high: float, higher: Tensor, sizes: Tensor, *, is_between: bool = False
+        self,
+        low: float | None,
+        high: float | None,
+        higher: Tensor,
+        sizes: Tensor,
+        *,
+        is_between: bool = False,
     ) -> None:
         """Go on with those between two bounds.
 
         Args:
-            low: The lower bound.
+            low: The lower bound; None if there is none.
             high: The higher one.
             higher: How many of the present ones are above them in each tensor.
             sizes: How many are between them.
             is_between: Whether they are those between the bounds of the last `split`.
         """
-        self.low, self.high, self.sizes, self._is_whole = low, high, sizes, False
+        self.low, self.high, self.sizes = low, high, sizes
         self.above = self.above + higher
         self._held = self._between if is_between else None
 
@@ -392,11 +400,14 @@ class _Field:
         if self._held is not None:
             yield self._held[index][::stride]
             return
-        for piece in self._pool[index].read(stride if self._is_whole else 1):
+        is_whole = self.low is None and self.high is None
+        for piece in self._pool[index].read(stride if is_whole else 1):
             values = _array(piece.double() if self._is_double else piece)
-            if not self._is_whole:
-                values = values[(values > self.low) & (values < self.high)][::stride]
-            yield values
+            if self.low is not None:
+                values = values[values > self.low]
+            if self.high is not None:
+                values = values[values < self.high]
+            yield values if is_whole else values[::stride]
 
 
 def _by_histograms(pool: Sequence[Part], keep: int) -> float:

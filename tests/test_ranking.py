@@ -64,6 +64,15 @@ def test_a_pool_is_ranked_as_if_it_were_one_tensor(dtype, steps, pool, data):
         assert _ranking.best_of_pool(parts, keep) == expected
 
 
+@pytest.mark.parametrize("few", [math.inf, 1.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_few_values_that_no_sample_has_seen_are_found(sign, few):
+    scores = torch.zeros(200_000)
+    scores[[77_777, 123_456]] = sign * few
+    for keep in (1, 2, 3, 199_997, 199_998, 199_999):
+        assert torch.equal(_ranking.best(scores, keep), twin(scores, keep))
+
+
 def least_of(scores, least):
     return dataclasses.replace(_ranking.Part.of(scores), least=least)
 
