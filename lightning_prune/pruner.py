@@ -145,12 +145,13 @@ class Pruner:
     @property
     def sparsity_target(self) -> float:
         """What `sparsity` is due to be since the last due point, before `ChannelPattern` rounds."""
-        return self._mean_target([self._share(i) for i in range(len(self._optimizers))])
+        owners = {group.optimizer for group in self.groups}
+        return self._mean_target({index: self._share(index) for index in owners})
 
     @property
     def final_sparsity(self) -> float:
         """What `sparsity` is due to be at the end of the schedule, before it is rounded."""
-        return self._mean_target([1.0] * len(self._optimizers))
+        return self._mean_target({group.optimizer: 1.0 for group in self.groups})
 
     def target(self, group: Group) -> float:
         """Return the sparsity that has been due for a group's pool since the last due point."""
@@ -549,7 +550,7 @@ class Pruner:
         point = self._timetable.last_pruned(index)
         return 0.0 if point is None else self.schedule(point)
 
-    def _mean_target(self, shares: Sequence[float]) -> float:
+    def _mean_target(self, shares: Mapping[int, float]) -> float:
         """Return the sparsity of all at a share of the final one for each optimizer."""
         size = sum(group.size for group in self.groups)
         due = sum(group.sparsity * shares[group.optimizer] * group.size for group in self.groups)
