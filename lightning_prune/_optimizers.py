@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune._distributed import local
-from lightning_prune._masks import Mask
+from lightning_prune.tensors.masks import Mask
+from lightning_prune.tensors.shards import local
 
 _ELEMENTWISE: set[type[Any]] = {
     torch.optim.SGD,

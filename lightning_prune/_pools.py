@@ -4,9 +4,9 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_prune import _ranking
 from lightning_prune.allocations import Allocation, Atoms
 from lightning_prune.groups import Group, Score
+from lightning_prune.tensors import ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,11 @@ class Pool:
         if again or len(self.groups) == 1:
             kept = [_least_due(*one) for one in zip(self.groups, kept, strict=True)]
         return sum(kept) <= self._due(target) and all(
-            group.holds(_ranking.number_kept(group.total, target)) for group in self.groups
+            group.holds(ranking.number_kept(group.total, target)) for group in self.groups
         )
 
     def _due(self, target: float) -> int:
-        return _ranking.number_kept(sum(group.total for group in self.groups), target)
+        return ranking.number_kept(sum(group.total for group in self.groups), target)
 
     def _kept(self, score: Score | None, target: float) -> Iterator[tuple[Group, Atoms, int]]:
         """Yield each group with its atoms and how many of them stay at a sparsity."""

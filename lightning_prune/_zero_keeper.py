@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_prune._distributed import local
 from lightning_prune._optimizers import clear_pruned, leaves_zeros
 from lightning_prune.groups import PrunedTensor
+from lightning_prune.tensors.shards import local
 
 
 class ZeroKeeper:

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_prune import _ranking
-from lightning_prune._distributed import Shard
+from lightning_prune.tensors import ranking
+from lightning_prune.tensors.shards import Shard
 
 
 class Atoms(ABC):
@@ -54,9 +54,9 @@ class Atoms(ABC):
         return scores.masked_fill(self.protected, math.inf).masked_fill(~self.allowed, -math.inf)
 
     @property
-    def part(self) -> _ranking.Part:
+    def part(self) -> ranking.Part:
         """What is ranked."""
-        return _ranking.Part.of(self.ranked(), self.shard)
+        return ranking.Part.of(self.ranked(), self.shard)
 
 
 class TensorAtoms(Atoms):
@@ -164,7 +164,7 @@ class GlobalAllocation(Allocation):
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best of the pool are in each tensor."""
-        counts = _ranking.best_of_pool([a.part for a in atoms.values()], due)
+        counts = ranking.best_of_pool([a.part for a in atoms.values()], due)
         return dict(zip(atoms, counts, strict=True))
 
 

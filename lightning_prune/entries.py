@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_prune import _ranking
-from lightning_prune._distributed import Shard
-from lightning_prune._masks import Mask
 from lightning_prune.allocations import Atoms
 from lightning_prune.groups import Group, PrunedTensor, Score, member_scores
+from lightning_prune.tensors import ranking
+from lightning_prune.tensors.masks import Mask
+from lightning_prune.tensors.shards import Shard
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,7 +77,7 @@ class EntryAtoms(Atoms):
         self._member, self._score = member, score
         self._masking = member.masking.transposed(0, member.output_axis)
         self._are_finite = False
-        self._part = _ranking.Part(
+        self._part = ranking.Part(
             read=lambda stride: self._pieces(self.scores, stride),
             size=self.total,
             least=self.floor,
@@ -96,8 +96,8 @@ class EntryAtoms(Atoms):
     @property
     def protected(self) -> Tensor:
         """The best entry, unless all may go."""
-        ranked = self._masking.flat().lowered(_ranking.wide(self.scores))
-        return _ranking.best(ranked.view(self._masking.shape), self.floor)
+        ranked = self._masking.flat().lowered(ranking.wide(self.scores))
+        return ranking.best(ranked.view(self._masking.shape), self.floor)
 
     @property
     def allowed(self) -> Tensor:
@@ -105,7 +105,7 @@ class EntryAtoms(Atoms):
         return self._masking.kept
 
     @property
-    def part(self) -> _ranking.Part:
+    def part(self) -> ranking.Part:
         """What is ranked: the scores, with what is pruned at -inf."""
         return self._part
 
@@ -121,11 +121,11 @@ class EntryAtoms(Atoms):
         read = partial(self._pieces, scores)
         value, ties = math.inf, None
         if keep > 0:
-            value, ties = _ranking.threshold_here(replace(self._part, read=read), keep)
+            value, ties = ranking.threshold_here(replace(self._part, read=read), keep)
         # Where all ties are kept, what is pruned need not be told from them: it stays pruned.
         pieces = self._pieces(scores, is_dense=True) if ties is None else read(1)
-        chosen = _ranking.from_threshold(pieces, value, ties)
-        for rows, kept in zip(_ranking.pieces_of(scores), chosen, strict=True):
+        chosen = ranking.from_threshold(pieces, value, ties)
+        for rows, kept in zip(ranking.pieces_of(scores), chosen, strict=True):
             masking = self._masking[rows]
             yield masking, kept.view(masking.shape)
 
@@ -134,6 +134,6 @@ class EntryAtoms(Atoms):
     ) -> Iterator[Tensor]:
         """Yield the scores, flat, with -inf where an entry is pruned, unless they are dense."""
         is_dense |= self._member.kept == self._member.total
-        for rows in _ranking.pieces_of(scores):
-            piece = _ranking.wide(scores[rows])[::stride]
+        for rows in ranking.pieces_of(scores):
+            piece = ranking.wide(scores[rows])[::stride]
             yield piece if is_dense else self._masking[rows].flat(stride).lowered(piece)

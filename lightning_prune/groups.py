@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune import _ranking
-from lightning_prune._distributed import Shard, local, total
-from lightning_prune._masks import Mask
 from lightning_prune.allocations import Atoms, TensorAtoms
 from lightning_prune.patterns import Pattern
+from lightning_prune.tensors import ranking
+from lightning_prune.tensors.masks import Mask
+from lightning_prune.tensors.shards import Shard, local, total
 
 
 @dataclass(kw_only=True, eq=False)
@@ -230,10 +230,10 @@ class Group:
         """
         scores = self.blank_scores() if score is None else self.scores(score)
         alive = self.alive()
-        due = _ranking.number_kept(self.total, target)
+        due = ranking.number_kept(self.total, target)
         protected, allowed = self.pattern.bounds(scores, alive, due)
         if self.sparsity < 1 and not protected.any():
-            protected = _ranking.best(scores.masked_fill(~allowed, -math.inf), 1)
+            protected = ranking.best(scores.masked_fill(~allowed, -math.inf), 1)
         return TensorAtoms(
             shape=self.members[0].shape, scores=scores, protected=protected, allowed=allowed
         )
@@ -265,7 +265,7 @@ class Group:
 
     def choose(self, ranked: Tensor, keep: int) -> Tensor:
         """Return the bool mask of the atoms that are here and among the ``keep`` best of all."""
-        return self.pattern(ranked, _ranking.best_here(ranked, keep, self.shard))
+        return self.pattern(ranked, ranking.best_here(ranked, keep, self.shard))
 
     def exchange(self, share: float, drop: Score, grow: Score) -> None:
         """Drop a share of the kept atoms and let as many others grow, inside the pattern.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune._distributed import local, shard_of, total
 from lightning_prune.selection import prunable_weights
+from lightning_prune.tensors.shards import local, shard_of, total
 
 
 def sparsity(weights: nn.Module | Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_prune import _ranking
+from lightning_prune.tensors import ranking
 
 
 class Pattern(ABC):
@@ -109,11 +109,11 @@ class UnstructuredPattern(Pattern):
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""
         if not self.per_row or scores.ndim < 2:
-            return _ranking.best(scores, keep)
+            return ranking.best(scores, keep)
         rows = scores.flatten(1)
         floors, caps = (rows == math.inf).sum(1), (rows > -math.inf).sum(1)
         quotas = _evenly(keep, floors, caps)
-        return _ranking.best_of_rows(rows, quotas).view(scores.shape)
+        return ranking.best_of_rows(rows, quotas).view(scores.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class NMPattern(Pattern):
         inputs_last = scores.masked_fill(~alive, -math.inf).movedim(1, -1)
         groups = inputs_last.reshape(-1, self.m)
         quota = torch.full((len(groups),), self.n, device=groups.device)
-        n_best = _ranking.best_of_rows(groups, quota).view(inputs_last.shape).movedim(-1, 1) & alive
+        n_best = ranking.best_of_rows(groups, quota).view(inputs_last.shape).movedim(-1, 1) & alive
         if due * self.m > scores.numel() * self.n:
             return n_best, alive
         if due * self.m == scores.numel() * self.n:
@@ -182,7 +182,7 @@ class NMPattern(Pattern):
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""
-        return _ranking.best(scores, keep)
+        return ranking.best(scores, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class BlockPattern(Pattern):
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the blocks that keeps exactly ``keep``."""
-        return _ranking.best(scores, keep)
+        return ranking.best(scores, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +293,7 @@ class ChannelPattern(Pattern):
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the channels that keeps exactly ``keep``."""
-        return _ranking.best(scores, keep)
+        return ranking.best(scores, keep)
 
 
 def _evenly(total: int, floors: Tensor, caps: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from lightning_prune._answers import (
     refuse_clashes,
 )
 from lightning_prune._choice import choose, continued
-from lightning_prune._distributed import add_up_replicas, gathered, laid_out_like, local, total
 from lightning_prune._optimizers import clear_pruned, forget_directions, ownership
 from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
@@ -30,6 +29,7 @@ from lightning_prune.patterns import Pattern, UnstructuredPattern
 from lightning_prune.regrowth import Regrow
 from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
 from lightning_prune.selection import Selection, named_parameters
+from lightning_prune.tensors.shards import add_up_replicas, gathered, laid_out_like, local, total
 
 
 class Pruner:

@@ -12,9 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
-from lightning_prune._distributed import local, shard_of
-from lightning_prune._masks import Mask
 from lightning_prune.groups import Group, PrunedTensor
+from lightning_prune.tensors.masks import Mask
+from lightning_prune.tensors.shards import local, shard_of
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

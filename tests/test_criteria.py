@@ -15,7 +15,7 @@ from lightning_prune import (
     RandomCriterion,
     TaylorCriterion,
 )
-from lightning_prune._masks import Mask
+from lightning_prune.tensors.masks import Mask
 from tests.conftest import answers
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_prune import OneShotSchedule, Pruner, _masks
-from lightning_prune._masks import Mask
+from lightning_prune.tensors.masks import Mask
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ODD = [math.nan, math.inf, -math.inf, -0.0, 1e-40, 2.0]

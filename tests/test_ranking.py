@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_prune import _ranking
+from lightning_prune.tensors import ranking
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 TINY = 1e-40  # a denormal in single precision
@@ -39,7 +39,7 @@ STEPS += [(torch.float32, steps) for steps in SMALL]
 
 def test_ranking_meets_the_reference(vectors):
     for case in vectors["ranking"]["cases"]:
-        mask = _ranking.best(torch.tensor(case["scores"], dtype=torch.float32), case["keep"])
+        mask = ranking.best(torch.tensor(case["scores"], dtype=torch.float32), case["keep"])
         assert mask.int().tolist() == case["mask"]
 
 
@@ -48,8 +48,8 @@ def test_ranking_meets_the_reference(vectors):
 def test_best_is_the_top_of_a_stable_sort(dtype, steps, numbers, data):
     scores = torch.tensor(numbers, dtype=dtype)
     keep = data.draw(st.integers(0, len(numbers)))
-    with mock.patch.multiple(_ranking, **steps):
-        assert torch.equal(_ranking.best(scores, keep), twin(scores, keep))
+    with mock.patch.multiple(ranking, **steps):
+        assert torch.equal(ranking.best(scores, keep), twin(scores, keep))
 
 
 @pytest.mark.parametrize(("dtype", "steps"), STEPS)
@@ -59,9 +59,9 @@ def test_a_pool_is_ranked_as_if_it_were_one_tensor(dtype, steps, pool, data):
     sizes = [len(numbers) for numbers in pool]
     keep = data.draw(st.integers(0, sum(sizes)))
     expected = [int(part.sum()) for part in twin(torch.cat(tensors), keep).split(sizes)]
-    with mock.patch.multiple(_ranking, **steps):
-        parts = [_ranking.Part.of(scores) for scores in tensors]
-        assert _ranking.best_of_pool(parts, keep) == expected
+    with mock.patch.multiple(ranking, **steps):
+        parts = [ranking.Part.of(scores) for scores in tensors]
+        assert ranking.best_of_pool(parts, keep) == expected
 
 
 @pytest.mark.parametrize("few", [math.inf, 1.0])
@@ -70,11 +70,11 @@ def test_a_few_values_that_no_sample_has_seen_are_found(sign, few):
     scores = torch.zeros(200_000)
     scores[[77_777, 123_456]] = sign * few
     for keep in (1, 2, 3, 199_997, 199_998, 199_999):
-        assert torch.equal(_ranking.best(scores, keep), twin(scores, keep))
+        assert torch.equal(ranking.best(scores, keep), twin(scores, keep))
 
 
 def least_of(scores, least):
-    return dataclasses.replace(_ranking.Part.of(scores), least=least)
+    return dataclasses.replace(ranking.Part.of(scores), least=least)
 
 
 @given(pool=st.lists(lists, min_size=1, max_size=5), data=st.data())
@@ -86,7 +86,7 @@ def test_a_tensor_keeps_its_least_as_if_its_best_were_protected(pool, data):
         scores[int(twin(scores, 1).nonzero())] = math.inf
     keep = data.draw(st.integers(len(pool), sum(sizes)))
     expected = [int(part.sum()) for part in twin(torch.cat(protected), keep).split(sizes)]
-    assert _ranking.best_of_pool([least_of(scores, 1) for scores in tensors], keep) == expected
+    assert ranking.best_of_pool([least_of(scores, 1) for scores in tensors], keep) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,13 +109,13 @@ def test_many_values_are_ranked_as_by_a_stable_sort(kind, dtype, share):
         values[torch.rand(len(values), generator=generator) < 0.5] = -math.inf
     scores = values.to(dtype).view(500, 200)
     keep = round(share * scores.numel())
-    assert torch.equal(_ranking.best(scores, keep), twin(scores, keep))
-    assert torch.equal(_ranking.best(scores.T, keep), twin(scores.T, keep))
+    assert torch.equal(ranking.best(scores, keep), twin(scores, keep))
+    assert torch.equal(ranking.best(scores.T, keep), twin(scores.T, keep))
 
 
 def test_a_pool_may_mix_dtypes():
     pool = [torch.tensor([1.0, 3.0], dtype=torch.bfloat16), torch.tensor([2.0], dtype=torch.double)]
-    assert _ranking.best_of_pool([_ranking.Part.of(scores) for scores in pool], 2) == [1, 1]
+    assert ranking.best_of_pool([ranking.Part.of(scores) for scores in pool], 2) == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -125,25 +125,25 @@ def test_a_pool_may_mix_dtypes():
 def test_rows_are_ranked_alone(dtype, rows, data):
     scores = torch.tensor(rows, dtype=dtype)
     keep = [data.draw(st.integers(0, 5)) for _ in rows]
-    masks = _ranking.best_of_rows(scores, torch.tensor(keep))
+    masks = ranking.best_of_rows(scores, torch.tensor(keep))
     for row, mask, k in zip(scores, masks, keep, strict=True):
         assert torch.equal(mask, twin(row, k))
 
 
 @given(st.integers(0, 10**9), st.floats(0, 1))
 def test_the_number_kept_is_the_one_rounding_rule(atoms, sparsity):
-    assert _ranking.number_kept(atoms, sparsity) == round(atoms * (1 - sparsity))
+    assert ranking.number_kept(atoms, sparsity) == round(atoms * (1 - sparsity))
 
 
 @pytest.mark.slow
 def test_more_entries_than_quantile_takes_are_ranked_exactly():
     scores = torch.rand(2**24 + 5)
     keep = 12_345_678
-    mask = _ranking.best(scores, keep)
+    mask = ranking.best(scores, keep)
     assert int(mask.sum()) == keep
     assert scores[mask].min() >= scores[~mask].max()
-    assert _ranking.best_of_pool(
-        [_ranking.Part.of(scores[:1000]), _ranking.Part.of(scores[1000:])], keep
+    assert ranking.best_of_pool(
+        [ranking.Part.of(scores[:1000]), ranking.Part.of(scores[1000:])], keep
     ) == [
         int(mask[:1000].sum()),
         int(mask[1000:].sum()),

@@ -29,8 +29,8 @@ from lightning_prune import (
     UniformAllocation,
     UnstructuredPattern,
 )
-from lightning_prune._distributed import local
 from lightning_prune._state import unpacked
+from lightning_prune.tensors.shards import local
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 SECTION = "Replicas and shards"

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune._distributed import is_sharded
 from lightning_prune.callbacks._clock import planned_moment, trainer_clock
 from lightning_prune.pruner import Pruner
 from lightning_prune.schedules import Clock, Ramp, Schedule
+from lightning_prune.tensors.shards import is_sharded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune._distributed import Shard, total_of_pool, totals
+from lightning_prune.tensors.shards import Shard, total_of_pool, totals
 
 _PIECE = 3 << 15  # values that stay in the cache of a CPU from one operation to the next
 _LAUNCH = 1 << 24  # values that are worth a launch on an accelerator

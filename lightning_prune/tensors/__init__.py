@@ -1,0 +1,1 @@
+"""Masks, ranking, shards and precision: tensors without a recipe or a module."""
