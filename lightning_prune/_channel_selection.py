@@ -9,9 +9,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_prune._coupling import CoupledChannels, couple
-from lightning_prune._forward import example_of
 from lightning_prune.channels import ChannelGroup
 from lightning_prune.groups import PrunedTensor
+from lightning_prune.models.calls import example_of
 from lightning_prune.patterns import ChannelPattern
 from lightning_prune.selection import Candidate, Selection, as_yaml, candidates, entries
 from lightning_prune.shrinking import why_not_removable

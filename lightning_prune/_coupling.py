@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 from lightning_prune._calls import Stored
 from lightning_prune._dataflow import walk
 from lightning_prune._flow import Cut, Flow
-from lightning_prune._forward import as_call
 from lightning_prune._labels import UNLABELLED, Classes
+from lightning_prune.models.calls import as_call
 from lightning_prune.selection import plain_name
 
 

@@ -16,7 +16,6 @@ from rich.progress import track
 from lightning_prune._calibration import quiet, validated
 from lightning_prune._example import example_of_validation
 from lightning_prune._files import file_size
-from lightning_prune._forward import as_call, bound_call
 from lightning_prune._onnx import (
     on_cpu,
     run,
@@ -26,6 +25,7 @@ from lightning_prune._onnx import (
 )
 from lightning_prune._tables import change_table
 from lightning_prune.export import export_onnx, quantize_onnx
+from lightning_prune.models.calls import as_call, bound_call
 from lightning_prune.shrinking import shrink, shrunk_state
 from lightning_prune.sparse_file import load_sparse, save_sparse
 

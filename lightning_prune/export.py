@@ -19,8 +19,8 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_map
 
 from lightning_prune._files import need_libraries, replacing
-from lightning_prune._forward import Call, as_call
 from lightning_prune._onnx import on_cpu, run, session, tensors_of, with_tensors
+from lightning_prune.models.calls import Call, as_call
 from lightning_prune.selection import prunable_weights
 
 if TYPE_CHECKING:

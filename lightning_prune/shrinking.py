@@ -21,8 +21,8 @@ from lightning_prune._coupling import (
     undisturbed,
     with_two_samples,
 )
-from lightning_prune._forward import as_call, example_of
 from lightning_prune._labels import UNLABELLED
+from lightning_prune.models.calls import as_call, example_of
 from lightning_prune.selection import plain_name
 
 Shrunk = TypeVar("Shrunk", bound=nn.Module)

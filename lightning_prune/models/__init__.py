@@ -1,0 +1,1 @@
+"""Any module: names, calls, tracing and counting."""
