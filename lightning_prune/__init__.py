@@ -6,13 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_prune._files import FileSize, file_size
     from lightning_prune._latency import Latency
-    from lightning_prune.allocations import (
-        Allocation,
-        ERKAllocation,
-        GlobalAllocation,
-        LAMPAllocation,
-        UniformAllocation,
-    )
     from lightning_prune.callbacks import (
         DistillationCallback,
         PruningCallback,
@@ -21,7 +14,19 @@ if TYPE_CHECKING:
         SparsityMonitor,
     )
     from lightning_prune.channels import ChannelGroup
-    from lightning_prune.criteria import (
+    from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
+    from lightning_prune.groups import Group, PrunedTensor
+    from lightning_prune.metrics import Sparsity
+    from lightning_prune.oneshot import OneShotReport, prune_once
+    from lightning_prune.pruner import Pruner
+    from lightning_prune.recipe.allocations import (
+        Allocation,
+        ERKAllocation,
+        GlobalAllocation,
+        LAMPAllocation,
+        UniformAllocation,
+    )
+    from lightning_prune.recipe.criteria import (
         Criterion,
         FisherCriterion,
         GradientCriterion,
@@ -31,21 +36,15 @@ if TYPE_CHECKING:
         TaylorCriterion,
         WandaCriterion,
     )
-    from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
-    from lightning_prune.groups import Group, PrunedTensor
-    from lightning_prune.metrics import Sparsity
-    from lightning_prune.oneshot import OneShotReport, prune_once
-    from lightning_prune.patterns import (
+    from lightning_prune.recipe.patterns import (
         BlockPattern,
         ChannelPattern,
         NMPattern,
         Pattern,
         UnstructuredPattern,
     )
-    from lightning_prune.pruner import Pruner
-    from lightning_prune.regrowth import Regrow
-    from lightning_prune.reporting import LayerReport, Report, report
-    from lightning_prune.schedules import (
+    from lightning_prune.recipe.regrowth import Regrow
+    from lightning_prune.recipe.schedules import (
         CosineSchedule,
         ExponentialSchedule,
         MultiStepSchedule,
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
         PolynomialSchedule,
         Schedule,
     )
+    from lightning_prune.reporting import LayerReport, Report, report
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
     from lightning_prune.shrinking import adopt, shrink, shrunk_state
     from lightning_prune.sparse_file import load_sparse, save_sparse
@@ -116,48 +116,48 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Allocation": "allocations",
-    "BlockPattern": "patterns",
+    "Allocation": "recipe.allocations",
+    "BlockPattern": "recipe.patterns",
     "ChannelGroup": "channels",
-    "ChannelPattern": "patterns",
-    "CosineSchedule": "schedules",
-    "Criterion": "criteria",
+    "ChannelPattern": "recipe.patterns",
+    "CosineSchedule": "recipe.schedules",
+    "Criterion": "recipe.criteria",
     "DistillationCallback": "callbacks",
-    "ERKAllocation": "allocations",
-    "ExponentialSchedule": "schedules",
+    "ERKAllocation": "recipe.allocations",
+    "ExponentialSchedule": "recipe.schedules",
     "FileSize": "_files",
-    "FisherCriterion": "criteria",
-    "GlobalAllocation": "allocations",
-    "GradientCriterion": "criteria",
+    "FisherCriterion": "recipe.criteria",
+    "GlobalAllocation": "recipe.allocations",
+    "GradientCriterion": "recipe.criteria",
     "Group": "groups",
-    "LAMPAllocation": "allocations",
+    "LAMPAllocation": "recipe.allocations",
     "Latency": "_latency",
     "LayerReport": "reporting",
-    "MagnitudeCriterion": "criteria",
-    "MovementCriterion": "criteria",
-    "MultiStepSchedule": "schedules",
-    "NMPattern": "patterns",
+    "MagnitudeCriterion": "recipe.criteria",
+    "MovementCriterion": "recipe.criteria",
+    "MultiStepSchedule": "recipe.schedules",
+    "NMPattern": "recipe.patterns",
     "OneShotReport": "oneshot",
-    "OneShotSchedule": "schedules",
+    "OneShotSchedule": "recipe.schedules",
     "OnnxFile": "export",
-    "Pattern": "patterns",
-    "PolynomialSchedule": "schedules",
+    "Pattern": "recipe.patterns",
+    "PolynomialSchedule": "recipe.schedules",
     "PrunedTensor": "groups",
     "Pruner": "pruner",
     "PruningCallback": "callbacks",
-    "RandomCriterion": "criteria",
-    "Regrow": "regrowth",
+    "RandomCriterion": "recipe.criteria",
+    "Regrow": "recipe.regrowth",
     "Report": "reporting",
     "Rewind": "callbacks",
-    "Schedule": "schedules",
+    "Schedule": "recipe.schedules",
     "Sensitivity": "sensitivity",
     "Sparsity": "metrics",
     "SparsityCheckpoint": "callbacks",
     "SparsityMonitor": "callbacks",
-    "TaylorCriterion": "criteria",
-    "UniformAllocation": "allocations",
-    "UnstructuredPattern": "patterns",
-    "WandaCriterion": "criteria",
+    "TaylorCriterion": "recipe.criteria",
+    "UniformAllocation": "recipe.allocations",
+    "UnstructuredPattern": "recipe.patterns",
+    "WandaCriterion": "recipe.criteria",
     "adopt": "shrinking",
     "export_onnx": "export",
     "file_size": "_files",

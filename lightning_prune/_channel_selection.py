@@ -12,7 +12,7 @@ from lightning_prune._coupling import CoupledChannels, couple
 from lightning_prune.channels import ChannelGroup
 from lightning_prune.groups import PrunedTensor
 from lightning_prune.models.calls import example_of
-from lightning_prune.patterns import ChannelPattern
+from lightning_prune.recipe.patterns import ChannelPattern
 from lightning_prune.selection import Candidate, Selection, as_yaml, candidates, entries
 from lightning_prune.shrinking import why_not_removable
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune._answers import Answer, nothing_to_prune, refuse_misfits, refuse_shards
 from lightning_prune.channels import ChannelGroup
-from lightning_prune.criteria import Criterion
 from lightning_prune.entries import EntryGroup
 from lightning_prune.groups import Group, PrunedTensor
-from lightning_prune.patterns import ChannelPattern, Pattern
+from lightning_prune.recipe.criteria import Criterion
+from lightning_prune.recipe.patterns import ChannelPattern, Pattern
+from lightning_prune.recipe.targets import Answer, nothing_to_prune, refuse_misfits, refuse_shards
 from lightning_prune.selection import Selection, named_parameters, select
 from lightning_prune.tensors.shards import is_sharded, reshard
 

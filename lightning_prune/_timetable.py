@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning_prune.schedules import Clock, Schedule
+from lightning_prune.recipe.schedules import Clock, Schedule
 
 
 class Timetable:

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_prune.allocations import Atoms
 from lightning_prune.groups import Group, PrunedTensor, Score, member_scores
+from lightning_prune.recipe.allocations import Atoms
 from lightning_prune.tensors import ranking
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import Shard

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.allocations import Atoms, TensorAtoms
-from lightning_prune.patterns import Pattern
+from lightning_prune.recipe.allocations import Atoms, TensorAtoms
+from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.tensors import ranking
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import Shard, local, total

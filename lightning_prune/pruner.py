@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune._answers import (
-    SparsityTargets,
-    checked_targets,
-    default_allocation,
-    refuse_clashes,
-)
 from lightning_prune._choice import choose, continued
 from lightning_prune._optimizers import clear_pruned, forget_directions, ownership
 from lightning_prune._pools import Pool, pools
 from lightning_prune._state import packed, refuse_foreign_masks, unpacked
 from lightning_prune._timetable import Timetable
 from lightning_prune._zero_keeper import ZeroKeeper
-from lightning_prune.allocations import Allocation
-from lightning_prune.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.groups import Group, PrunedTensor
-from lightning_prune.patterns import Pattern, UnstructuredPattern
-from lightning_prune.regrowth import Regrow
-from lightning_prune.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
+from lightning_prune.recipe.allocations import Allocation
+from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
+from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
+from lightning_prune.recipe.regrowth import Regrow
+from lightning_prune.recipe.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
+from lightning_prune.recipe.targets import (
+    SparsityTargets,
+    checked_targets,
+    default_allocation,
+    refuse_clashes,
+)
 from lightning_prune.selection import Selection, named_parameters
 from lightning_prune.tensors.shards import add_up_replicas, gathered, laid_out_like, local, total
 

@@ -34,9 +34,9 @@ from lightning_prune._calibration import (
     validated,
 )
 from lightning_prune._pools import Pool
-from lightning_prune.allocations import UniformAllocation
 from lightning_prune.groups import Group
 from lightning_prune.pruner import Pruner
+from lightning_prune.recipe.allocations import UniformAllocation
 from lightning_prune.selection import as_yaml
 from lightning_prune.tensors.masks import Mask
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_prune import Allocation, ERKAllocation, GlobalAllocation, _ranking
-from lightning_prune.allocations import TensorAtoms, lamp
+from lightning_prune.recipe.allocations import TensorAtoms, lamp
 from tests.conftest import answers
 
 

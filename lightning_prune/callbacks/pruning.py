@@ -14,15 +14,15 @@ from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from lightning_prune._tables import pruning_table
-from lightning_prune.allocations import Allocation
 from lightning_prune.callbacks._clock import trainer_clock
 from lightning_prune.callbacks.rewinding import Rewind, Rewinder
-from lightning_prune.criteria import Criterion
 from lightning_prune.groups import Group
-from lightning_prune.patterns import Pattern
 from lightning_prune.pruner import Pruner
-from lightning_prune.regrowth import Regrow
-from lightning_prune.schedules import Clock, Schedule
+from lightning_prune.recipe.allocations import Allocation
+from lightning_prune.recipe.criteria import Criterion
+from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.regrowth import Regrow
+from lightning_prune.recipe.schedules import Clock, Schedule
 
 
 class PruningCallback(Callback):

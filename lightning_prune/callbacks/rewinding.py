@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks._clock import planned_moment, trainer_clock
 from lightning_prune.pruner import Pruner
-from lightning_prune.schedules import Clock, Ramp, Schedule
+from lightning_prune.recipe.schedules import Clock, Ramp, Schedule
 from lightning_prune.tensors.shards import is_sharded
 
 

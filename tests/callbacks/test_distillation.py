@@ -343,7 +343,7 @@ def test_hooks_of_this_package_are_not_copied_to_the_teacher(make_trainer, loade
     def observe(*_):
         calls.append(1)
 
-    observe.__module__ = "lightning_prune.criteria"
+    observe.__module__ = "lightning_prune.recipe.criteria"
     model, calls = make(), []
     model.net[0].register_forward_hook(observe)
     make_trainer(DistillationCallback(output="net"), max_epochs=1).fit(model, loader)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from lightning_prune.criteria import Criterion, GradientCriterion, RandomCriterion
-from lightning_prune.schedules import CosineSchedule, Schedule
+from lightning_prune.recipe.criteria import Criterion, GradientCriterion, RandomCriterion
+from lightning_prune.recipe.schedules import CosineSchedule, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lightning_prune.allocations import Allocation, ERKAllocation, UniformAllocation
-from lightning_prune.criteria import Criterion
 from lightning_prune.groups import PrunedTensor
-from lightning_prune.patterns import NMPattern, Pattern
-from lightning_prune.regrowth import Regrow
+from lightning_prune.recipe.allocations import Allocation, ERKAllocation, UniformAllocation
+from lightning_prune.recipe.criteria import Criterion
+from lightning_prune.recipe.patterns import NMPattern, Pattern
+from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.selection import as_yaml
 
 Answer = Allocation | Criterion | Pattern

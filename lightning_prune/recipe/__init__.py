@@ -1,0 +1,1 @@
+"""The answers that a user writes."""
