@@ -13,7 +13,8 @@ if TYPE_CHECKING:
         SparsityCheckpoint,
         SparsityMonitor,
     )
-    from lightning_prune.channels import ChannelGroup
+    from lightning_prune.channels.removal import adopt, shrink, shrunk_state
+    from lightning_prune.engine.channel_groups import ChannelGroup
     from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.groups import Group, PrunedTensor
     from lightning_prune.metrics import Sparsity
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     )
     from lightning_prune.reporting import LayerReport, Report, report
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
-    from lightning_prune.shrinking import adopt, shrink, shrunk_state
     from lightning_prune.sparse_file import load_sparse, save_sparse
 
 __version__ = "0.1.0"
@@ -118,7 +118,7 @@ __all__ = [
 _ROOMS = {
     "Allocation": "recipe.allocations",
     "BlockPattern": "recipe.patterns",
-    "ChannelGroup": "channels",
+    "ChannelGroup": "engine.channel_groups",
     "ChannelPattern": "recipe.patterns",
     "CosineSchedule": "recipe.schedules",
     "Criterion": "recipe.criteria",
@@ -158,7 +158,7 @@ _ROOMS = {
     "UniformAllocation": "recipe.allocations",
     "UnstructuredPattern": "recipe.patterns",
     "WandaCriterion": "recipe.criteria",
-    "adopt": "shrinking",
+    "adopt": "channels.removal",
     "export_onnx": "export",
     "file_size": "_files",
     "load_sparse": "sparse_file",
@@ -167,8 +167,8 @@ _ROOMS = {
     "quantize_onnx": "export",
     "report": "reporting",
     "save_sparse": "sparse_file",
-    "shrink": "shrinking",
-    "shrunk_state": "shrinking",
+    "shrink": "channels.removal",
+    "shrunk_state": "channels.removal",
 }
 
 

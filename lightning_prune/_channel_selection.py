@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune._coupling import CoupledChannels, couple
-from lightning_prune.channels import ChannelGroup
+from lightning_prune.channels.coupling import CoupledChannels, couple
+from lightning_prune.channels.removal import why_not_removable
+from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.groups import PrunedTensor
 from lightning_prune.models.calls import example_of
 from lightning_prune.recipe.patterns import ChannelPattern
 from lightning_prune.selection import Candidate, Selection, as_yaml, candidates, entries
-from lightning_prune.shrinking import why_not_removable
 
 
 def select_channels(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.channels import ChannelGroup
+from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.entries import EntryGroup
 from lightning_prune.groups import Group, PrunedTensor
 from lightning_prune.recipe.criteria import Criterion

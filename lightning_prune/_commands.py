@@ -287,7 +287,7 @@ def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     if "shrunk_attributes" not in checkpoint:
         return False
-    from lightning_prune.shrinking import adopt
+    from lightning_prune.channels.removal import adopt
 
     model.configure_model()
     adopt(model, checkpoint)

@@ -24,9 +24,9 @@ from lightning_prune._onnx import (
     with_tensors,
 )
 from lightning_prune._tables import change_table
+from lightning_prune.channels.removal import shrink, shrunk_state
 from lightning_prune.export import export_onnx, quantize_onnx
 from lightning_prune.models.calls import as_call, bound_call
-from lightning_prune.shrinking import shrink, shrunk_state
 from lightning_prune.sparse_file import load_sparse, save_sparse
 
 _OF_THE_MODEL = (  # what of a checkpoint is not of its training

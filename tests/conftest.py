@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 
 from lightning_prune import _channel_selection
-from lightning_prune._coupling import Coupling
+from lightning_prune.channels.coupling import Coupling
 from tests.processes import processes
 
 _COUPLINGS: dict[str, Coupling] = {}

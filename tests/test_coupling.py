@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_prune._coupling import couple
+from lightning_prune.channels.coupling import couple
 from tests.coupled_models import (
     MODELS,
     Attention,

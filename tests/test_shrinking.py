@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from benchmarks.architectures import ARCHITECTURES
 from lightning_prune import shrink
-from lightning_prune._attention import SlimMultiheadAttention
-from lightning_prune._coupling import couple
-from lightning_prune.shrinking import adopt, shrunk_state, why_not_removable
+from lightning_prune.channels.attention import SlimMultiheadAttention
+from lightning_prune.channels.coupling import couple
+from lightning_prune.channels.removal import adopt, shrunk_state, why_not_removable
 from tests.coupled_models import MODELS, Headed, convolution, example, plain
 
 

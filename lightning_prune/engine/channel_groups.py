@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_prune.groups import Group, PrunedTensor, Score, member_scores
 
 if TYPE_CHECKING:
-    from lightning_prune._coupling import Slices
+    from lightning_prune.channels.coupling import Slices
 
 
 @dataclass(kw_only=True, eq=False)

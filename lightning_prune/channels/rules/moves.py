@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as padded_with_zeros
 
-from lightning_prune._calls import Call, Stored, Value, reordered
-from lightning_prune._flow import Flow, collapsed, is_junk
-from lightning_prune._labels import along, thin
+from lightning_prune.channels.flow import Flow, collapsed, is_junk
+from lightning_prune.channels.labels import along, thin
+from lightning_prune.channels.operations import Call, Stored, Value, reordered
 
 
 def copy(flow: Flow, call: Call) -> Value:

@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, fx
 
-from lightning_prune import _entry_rules as entry
-from lightning_prune import _layer_rules as layer
-from lightning_prune import _move_rules as moves
-from lightning_prune import _product_rules as product
-from lightning_prune._calls import (
+from lightning_prune.channels.flow import Flow
+from lightning_prune.channels.labels import folded, has_labels
+from lightning_prune.channels.operations import (
     Call,
     Stored,
     Value,
@@ -25,8 +23,10 @@ from lightning_prune._calls import (
     viewed,
     writes,
 )
-from lightning_prune._flow import Flow
-from lightning_prune._labels import folded, has_labels
+from lightning_prune.channels.rules import layers as layer
+from lightning_prune.channels.rules import moves as moves
+from lightning_prune.channels.rules import pointwise as entry
+from lightning_prune.channels.rules import products as product
 
 Rule = Callable[[Flow, Call], Value]
 

@@ -11,10 +11,10 @@ from string import ascii_letters
 import torch
 from torch import Tensor
 
-from lightning_prune._calls import Call, Stored, Value
-from lightning_prune._entry_rules import combined, meet_unlabelled
-from lightning_prune._flow import Flow, collapsed
-from lightning_prune._labels import along, has_labels, is_spread, spread, thin
+from lightning_prune.channels.flow import Flow, collapsed
+from lightning_prune.channels.labels import along, has_labels, is_spread, spread, thin
+from lightning_prune.channels.operations import Call, Stored, Value
+from lightning_prune.channels.rules.pointwise import combined, meet_unlabelled
 
 
 def matmul(flow: Flow, call: Call) -> Value:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune._calls import Call, Stored, Value
-from lightning_prune._labels import UNLABELLED, Classes, along, has_labels, spread, thin
+from lightning_prune.channels.labels import UNLABELLED, Classes, along, has_labels, spread, thin
+from lightning_prune.channels.operations import Call, Stored, Value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

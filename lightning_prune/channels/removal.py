@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_prune._attention import SlimMultiheadAttention, slim_attention
-from lightning_prune._coupling import (
+from lightning_prune.channels.attention import SlimMultiheadAttention, slim_attention
+from lightning_prune.channels.coupling import (
     CoupledChannels,
     Coupling,
     Slices,
@@ -21,7 +21,7 @@ from lightning_prune._coupling import (
     undisturbed,
     with_two_samples,
 )
-from lightning_prune._labels import UNLABELLED
+from lightning_prune.channels.labels import UNLABELLED
 from lightning_prune.models.calls import as_call, example_of
 from lightning_prune.selection import plain_name
 

@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_prune._calls import Call, Stored, Value
-from lightning_prune._flow import Flow, collapsed
-from lightning_prune._labels import along, spread
+from lightning_prune.channels.flow import Flow, collapsed
+from lightning_prune.channels.labels import along, spread
+from lightning_prune.channels.operations import Call, Stored, Value
 
 
 def linear(flow: Flow, call: Call) -> Value:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune._calls import Stored
-from lightning_prune._dataflow import walk
-from lightning_prune._flow import Cut, Flow
-from lightning_prune._labels import UNLABELLED, Classes
+from lightning_prune.channels.flow import Cut, Flow
+from lightning_prune.channels.labels import UNLABELLED, Classes
+from lightning_prune.channels.operations import Stored
+from lightning_prune.channels.walk import walk
 from lightning_prune.models.calls import as_call
 from lightning_prune.selection import plain_name
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_prune._calls import Call, Value
-from lightning_prune._flow import Flow
-from lightning_prune._labels import UNLABELLED, has_labels, is_spread, thin
+from lightning_prune.channels.flow import Flow
+from lightning_prune.channels.labels import UNLABELLED, has_labels, is_spread, thin
+from lightning_prune.channels.operations import Call, Value
 
 _NO_CHANNELS = "meets values that are no channels"
 _PROBES = 64  # random values at which an operation is tried

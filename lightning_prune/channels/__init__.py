@@ -1,0 +1,1 @@
+"""How channels run through a graph, and how they are removed."""

@@ -1,0 +1,1 @@
+"""The engine: chooses tensors, updates masks and keeps zeros."""
