@@ -35,7 +35,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from lightning_prune import ChannelPattern, PruningCallback, export_onnx, quantize_onnx, shrink
 from lightning_prune._latency import Contest, Latency, measured
-from lightning_prune._onnx import run, session
+from lightning_prune.deploy.onnx_runtime import run, session
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

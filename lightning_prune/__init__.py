@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_prune._files import FileSize, file_size
     from lightning_prune._latency import Latency
     from lightning_prune.callbacks import (
         DistillationCallback,
@@ -14,8 +13,10 @@ if TYPE_CHECKING:
         SparsityMonitor,
     )
     from lightning_prune.channels.removal import adopt, shrink, shrunk_state
+    from lightning_prune.deploy.files import FileSize, file_size
+    from lightning_prune.deploy.onnx import OnnxFile, export_onnx, quantize_onnx
+    from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
     from lightning_prune.engine.channel_groups import ChannelGroup
-    from lightning_prune.export import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.groups import Group, PrunedTensor
     from lightning_prune.metrics import Sparsity
     from lightning_prune.oneshot import OneShotReport, prune_once
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     )
     from lightning_prune.reporting import LayerReport, Report, report
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
-    from lightning_prune.sparse_file import load_sparse, save_sparse
 
 __version__ = "0.1.0"
 
@@ -125,7 +125,7 @@ _ROOMS = {
     "DistillationCallback": "callbacks",
     "ERKAllocation": "recipe.allocations",
     "ExponentialSchedule": "recipe.schedules",
-    "FileSize": "_files",
+    "FileSize": "deploy.files",
     "FisherCriterion": "recipe.criteria",
     "GlobalAllocation": "recipe.allocations",
     "GradientCriterion": "recipe.criteria",
@@ -139,7 +139,7 @@ _ROOMS = {
     "NMPattern": "recipe.patterns",
     "OneShotReport": "oneshot",
     "OneShotSchedule": "recipe.schedules",
-    "OnnxFile": "export",
+    "OnnxFile": "deploy.onnx",
     "Pattern": "recipe.patterns",
     "PolynomialSchedule": "recipe.schedules",
     "PrunedTensor": "groups",
@@ -159,14 +159,14 @@ _ROOMS = {
     "UnstructuredPattern": "recipe.patterns",
     "WandaCriterion": "recipe.criteria",
     "adopt": "channels.removal",
-    "export_onnx": "export",
-    "file_size": "_files",
-    "load_sparse": "sparse_file",
+    "export_onnx": "deploy.onnx",
+    "file_size": "deploy.files",
+    "load_sparse": "deploy.sparse_file",
     "measure_sensitivity": "sensitivity",
     "prune_once": "oneshot",
-    "quantize_onnx": "export",
+    "quantize_onnx": "deploy.onnx",
     "report": "reporting",
-    "save_sparse": "sparse_file",
+    "save_sparse": "deploy.sparse_file",
     "shrink": "channels.removal",
     "shrunk_state": "channels.removal",
 }

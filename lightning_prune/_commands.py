@@ -243,8 +243,8 @@ class PruneTrainer(Trainer):
             checked_output,
         )
         from lightning_prune._deployment import write_onnx, write_sparse
-        from lightning_prune._files import need_libraries
-        from lightning_prune.export import LIBRARIES, saturates
+        from lightning_prune.deploy.files import need_libraries
+        from lightning_prune.deploy.onnx import LIBRARIES, saturates
 
         check_batches(batches)
         if precision == "int8":

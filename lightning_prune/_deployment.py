@@ -15,19 +15,19 @@ from rich.progress import track
 
 from lightning_prune._calibration import quiet, validated
 from lightning_prune._example import example_of_validation
-from lightning_prune._files import file_size
-from lightning_prune._onnx import (
+from lightning_prune._tables import change_table
+from lightning_prune.channels.removal import shrink, shrunk_state
+from lightning_prune.deploy.files import file_size
+from lightning_prune.deploy.onnx import export_onnx, quantize_onnx
+from lightning_prune.deploy.onnx_runtime import (
     on_cpu,
     run,
     session,
     tensors_of,
     with_tensors,
 )
-from lightning_prune._tables import change_table
-from lightning_prune.channels.removal import shrink, shrunk_state
-from lightning_prune.export import export_onnx, quantize_onnx
+from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
 from lightning_prune.models.calls import as_call, bound_call
-from lightning_prune.sparse_file import load_sparse, save_sparse
 
 _OF_THE_MODEL = (  # what of a checkpoint is not of its training
     "pytorch-lightning_version",

@@ -16,8 +16,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_prune import _onnx
 from lightning_prune._latency import Contest, Latency, measured
+from lightning_prune.deploy import onnx_runtime
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
@@ -103,7 +103,7 @@ def _in_onnx_runtime(dense: nn.Module, pruned: nn.Module, call: Call, folder: Pa
         torch.onnx.export(
             plain_module, arguments, path, kwargs=keywords, dynamo=True, verbose=False
         )
-        opened = _onnx.session(path, threads=call.threads)
+        opened = onnx_runtime.session(path, threads=call.threads)
         names = [node.name for node in opened.get_inputs()]
         arrays = [_in_float32(tensor).numpy() for tensor in call.tensors]
         return partial(opened.run, None, dict(zip(names, arrays, strict=True)))

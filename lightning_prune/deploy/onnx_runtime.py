@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from lightning_prune._files import need_libraries
+from lightning_prune.deploy.files import need_libraries
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_map
 
-from lightning_prune._files import need_libraries, replacing
-from lightning_prune._onnx import on_cpu, run, session, tensors_of, with_tensors
+from lightning_prune.deploy.files import need_libraries, replacing
+from lightning_prune.deploy.onnx_runtime import on_cpu, run, session, tensors_of, with_tensors
 from lightning_prune.models.calls import Call, as_call
 from lightning_prune.selection import prunable_weights
 

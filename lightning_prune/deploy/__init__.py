@@ -1,0 +1,1 @@
+"""Files and kernels for a model that is finished."""
