@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from lightning_prune.deploy.onnx import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
     from lightning_prune.engine.channel_groups import ChannelGroup
-    from lightning_prune.groups import Group, PrunedTensor
+    from lightning_prune.engine.groups import Group, PrunedTensor
+    from lightning_prune.engine.pruner import Pruner
     from lightning_prune.metrics import Sparsity
     from lightning_prune.oneshot import OneShotReport, prune_once
-    from lightning_prune.pruner import Pruner
     from lightning_prune.recipe.allocations import (
         Allocation,
         ERKAllocation,
@@ -129,7 +129,7 @@ _ROOMS = {
     "FisherCriterion": "recipe.criteria",
     "GlobalAllocation": "recipe.allocations",
     "GradientCriterion": "recipe.criteria",
-    "Group": "groups",
+    "Group": "engine.groups",
     "LAMPAllocation": "recipe.allocations",
     "Latency": "_latency",
     "LayerReport": "reporting",
@@ -142,8 +142,8 @@ _ROOMS = {
     "OnnxFile": "deploy.onnx",
     "Pattern": "recipe.patterns",
     "PolynomialSchedule": "recipe.schedules",
-    "PrunedTensor": "groups",
-    "Pruner": "pruner",
+    "PrunedTensor": "engine.groups",
+    "Pruner": "engine.pruner",
     "PruningCallback": "callbacks",
     "RandomCriterion": "recipe.criteria",
     "Regrow": "recipe.regrowth",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.pruning import PruningCallback
-from lightning_prune.pruner import Pruner
+from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion, RandomCriterion
 from lightning_prune.recipe.schedules import OneShotSchedule
 

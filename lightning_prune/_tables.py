@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_prune.pruner import Pruner
+from lightning_prune.engine.pruner import Pruner
 
 _TENSOR_COLUMNS = ("tensor", "shape", "weights", "kept", "sparsity", "final")
 _CHANNEL_COLUMNS = ("channels of", "tensors", "channels", "kept", "sparsity", "final")

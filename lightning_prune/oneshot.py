@@ -21,7 +21,7 @@ from lightning_prune._calibration import (
 )
 from lightning_prune._tables import change_table, pruning_table
 from lightning_prune.callbacks.pruning import PruningCallback
-from lightning_prune.pruner import Pruner
+from lightning_prune.engine.pruner import Pruner
 
 
 @dataclass(frozen=True, kw_only=True)

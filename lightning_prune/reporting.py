@@ -20,9 +20,9 @@ from lightning_prune import _report_tables
 from lightning_prune._latency import LEAST_BLOCKS, Latency
 from lightning_prune._runtimes import Call, latencies_of
 from lightning_prune._zeros import pattern_of
+from lightning_prune.engine.selection import output_axis, prunable_weights
 from lightning_prune.models.calls import as_call, example_of
 from lightning_prune.models.counting import Pass, Work, count, owner_of, plain
-from lightning_prune.selection import output_axis, prunable_weights
 from lightning_prune.tensors.shards import is_sharded
 
 _FILLING = 0.01  # of the size of the other weights: too small to matter, too large to be denormal

@@ -33,11 +33,11 @@ from lightning_prune._calibration import (
     unchanged,
     validated,
 )
-from lightning_prune._pools import Pool
-from lightning_prune.groups import Group
-from lightning_prune.pruner import Pruner
+from lightning_prune.engine.groups import Group
+from lightning_prune.engine.pools import Pool
+from lightning_prune.engine.pruner import Pruner
+from lightning_prune.engine.selection import as_yaml
 from lightning_prune.recipe.allocations import UniformAllocation
-from lightning_prune.selection import as_yaml
 from lightning_prune.tensors.masks import Mask
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from lightning_prune import _channel_selection
 from lightning_prune.channels.coupling import Coupling
+from lightning_prune.engine import channel_selection
 from tests.processes import processes
 
 _COUPLINGS: dict[str, Coupling] = {}
@@ -37,7 +37,7 @@ def _same_random_numbers() -> None:
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace each model once in all tests: what goes together does not depend on its weights."""
-    trace = _channel_selection.couple
+    trace = channel_selection.couple
 
     def couple(module: torch.nn.Module, example: Any) -> Coupling:
         shapes = [(name, tensor.shape) for name, tensor in module.state_dict().items()]
@@ -46,7 +46,7 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _COUPLINGS[key] = trace(module, example)
         return _COUPLINGS[key]
 
-    monkeypatch.setattr(_channel_selection, "couple", couple)
+    monkeypatch.setattr(channel_selection, "couple", couple)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune.selection import prunable_weights, select
+from lightning_prune.engine.selection import prunable_weights, select
 
 
 def chosen(module, sparsity=None, optimizers=None):

@@ -40,7 +40,7 @@ def test_dir_lists_the_public_names_without_importing_a_room():
 @pytest.mark.slow
 def test_the_engine_imports_no_room_that_traces_and_no_lightning():
     modules = imported("from lightning_prune import Pruner")
-    assert "lightning_prune.pruner" in modules
+    assert "lightning_prune.engine.pruner" in modules
     assert not modules & {f"lightning_prune.{room}" for room in TRACING}
     assert not {name.split(".")[0] for name in modules} & {"lightning", "pytorch_lightning"}
 

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune import OneShotSchedule, PolynomialSchedule, Pruner, _zero_keeper
-from lightning_prune._optimizers import _ELEMENTWISE
+from lightning_prune.engine.optimizers import _ELEMENTWISE
 
 STEPS, END = 10, 7  # the last three steps are made at rest
 AT_ONCE = OneShotSchedule(end=0, unit="step")

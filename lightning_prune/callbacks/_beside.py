@@ -3,7 +3,7 @@
 from lightning.pytorch import Callback, Trainer
 
 from lightning_prune.callbacks.pruning import PruningCallback
-from lightning_prune.pruner import Pruner
+from lightning_prune.engine.pruner import Pruner
 
 
 def pruner_beside(callback: Callback, trainer: Trainer) -> Pruner:

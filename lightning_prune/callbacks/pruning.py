@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from lightning_prune._tables import pruning_table
 from lightning_prune.callbacks._clock import trainer_clock
 from lightning_prune.callbacks.rewinding import Rewind, Rewinder
-from lightning_prune.groups import Group
-from lightning_prune.pruner import Pruner
+from lightning_prune.engine.groups import Group
+from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern

@@ -22,8 +22,8 @@ from lightning_prune.channels.coupling import (
     with_two_samples,
 )
 from lightning_prune.channels.labels import UNLABELLED
+from lightning_prune.engine.selection import plain_name
 from lightning_prune.models.calls import as_call, example_of
-from lightning_prune.selection import plain_name
 
 Shrunk = TypeVar("Shrunk", bound=nn.Module)
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune._state import packed, unpacked
 from lightning_prune.deploy.files import need_libraries, replacing
+from lightning_prune.engine.checkpoint import packed, unpacked
 
 _FORMAT = "lightning_prune.sparse"
 _VERSION = "1"

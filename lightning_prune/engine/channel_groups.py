@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_prune.groups import Group, PrunedTensor, Score, member_scores
+from lightning_prune.engine.groups import Group, PrunedTensor, Score, member_scores
 
 if TYPE_CHECKING:
     from lightning_prune.channels.coupling import Slices

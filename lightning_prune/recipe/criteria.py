@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.groups import PrunedTensor
+from lightning_prune.engine.groups import PrunedTensor
 from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, empty_sums
 
 State = dict[str, Tensor]

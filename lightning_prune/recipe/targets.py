@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lightning_prune.groups import PrunedTensor
+from lightning_prune.engine.groups import PrunedTensor
+from lightning_prune.engine.selection import as_yaml
 from lightning_prune.recipe.allocations import Allocation, ERKAllocation, UniformAllocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import NMPattern, Pattern
 from lightning_prune.recipe.regrowth import Regrow
-from lightning_prune.selection import as_yaml
 
 Answer = Allocation | Criterion | Pattern
 SparsityTargets = float | Mapping[str, float | None]

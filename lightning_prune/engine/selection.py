@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
-from lightning_prune.groups import Group, PrunedTensor
+from lightning_prune.engine.groups import Group, PrunedTensor
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import local, shard_of
 

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune._choice import choose, continued
-from lightning_prune._optimizers import clear_pruned, forget_directions, ownership
-from lightning_prune._pools import Pool, pools
-from lightning_prune._state import packed, refuse_foreign_masks, unpacked
-from lightning_prune._timetable import Timetable
-from lightning_prune._zero_keeper import ZeroKeeper
-from lightning_prune.groups import Group, PrunedTensor
+from lightning_prune.engine.checkpoint import packed, refuse_foreign_masks, unpacked
+from lightning_prune.engine.due_points import Timetable
+from lightning_prune.engine.enrolment import choose, continued
+from lightning_prune.engine.groups import Group, PrunedTensor
+from lightning_prune.engine.optimizers import clear_pruned, forget_directions, ownership
+from lightning_prune.engine.pools import Pool, pools
+from lightning_prune.engine.selection import Selection, named_parameters
+from lightning_prune.engine.zero_keeper import ZeroKeeper
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
@@ -28,7 +29,6 @@ from lightning_prune.recipe.targets import (
     default_allocation,
     refuse_clashes,
 )
-from lightning_prune.selection import Selection, named_parameters
 from lightning_prune.tensors.shards import add_up_replicas, gathered, laid_out_like, local, total
 
 

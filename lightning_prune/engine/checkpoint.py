@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.selection import named_parameters
+from lightning_prune.engine.selection import named_parameters
 
 
 def packed(mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_prune.groups import Group, PrunedTensor, Score, member_scores
+from lightning_prune.engine.groups import Group, PrunedTensor, Score, member_scores
 from lightning_prune.recipe.allocations import Atoms
 from lightning_prune.tensors import ranking
 from lightning_prune.tensors.masks import Mask

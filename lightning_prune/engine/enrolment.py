@@ -8,12 +8,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.engine.channel_groups import ChannelGroup
-from lightning_prune.entries import EntryGroup
-from lightning_prune.groups import Group, PrunedTensor
+from lightning_prune.engine.groups import Group, PrunedTensor
+from lightning_prune.engine.selection import Selection, named_parameters, select
+from lightning_prune.engine.weight_groups import EntryGroup
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import ChannelPattern, Pattern
 from lightning_prune.recipe.targets import Answer, nothing_to_prune, refuse_misfits, refuse_shards
-from lightning_prune.selection import Selection, named_parameters, select
 from lightning_prune.tensors.shards import is_sharded, reshard
 
 
@@ -43,7 +43,9 @@ def choose(
     """
     reshard(model)
     if isinstance(pattern, ChannelPattern):
-        from lightning_prune._channel_selection import select_channels  # all that tracing needs
+        from lightning_prune.engine.channel_selection import (
+            select_channels,  # all that tracing needs
+        )
 
         for name, parameter in named_parameters(model).items():
             if is_sharded(parameter):

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_prune.groups import Group, Score
+from lightning_prune.engine.groups import Group, Score
 from lightning_prune.recipe.allocations import Allocation, Atoms
 from lightning_prune.tensors import ranking
 
