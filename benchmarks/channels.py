@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import ChannelPattern, Pruner, export_onnx, shrink
-from lightning_prune._latency import Contest, Latency, measured
 from lightning_prune.deploy.onnx_runtime import session
+from lightning_prune.reporting.latency import Contest, Latency, measured
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lightning_prune import ChannelPattern, PruningCallback, export_onnx, quantize_onnx, shrink
-from lightning_prune._latency import Contest, Latency, measured
 from lightning_prune.deploy.onnx_runtime import run, session
+from lightning_prune.reporting.latency import Contest, Latency, measured
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

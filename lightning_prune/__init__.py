@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_prune._latency import Latency
     from lightning_prune.callbacks import (
         DistillationCallback,
         PruningCallback,
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from lightning_prune.engine.channel_groups import ChannelGroup
     from lightning_prune.engine.groups import Group, PrunedTensor
     from lightning_prune.engine.pruner import Pruner
-    from lightning_prune.metrics import Sparsity
     from lightning_prune.oneshot import OneShotReport, prune_once
     from lightning_prune.recipe.allocations import (
         Allocation,
@@ -54,7 +52,9 @@ if TYPE_CHECKING:
         PolynomialSchedule,
         Schedule,
     )
-    from lightning_prune.reporting import LayerReport, Report, report
+    from lightning_prune.reporting.latency import Latency
+    from lightning_prune.reporting.metrics import Sparsity
+    from lightning_prune.reporting.report import LayerReport, Report, report
     from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
 
 __version__ = "0.1.0"
@@ -131,8 +131,8 @@ _ROOMS = {
     "GradientCriterion": "recipe.criteria",
     "Group": "engine.groups",
     "LAMPAllocation": "recipe.allocations",
-    "Latency": "_latency",
-    "LayerReport": "reporting",
+    "Latency": "reporting.latency",
+    "LayerReport": "reporting.report",
     "MagnitudeCriterion": "recipe.criteria",
     "MovementCriterion": "recipe.criteria",
     "MultiStepSchedule": "recipe.schedules",
@@ -147,11 +147,11 @@ _ROOMS = {
     "PruningCallback": "callbacks",
     "RandomCriterion": "recipe.criteria",
     "Regrow": "recipe.regrowth",
-    "Report": "reporting",
+    "Report": "reporting.report",
     "Rewind": "callbacks",
     "Schedule": "recipe.schedules",
     "Sensitivity": "sensitivity",
-    "Sparsity": "metrics",
+    "Sparsity": "reporting.metrics",
     "SparsityCheckpoint": "callbacks",
     "SparsityMonitor": "callbacks",
     "TaylorCriterion": "recipe.criteria",
@@ -165,7 +165,7 @@ _ROOMS = {
     "measure_sensitivity": "sensitivity",
     "prune_once": "oneshot",
     "quantize_onnx": "deploy.onnx",
-    "report": "reporting",
+    "report": "reporting.report",
     "save_sparse": "deploy.sparse_file",
     "shrink": "channels.removal",
     "shrunk_state": "channels.removal",

@@ -147,7 +147,7 @@ class PruneTrainer(Trainer):
         """
         from lightning_prune._calibration import check_one_process, checked_checkpoint
         from lightning_prune._example import example_of_validation
-        from lightning_prune.reporting import check_output, report
+        from lightning_prune.reporting.report import check_output, report
 
         if batch_size < 1:
             raise ValueError(f"need batch_size >= 1, got batch_size={batch_size}")

@@ -19,9 +19,9 @@ from lightning_prune._calibration import (
     recipe_of,
     validated,
 )
-from lightning_prune._tables import change_table, pruning_table
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.reporting.pruning import change_table, pruning_table
 
 
 @dataclass(frozen=True, kw_only=True)

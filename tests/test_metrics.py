@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lightning_prune import Sparsity
-from lightning_prune.metrics import sparsity
+from lightning_prune.reporting.metrics import sparsity
 
 
 def test_zeros_of_both_signs_are_counted():

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from lightning_prune import Latency, NMPattern, report
-from lightning_prune._latency import Contest, compared
+from lightning_prune.reporting.latency import Contest, compared
 
 
 def counted(module, example, **arguments):

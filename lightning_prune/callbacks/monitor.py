@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_prune._tables import pruning_markdown
 from lightning_prune.callbacks._beside import pruner_beside
 from lightning_prune.callbacks._first_call import FirstCall, missing_example
+from lightning_prune.reporting.pruning import pruning_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_prune.reporting import Report
+    from lightning_prune.reporting.report import Report
 
 
 class SparsityMonitor(Callback):
@@ -169,7 +169,7 @@ class SparsityMonitor(Callback):
             self._first_call.stop()
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from lightning_prune.reporting import report
+        from lightning_prune.reporting.report import report
 
         example = pl_module.example_input_array
         if self._first_call is not None:

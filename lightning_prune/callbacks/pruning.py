@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from lightning_prune._tables import pruning_table
 from lightning_prune.callbacks._clock import trainer_clock
 from lightning_prune.callbacks.rewinding import Rewind, Rewinder
 from lightning_prune.engine.groups import Group
@@ -23,6 +22,7 @@ from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Clock, Schedule
+from lightning_prune.reporting.pruning import pruning_table
 
 
 class PruningCallback(Callback):

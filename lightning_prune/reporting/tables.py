@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_prune._latency import Latency, Spread
+from lightning_prune.reporting.latency import Latency, Spread
 
 if TYPE_CHECKING:
-    from lightning_prune.reporting import LayerReport, Report
+    from lightning_prune.reporting.report import LayerReport, Report
 
 Row = tuple[str, ...]
 

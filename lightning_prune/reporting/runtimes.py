@@ -16,8 +16,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_prune._latency import Contest, Latency, measured
 from lightning_prune.deploy import onnx_runtime
+from lightning_prune.reporting.latency import Contest, Latency, measured
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 

@@ -16,13 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune import _report_tables
-from lightning_prune._latency import LEAST_BLOCKS, Latency
-from lightning_prune._runtimes import Call, latencies_of
-from lightning_prune._zeros import pattern_of
 from lightning_prune.engine.selection import output_axis, prunable_weights
 from lightning_prune.models.calls import as_call, example_of
 from lightning_prune.models.counting import Pass, Work, count, owner_of, plain
+from lightning_prune.reporting import tables
+from lightning_prune.reporting.latency import LEAST_BLOCKS, Latency
+from lightning_prune.reporting.runtimes import Call, latencies_of
+from lightning_prune.reporting.zeros import pattern_of
 from lightning_prune.tensors.shards import is_sharded
 
 _FILLING = 0.01  # of the size of the other weights: too small to matter, too large to be denormal
@@ -123,19 +123,19 @@ class Report:
 
     def table(self) -> RenderableType:
         """Return tables of size, work and latency and what follows from them, for a terminal."""
-        return _report_tables.terminal(self)
+        return tables.terminal(self)
 
     def to_markdown(self) -> str:
         """Return the same as Markdown."""
-        return _report_tables.markdown(self)
+        return tables.markdown(self)
 
     def to_json(self) -> str:
         """Return all numbers; times are in seconds."""
-        return _report_tables.json_text(self)
+        return tables.json_text(self)
 
     def to_csv(self) -> str:
         """Return a line for each layer and a last one for all; latencies are not in it."""
-        return _report_tables.csv_text(self)
+        return tables.csv_text(self)
 
     def write(self, path: Path) -> list[Path]:
         """Write the file, by its suffix ``.json``, ``.csv`` or ``.md``, or all three in a folder.
