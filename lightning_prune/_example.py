@@ -6,7 +6,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_prune._calibration import quiet, validated
-from lightning_prune.callbacks._first_call import FirstCall, missing_example
+from lightning_prune.callbacks.first_call import FirstCall, missing_example
 
 
 def example_of_validation(

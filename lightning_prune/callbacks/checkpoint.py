@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lightning_prune.callbacks._beside import pruner_beside
+from lightning_prune.callbacks.beside import pruner_beside
 from lightning_prune.engine.pruner import Pruner
 
 _ROUNDING = 1e-9  # a mean of targets is a sum of floats

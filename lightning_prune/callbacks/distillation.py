@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from lightning_prune.callbacks._lesson import FORWARD, Lesson, called, submodule
+from lightning_prune.callbacks.teaching import FORWARD, Lesson, called, submodule
 
 
 class DistillationCallback(Callback):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_prune.callbacks._beside import pruner_beside
-from lightning_prune.callbacks._first_call import FirstCall, missing_example
+from lightning_prune.callbacks.beside import pruner_beside
+from lightning_prune.callbacks.first_call import FirstCall, missing_example
 from lightning_prune.reporting.pruning import pruning_markdown
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks._clock import trainer_clock
+from lightning_prune.callbacks.clock import trainer_clock
 from lightning_prune.callbacks.rewinding import Rewind, Rewinder
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks._clock import planned_moment, trainer_clock
+from lightning_prune.callbacks.clock import planned_moment, trainer_clock
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.schedules import Clock, Ramp, Schedule
 from lightning_prune.tensors.shards import is_sharded
