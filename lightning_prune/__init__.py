@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lightning_prune.engine.channel_groups import ChannelGroup
     from lightning_prune.engine.groups import Group, PrunedTensor
     from lightning_prune.engine.pruner import Pruner
-    from lightning_prune.oneshot import OneShotReport, prune_once
+    from lightning_prune.post_training.one_shot import OneShotReport, prune_once
+    from lightning_prune.post_training.sensitivity import Sensitivity, measure_sensitivity
     from lightning_prune.recipe.allocations import (
         Allocation,
         ERKAllocation,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from lightning_prune.reporting.latency import Latency
     from lightning_prune.reporting.metrics import Sparsity
     from lightning_prune.reporting.report import LayerReport, Report, report
-    from lightning_prune.sensitivity import Sensitivity, measure_sensitivity
 
 __version__ = "0.1.0"
 
@@ -137,7 +137,7 @@ _ROOMS = {
     "MovementCriterion": "recipe.criteria",
     "MultiStepSchedule": "recipe.schedules",
     "NMPattern": "recipe.patterns",
-    "OneShotReport": "oneshot",
+    "OneShotReport": "post_training.one_shot",
     "OneShotSchedule": "recipe.schedules",
     "OnnxFile": "deploy.onnx",
     "Pattern": "recipe.patterns",
@@ -150,7 +150,7 @@ _ROOMS = {
     "Report": "reporting.report",
     "Rewind": "callbacks",
     "Schedule": "recipe.schedules",
-    "Sensitivity": "sensitivity",
+    "Sensitivity": "post_training.sensitivity",
     "Sparsity": "reporting.metrics",
     "SparsityCheckpoint": "callbacks",
     "SparsityMonitor": "callbacks",
@@ -162,8 +162,8 @@ _ROOMS = {
     "export_onnx": "deploy.onnx",
     "file_size": "deploy.files",
     "load_sparse": "deploy.sparse_file",
-    "measure_sensitivity": "sensitivity",
-    "prune_once": "oneshot",
+    "measure_sensitivity": "post_training.sensitivity",
+    "prune_once": "post_training.one_shot",
     "quantize_onnx": "deploy.onnx",
     "report": "reporting.report",
     "save_sparse": "deploy.sparse_file",

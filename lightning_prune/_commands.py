@@ -41,7 +41,7 @@ class PruneTrainer(Trainer):
                 the weights, such as gradients; no weight changes.
             train_mode: Whether these run in train mode, for a training_step that needs it.
         """
-        from lightning_prune.oneshot import prune_once
+        from lightning_prune.post_training.one_shot import prune_once
 
         source = Path(ckpt_path)
         target = output or source.with_name(f"{source.stem}-pruned{source.suffix}")
@@ -91,7 +91,11 @@ class PruneTrainer(Trainer):
             output: The folder to write sensitivity.csv, sensitivity.yaml and sensitivity.png to.
             plot: Whether to draw sensitivity.png, which needs matplotlib.
         """
-        from lightning_prune.sensitivity import check_plot, check_tolerance, measure_sensitivity
+        from lightning_prune.post_training.sensitivity import (
+            check_plot,
+            check_tolerance,
+            measure_sensitivity,
+        )
 
         check_tolerance(tolerance)
         if plot:
@@ -145,8 +149,8 @@ class PruneTrainer(Trainer):
                 call; more make the interval narrower.
             output: Where to write it, too: a .json, .csv or .md file, or a folder for all three.
         """
-        from lightning_prune._calibration import check_one_process, checked_checkpoint
         from lightning_prune._example import example_of_validation
+        from lightning_prune.post_training.calibration import check_one_process, checked_checkpoint
         from lightning_prune.reporting.report import check_output, report
 
         if batch_size < 1:
@@ -192,12 +196,12 @@ class PruneTrainer(Trainer):
             output: The checkpoint to write: by default beside the other, with '-shrunk' in its
                 name. In Python, adopt(Model(), torch.load(output)) loads it.
         """
-        from lightning_prune._calibration import (
+        from lightning_prune._deployment import write_shrunk
+        from lightning_prune.post_training.calibration import (
             check_one_process,
             checked_checkpoint,
             checked_output,
         )
-        from lightning_prune._deployment import write_shrunk
 
         check_one_process(self, "to shrink")
         source = Path(checked_checkpoint(ckpt_path) or ckpt_path)
@@ -236,15 +240,15 @@ class PruneTrainer(Trainer):
             reduce_range: For int8, whether weights use 7 of the 8 bits, which x86 processors
                 without VNNI need: by default whether this machine does.
         """
-        from lightning_prune._calibration import (
+        from lightning_prune._deployment import write_onnx, write_sparse
+        from lightning_prune.deploy.files import need_libraries
+        from lightning_prune.deploy.onnx import LIBRARIES, saturates
+        from lightning_prune.post_training.calibration import (
             check_batches,
             check_one_process,
             checked_checkpoint,
             checked_output,
         )
-        from lightning_prune._deployment import write_onnx, write_sparse
-        from lightning_prune.deploy.files import need_libraries
-        from lightning_prune.deploy.onnx import LIBRARIES, saturates
 
         check_batches(batches)
         if precision == "int8":

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import RenderableType
 from rich.progress import track
 
-from lightning_prune._calibration import quiet, validated
 from lightning_prune._example import example_of_validation
 from lightning_prune.channels.removal import shrink, shrunk_state
 from lightning_prune.deploy.files import file_size
@@ -27,6 +26,7 @@ from lightning_prune.deploy.onnx_runtime import (
 )
 from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
 from lightning_prune.models.calls import as_call, bound_call
+from lightning_prune.post_training.calibration import quiet, validated
 from lightning_prune.reporting.pruning import change_table
 
 _OF_THE_MODEL = (  # what of a checkpoint is not of its training

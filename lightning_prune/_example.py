@@ -5,8 +5,8 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from lightning_prune._calibration import quiet, validated
 from lightning_prune.callbacks.first_call import FirstCall, missing_example
+from lightning_prune.post_training.calibration import quiet, validated
 
 
 def example_of_validation(

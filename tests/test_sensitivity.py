@@ -17,7 +17,7 @@ from lightning_prune import (
     Sensitivity,
     measure_sensitivity,
 )
-from lightning_prune.sensitivity import check_plot
+from lightning_prune.post_training.sensitivity import check_plot
 from tests.test_oneshot import (
     Gradient,
     Model,

@@ -10,7 +10,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prune._calibration import (
+from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.engine.pruner import Pruner
+from lightning_prune.post_training.calibration import (
     BATCHES,
     calibrate,
     check_batches,
@@ -19,8 +21,6 @@ from lightning_prune._calibration import (
     recipe_of,
     validated,
 )
-from lightning_prune.callbacks.pruning import PruningCallback
-from lightning_prune.engine.pruner import Pruner
 from lightning_prune.reporting.pruning import change_table, pruning_table
 
 

@@ -23,7 +23,11 @@ from rich.progress import (
 from rich.table import Table
 from torch import Tensor
 
-from lightning_prune._calibration import (
+from lightning_prune.engine.groups import Group
+from lightning_prune.engine.pools import Pool
+from lightning_prune.engine.pruner import Pruner
+from lightning_prune.engine.selection import as_yaml
+from lightning_prune.post_training.calibration import (
     BATCHES,
     calibrate,
     check_batches,
@@ -33,10 +37,6 @@ from lightning_prune._calibration import (
     unchanged,
     validated,
 )
-from lightning_prune.engine.groups import Group
-from lightning_prune.engine.pools import Pool
-from lightning_prune.engine.pruner import Pruner
-from lightning_prune.engine.selection import as_yaml
 from lightning_prune.recipe.allocations import UniformAllocation
 from lightning_prune.tensors.masks import Mask
 

@@ -1,0 +1,1 @@
+"""Pruning that needs no training."""
