@@ -17,7 +17,7 @@ from lightning_prune import (
     PruningCallback,
     SparsityCheckpoint,
 )
-from lightning_prune.cli import PruneArgumentParser, PruneCLI
+from lightning_prune.cli.command import PruneArgumentParser, PruneCLI
 from tests.callbacks.conftest import Classifier
 
 SECTION = "The right best checkpoint"

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short names of what is imported)
-from lightning_prune._cli_errors import explained
-from lightning_prune._commands import PruneTrainer, adopt_shapes
+from lightning_prune.cli.errors import explained
+from lightning_prune.cli.trainer import PruneTrainer, adopt_shapes
 
 _OURS = ("prune", "sensitivity", "report", "shrink", "export")
 

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import RenderableType
 from rich.progress import track
 
-from lightning_prune._example import example_of_validation
 from lightning_prune.channels.removal import shrink, shrunk_state
+from lightning_prune.cli.example import example_of_validation
 from lightning_prune.deploy.files import file_size
 from lightning_prune.deploy.onnx import export_onnx, quantize_onnx
 from lightning_prune.deploy.onnx_runtime import (

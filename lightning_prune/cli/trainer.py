@@ -149,7 +149,7 @@ class PruneTrainer(Trainer):
                 call; more make the interval narrower.
             output: Where to write it, too: a .json, .csv or .md file, or a folder for all three.
         """
-        from lightning_prune._example import example_of_validation
+        from lightning_prune.cli.example import example_of_validation
         from lightning_prune.post_training.calibration import check_one_process, checked_checkpoint
         from lightning_prune.reporting.report import check_output, report
 
@@ -196,7 +196,7 @@ class PruneTrainer(Trainer):
             output: The checkpoint to write: by default beside the other, with '-shrunk' in its
                 name. In Python, adopt(Model(), torch.load(output)) loads it.
         """
-        from lightning_prune._deployment import write_shrunk
+        from lightning_prune.cli.deployment import write_shrunk
         from lightning_prune.post_training.calibration import (
             check_one_process,
             checked_checkpoint,
@@ -240,7 +240,7 @@ class PruneTrainer(Trainer):
             reduce_range: For int8, whether weights use 7 of the 8 bits, which x86 processors
                 without VNNI need: by default whether this machine does.
         """
-        from lightning_prune._deployment import write_onnx, write_sparse
+        from lightning_prune.cli.deployment import write_onnx, write_sparse
         from lightning_prune.deploy.files import need_libraries
         from lightning_prune.deploy.onnx import LIBRARIES, saturates
         from lightning_prune.post_training.calibration import (
