@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_prune.deploy.onnx import OnnxFile, export_onnx, quantize_onnx
     from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
     from lightning_prune.engine.channel_groups import ChannelGroup
-    from lightning_prune.engine.groups import Group, PrunedTensor
+    from lightning_prune.engine.groups import Group
     from lightning_prune.engine.pruner import Pruner
     from lightning_prune.post_training.one_shot import OneShotReport, prune_once
     from lightning_prune.post_training.sensitivity import Sensitivity, measure_sensitivity
@@ -53,9 +53,11 @@ if TYPE_CHECKING:
         PolynomialSchedule,
         Schedule,
     )
+    from lightning_prune.recipe.tensor import PrunedTensor
     from lightning_prune.reporting.latency import Latency
     from lightning_prune.reporting.metrics import Sparsity
-    from lightning_prune.reporting.report import LayerReport, Report, report
+    from lightning_prune.reporting.records import LayerReport, Report
+    from lightning_prune.reporting.report import report
 
 __version__ = "0.1.0"
 
@@ -132,7 +134,7 @@ _ROOMS = {
     "Group": "engine.groups",
     "LAMPAllocation": "recipe.allocations",
     "Latency": "reporting.latency",
-    "LayerReport": "reporting.report",
+    "LayerReport": "reporting.records",
     "MagnitudeCriterion": "recipe.criteria",
     "MovementCriterion": "recipe.criteria",
     "MultiStepSchedule": "recipe.schedules",
@@ -147,7 +149,7 @@ _ROOMS = {
     "PruningCallback": "callbacks",
     "RandomCriterion": "recipe.criteria",
     "Regrow": "recipe.regrowth",
-    "Report": "reporting.report",
+    "Report": "reporting.records",
     "Rewind": "callbacks",
     "Schedule": "recipe.schedules",
     "Sensitivity": "post_training.sensitivity",

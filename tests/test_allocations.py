@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_prune import Allocation, ERKAllocation, GlobalAllocation, _ranking
-from lightning_prune.recipe.allocations import TensorAtoms, lamp
+from lightning_prune import Allocation, ERKAllocation, GlobalAllocation
+from lightning_prune.recipe.allocations import lamp
+from lightning_prune.recipe.atoms import TensorAtoms
+from lightning_prune.tensors import ranking
 from tests.conftest import answers
 
 
@@ -15,7 +17,7 @@ def blank(shape):
     return TensorAtoms(
         shape=tuple(shape),
         scores=scores,
-        protected=_ranking.best(scores, 1),
+        protected=ranking.best(scores, 1),
         allowed=torch.ones_like(scores, dtype=torch.bool),
     )
 
@@ -29,7 +31,7 @@ def pools(draw):
         scores = torch.rand(shape, generator=generator).mul(5).round().div(5)
         allowed = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.3, 0.9, 1.1]))
         count = draw(st.integers(0, int(allowed.sum())))
-        protected = _ranking.best(scores.masked_fill(~allowed, -1), count) & allowed
+        protected = ranking.best(scores.masked_fill(~allowed, -1), count) & allowed
         pool[f"t{index}"] = TensorAtoms(
             shape=shape, scores=scores, protected=protected, allowed=allowed
         )
@@ -59,7 +61,7 @@ def test_erk_meets_the_reference(vectors):
     for case in vectors["erk"]["cases"]:
         pool = {name: blank(shape) for name, shape in case["shapes"].items()}
         total = sum(atoms.total for atoms in pool.values())
-        due = _ranking.number_kept(total, case["sparsity"])
+        due = ranking.number_kept(total, case["sparsity"])
         assert ERKAllocation(scale=case["scale"])(pool, due) == case["keep"]
 
 
@@ -86,7 +88,7 @@ def test_global_keeps_the_best_of_all_scores_together(pool, data):
     }
     everything = torch.cat([atoms.scores.flatten() for atoms in free.values()])
     due = data.draw(st.integers(0, len(everything)))
-    mask = _ranking.best(everything, due)
+    mask = ranking.best(everything, due)
     parts = mask.split([atoms.total for atoms in free.values()])
     assert list(GlobalAllocation()(free, due).values()) == [int(part.sum()) for part in parts]
 
@@ -101,7 +103,7 @@ def test_an_allocation_is_monotone_once_caps_are_what_is_kept(kind, pool, data):
             shape=atoms.shape,
             scores=atoms.scores,
             protected=atoms.protected,
-            allowed=_ranking.best(atoms.ranked(), first[name]) & atoms.allowed,
+            allowed=ranking.best(atoms.ranked(), first[name]) & atoms.allowed,
         )
         for name, atoms in pool.items()
     }

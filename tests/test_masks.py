@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from lightning_prune import OneShotSchedule, Pruner, _masks
+from lightning_prune import OneShotSchedule, Pruner
+from lightning_prune.tensors import masks
 from lightning_prune.tensors.masks import Mask
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -14,7 +15,7 @@ ODD = [math.nan, math.inf, -math.inf, -0.0, 1e-40, 2.0]
 def form(request, monkeypatch):
     """Masks as they are on a CPU, and as they are on an accelerator."""
     if request.param == "bytes":
-        monkeypatch.setattr(_masks, "BITS_ON", ())
+        monkeypatch.setattr(masks, "BITS_ON", ())
     return request.param
 
 
@@ -92,6 +93,6 @@ def test_training_is_the_same_whatever_the_form(monkeypatch):
         return [parameter.detach() for parameter in model.parameters()]
 
     by_bits = trained()
-    monkeypatch.setattr(_masks, "BITS_ON", ())
+    monkeypatch.setattr(masks, "BITS_ON", ())
     for one, other in zip(by_bits, trained(), strict=True):
         assert torch.equal(one, other)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune.engine.selection import prunable_weights, select
+from lightning_prune.engine.selection import select
+from lightning_prune.models.prunable import prunable_weights
 
 
 def chosen(module, sparsity=None, optimizers=None):

@@ -29,7 +29,7 @@ from lightning_prune import (
     UniformAllocation,
     UnstructuredPattern,
 )
-from lightning_prune.engine.checkpoint import unpacked
+from lightning_prune.tensors.bits import unpacked
 from lightning_prune.tensors.shards import local
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune import OneShotSchedule, PolynomialSchedule, Pruner, _zero_keeper
+from lightning_prune import OneShotSchedule, PolynomialSchedule, Pruner
+from lightning_prune.engine import zero_keeper
 from lightning_prune.engine.optimizers import _ELEMENTWISE
 
 STEPS, END = 10, 7  # the last three steps are made at rest
@@ -200,7 +201,7 @@ def test_every_optimizer_that_is_known_is_tried():
 def test_a_run_with_the_shortcut_is_bit_for_bit_the_one_without(kind, options, monkeypatch):
     resting, masked = ramp(kind, options, torch.float32)
     assert masked == 0
-    monkeypatch.setattr(_zero_keeper, "leaves_zeros", lambda *_: False)
+    monkeypatch.setattr(zero_keeper, "leaves_zeros", lambda *_: False)
     always, masked = ramp(kind, options, torch.float32)
     assert masked == 2
     assert resting == always
@@ -221,7 +222,7 @@ def test_so_it_is_in_other_precisions(dtype, kind, way, monkeypatch):
     options = {**OPTIONS[kind][0], way: True}
     resting, masked = ramp(kind, options, dtype)
     assert masked == 0
-    monkeypatch.setattr(_zero_keeper, "leaves_zeros", lambda *_: False)
+    monkeypatch.setattr(zero_keeper, "leaves_zeros", lambda *_: False)
     always, _ = ramp(kind, options, dtype)
     assert resting == always
 

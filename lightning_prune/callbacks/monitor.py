@@ -14,7 +14,7 @@ from lightning_prune.reporting.pruning import pruning_markdown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_prune.reporting.report import Report
+    from lightning_prune.reporting.records import Report
 
 
 class SparsityMonitor(Callback):

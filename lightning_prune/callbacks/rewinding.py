@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.clock import planned_moment, trainer_clock
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.models.names import named_tensors
 from lightning_prune.recipe.schedules import Clock, Ramp, Schedule
 from lightning_prune.tensors.shards import is_sharded
 
@@ -161,7 +162,7 @@ class Rewinder:
         state = optimizer.state_dict()
         if self.rewind.optimizer == "rewind":
             self._state["optimizer"] = _copy(state["state"])
-        tensors = _named_tensors(model) if self.rewind.what == "weights" else {}
+        tensors = _initialized_tensors(model) if self.rewind.what == "weights" else {}
         self._state |= {
             "tensors": _copy(tensors),
             "groups": _copy(state["param_groups"]),
@@ -170,7 +171,7 @@ class Rewinder:
 
     def _go_back(self, model: LightningModule, optimizer: Optimizer) -> None:
         if self.rewind.what == "weights":
-            _put_back(self._state["tensors"], _named_tensors(model), self._to)
+            _put_back(self._state["tensors"], _initialized_tensors(model), self._to)
         _put_back_optimizer(self._state["optimizer"], self._state["groups"], optimizer, self._to)
         states = self._state["schedulers"]
         for scheduler, state in zip(_schedulers(self.trainer), states, strict=True):
@@ -241,15 +242,19 @@ def _too_late(to: int) -> str:
     )
 
 
-def _named_tensors(model: LightningModule) -> dict[str, Tensor]:
-    """Return parameters and buffers, each once, without what `torch.compile` adds to names."""
-    found = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in found:
+def _initialized_tensors(model: LightningModule) -> dict[str, Tensor]:
+    """Return parameters and buffers by name.
+
+    Raises:
+        ValueError: If one has no shape yet.
+    """
+    tensors = named_tensors(model, remove_duplicate=True)
+    for name, tensor in tensors.items():
         if is_lazy(tensor):
             raise ValueError(
                 f"need initialised parameters at the step to rewind to, got '{name}'; set to=1"
             )
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in found}
+    return tensors
 
 
 def _schedulers(trainer: Trainer) -> list[Any]:

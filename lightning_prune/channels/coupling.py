@@ -17,8 +17,8 @@ from lightning_prune.channels.flow import Cut, Flow
 from lightning_prune.channels.labels import UNLABELLED, Classes
 from lightning_prune.channels.operations import Stored
 from lightning_prune.channels.walk import walk
-from lightning_prune.engine.selection import plain_name
 from lightning_prune.models.calls import as_call
+from lightning_prune.models.names import plain_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -22,8 +22,8 @@ from lightning_prune.channels.coupling import (
     with_two_samples,
 )
 from lightning_prune.channels.labels import UNLABELLED
-from lightning_prune.engine.selection import plain_name
 from lightning_prune.models.calls import as_call, example_of
+from lightning_prune.models.names import named_modules, named_tensors, plain_name
 
 Shrunk = TypeVar("Shrunk", bound=nn.Module)
 
@@ -96,7 +96,7 @@ def why_not_removable(
     """
     removal = {index: _one_of(coupling.groups[index]) for index in candidates}
     masked = copy.deepcopy(module)
-    tensors = _tensors(masked)
+    tensors = named_tensors(masked)
     with torch.no_grad():
         for index, gone in removal.items():
             for its in coupling.groups[index].slices:
@@ -131,7 +131,7 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the weights are those of another architecture.
     """
-    tensors = _tensors(module)
+    tensors = named_tensors(module)
     weights = {plain_name(name): tensor for name, tensor in state["state_dict"].items()}
     persistent = {plain_name(name) for name in module.state_dict()}
     if foreign := sorted(set(weights) ^ persistent):
@@ -148,7 +148,7 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
         },
     )
     slim_attention(module)
-    children = {plain_name(name): child for name, child in module.named_modules()}
+    children = named_modules(module)
     for name, numbers in state["shrunk_attributes"].items():
         for attribute, number in numbers.items():
             if getattr(children[name], attribute, number) != number:
@@ -163,7 +163,7 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 def _zero_channels(module: nn.Module, coupling: Coupling) -> Removal:
     """Return which channels are zero wherever they lie; of each group at least one stays."""
-    tensors = _tensors(module)
+    tensors = named_tensors(module)
     removal: dict[int, Tensor] = {}
     for index, group in enumerate(coupling.groups):
         if group.why_dense is not None:
@@ -203,7 +203,9 @@ def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numb
         for its in coupling.groups[index].slices:
             stays = kept[its.name].get(its.axis, torch.ones_like(its.channel, dtype=torch.bool))
             kept[its.name][its.axis] = stays & ~_is_gone(its, gone)
-    tensors = {name: tensor.detach() for name, tensor in _tensors(smaller).items() if name in kept}
+    tensors = {
+        name: tensor.detach() for name, tensor in named_tensors(smaller).items() if name in kept
+    }
     for name, axes in kept.items():
         for axis, stays in axes.items():
             indices = stays.nonzero().flatten().to(tensors[name].device)
@@ -220,7 +222,7 @@ def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numb
 
 def _replace(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put tensors of other shapes in the place of parameters and buffers, wherever they hang."""
-    named = _tensors(module)
+    named = named_tensors(module)
     replacements: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         old, new = named[name], tensor.contiguous()
@@ -442,16 +444,6 @@ class _WithoutDropout(TorchFunctionMode):
 
 
 # -- tensors -------------------------------------------------------------------------------------
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        plain_name(name): tensor
-        for name, tensor in [
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        ]
-    }
 
 
 def _rows(tensor: Tensor, its: Slices) -> Tensor:

@@ -151,7 +151,8 @@ class PruneTrainer(Trainer):
         """
         from lightning_prune.cli.example import example_of_validation
         from lightning_prune.post_training.calibration import check_one_process, checked_checkpoint
-        from lightning_prune.reporting.report import check_output, report
+        from lightning_prune.reporting.records import check_output
+        from lightning_prune.reporting.report import report
 
         if batch_size < 1:
             raise ValueError(f"need batch_size >= 1, got batch_size={batch_size}")

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_map
 
 from lightning_prune.deploy.files import need_libraries, replacing
 from lightning_prune.deploy.onnx_runtime import on_cpu, run, session, tensors_of, with_tensors
-from lightning_prune.engine.selection import prunable_weights
 from lightning_prune.models.calls import Call, as_call
+from lightning_prune.models.prunable import prunable_weights
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

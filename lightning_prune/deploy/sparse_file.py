@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.deploy.files import need_libraries, replacing
-from lightning_prune.engine.checkpoint import packed, unpacked
+from lightning_prune.tensors.bits import packed, unpacked
 
 _FORMAT = "lightning_prune.sparse"
 _VERSION = "1"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.groups import Group, PrunedTensor, Score, member_scores
+from lightning_prune.engine.groups import Group, member_scores
+from lightning_prune.recipe.tensor import PrunedTensor, Score
 
 if TYPE_CHECKING:
     from lightning_prune.channels.coupling import Slices

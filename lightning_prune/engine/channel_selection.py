@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 from lightning_prune.channels.coupling import CoupledChannels, couple
 from lightning_prune.channels.removal import why_not_removable
 from lightning_prune.engine.channel_groups import ChannelGroup
-from lightning_prune.engine.groups import PrunedTensor
-from lightning_prune.engine.selection import Candidate, Selection, as_yaml, candidates, entries
+from lightning_prune.engine.selection import Candidate, Selection, candidates, entries
 from lightning_prune.models.calls import example_of
 from lightning_prune.recipe.patterns import ChannelPattern
+from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.tensor import PrunedTensor
 
 
 def select_channels(

@@ -1,26 +1,12 @@
 """How masks are saved, and whether saved ones fit a model."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.engine.selection import named_parameters
-
-
-def packed(mask: Tensor) -> Tensor:
-    """Return a mask in one bit an entry, as uint8."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy().ravel()))
-
-
-def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
-    """Return the mask of this shape from its bits."""
-    entries = np.unpackbits(bits.cpu().numpy(), count=math.prod(shape))
-    return torch.from_numpy(entries.astype(bool)).view(shape)
+from lightning_prune.models.names import named_parameters
 
 
 def refuse_foreign_masks(state: Mapping[str, Any], model: nn.Module) -> None:

@@ -4,8 +4,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_prune.engine.groups import Group, Score
-from lightning_prune.recipe.allocations import Allocation, Atoms
+from lightning_prune.engine.groups import Group
+from lightning_prune.recipe.allocations import Allocation
+from lightning_prune.recipe.atoms import Atoms
+from lightning_prune.recipe.tensor import Score
 from lightning_prune.tensors import ranking
 
 

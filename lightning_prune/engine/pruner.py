@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.engine.checkpoint import packed, refuse_foreign_masks, unpacked
+from lightning_prune.engine.checkpoint import refuse_foreign_masks
+from lightning_prune.engine.choice import choose
 from lightning_prune.engine.due_points import Timetable
-from lightning_prune.engine.enrolment import choose, continued
-from lightning_prune.engine.groups import Group, PrunedTensor
+from lightning_prune.engine.enrolment import continued
+from lightning_prune.engine.groups import Group
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions, ownership
 from lightning_prune.engine.pools import Pool, pools
-from lightning_prune.engine.selection import Selection, named_parameters
+from lightning_prune.engine.selection import Selection
 from lightning_prune.engine.zero_keeper import ZeroKeeper
+from lightning_prune.models.names import named_parameters
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
+from lightning_prune.recipe.recipe import default_allocation, refuse_clashes
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Clock, PolynomialSchedule, Schedule, planned_clock
-from lightning_prune.recipe.targets import (
-    SparsityTargets,
-    checked_targets,
-    default_allocation,
-    refuse_clashes,
-)
+from lightning_prune.recipe.targets import SparsityTargets, checked_targets
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.bits import packed, unpacked
 from lightning_prune.tensors.shards import add_up_replicas, gathered, laid_out_like, local, total
 
 

@@ -2,24 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
-from lightning_prune.engine.groups import Group, PrunedTensor
+from lightning_prune.engine.groups import Group
+from lightning_prune.models.prunable import Found, find_parameters, output_axis, why_unusual
+from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import local, shard_of
 
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# What becomes of a weight under these is zero where the weight is.
-_SCALINGS = ("_WeightNorm", "_SpectralNorm")
 _LISTED_NAMES = 40
 
 
@@ -44,35 +39,6 @@ class Selection:
     waiting: bool = False
     groups: tuple[Group, ...] = ()
     entries: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """One of the places where a parameter hangs in the model."""
-
-    name: str
-    attribute: str
-    owner: nn.Module
-    parametrized_by: str | None = None
-
-    def matches(self, glob: str) -> bool:
-        """Whether the glob matches the parameter's name or that of a module around it."""
-        parts = self.name.split(".")
-        names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-        return any(fnmatchcase(name, glob) for name in names)
-
-    def reason_to_stay_dense(self) -> str | None:
-        if isinstance(self.owner, _EMBEDDINGS):
-            return "embedding"
-        if isinstance(self.owner, _NORMALISATIONS):
-            return "normalisation"
-        if "weight" not in self.attribute:
-            return "not named *weight*"
-        if self.attribute == "weight_g" or self.name.endswith(".weight.original0"):
-            return "magnitude of a weight_norm"
-        if self.parametrized_by not in (None, *_SCALINGS):
-            return f"parametrized by {self.parametrized_by}"
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +83,6 @@ class Candidate:
         )
 
 
-_Found = dict[str, tuple[nn.Parameter, list[_Place]]]
-
-
 def select(
     module: nn.Module, optimizers: Sequence[Optimizer], sparsity: Mapping[str, float | None]
 ) -> Selection:
@@ -162,8 +125,8 @@ def candidates(
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    found = _parameters(module)
-    unusual = {name: _why_unusual(*entry) for name, entry in found.items()}
+    found = find_parameters(module)
+    unusual = {name: why_unusual(*entry) for name, entry in found.items()}
     deciding = _deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
     chosen = []
     for name, (parameter, places) in found.items():
@@ -191,62 +154,6 @@ def entries(found: Iterable[Candidate]) -> int:
     return sum(one.parameter.numel() for one in found if not is_lazy(one.parameter))
 
 
-def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return by name what is pruned by default in a model, whoever trains it."""
-    return {
-        name: parameter
-        for name, (parameter, places) in _parameters(module).items()
-        if not is_lazy(parameter) and not _why_unusual(parameter, places)
-    }
-
-
-def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every parameter by each of its names, without what `torch.compile` adds to them."""
-    return {
-        plain_name(name): parameter
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-    }
-
-
-def plain_name(name: str) -> str:
-    """Return a name without what `torch.compile` adds to it."""
-    return name.replace("_orig_mod.", "")
-
-
-def _parameters(module: nn.Module) -> _Found:
-    """Return each parameter once, under its first name, with all places where it hangs."""
-    modules = dict(module.named_modules(remove_duplicate=False))
-    first_names: dict[int, str] = {}
-    found: _Found = {}
-    for raw, parameter in module.named_parameters(remove_duplicate=False):
-        path, _, attribute = raw.rpartition(".")
-        owner, parametrized_by = modules[path], None
-        if isinstance(owner, ParametrizationList):
-            parametrized_by = type(owner[-1]).__name__
-            path, _, attribute = path.rpartition("parametrizations.")
-            owner = modules[path.rstrip(".")]
-        name = plain_name(raw)
-        place = _Place(name=name, attribute=attribute, owner=owner, parametrized_by=parametrized_by)
-        first = first_names.setdefault(id(parameter), name)
-        found.setdefault(first, (parameter, []))[1].append(place)
-    return found
-
-
-def _why_unusual(parameter: nn.Parameter, places: Sequence[_Place]) -> str | None:
-    """Return why a parameter is not pruned unless it is named; None if it is."""
-    reasons = [place.reason_to_stay_dense() for place in places]
-    if "embedding" in reasons and len(places) > 1:
-        return "tied to an embedding"
-    reason = next(filter(None, reasons), None)
-    if reason or is_lazy(parameter):
-        return reason
-    if not parameter.is_floating_point():
-        return "not floating-point"
-    if parameter.ndim < 2:
-        return "fewer than 2 dimensions"
-    return None
-
-
 def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
     """Return why a parameter cannot be pruned now, though it is chosen; None if it can."""
     if is_lazy(parameter):
@@ -261,7 +168,7 @@ def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | 
 
 
 def _deciding_globs(
-    found: _Found, usual: Sequence[str], sparsity: Mapping[str, float | None]
+    found: Found, usual: Sequence[str], sparsity: Mapping[str, float | None]
 ) -> dict[str, str]:
     """Return the glob that decides on each parameter that any matches."""
     deciding: dict[str, str] = {}
@@ -286,17 +193,6 @@ def _deciding_globs(
                 )
         deciding.update(dict.fromkeys(matched, glob))
     return deciding
-
-
-def output_axis(parameter: Tensor, owner: nn.Module) -> int:
-    """Return the axis of the output channels: Hugging Face's Conv1D is input first, too."""
-    inputs_first = isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
-    return int(inputs_first and parameter.ndim > 1)
-
-
-def as_yaml(value: float | None) -> str:
-    """Return a target as one writes it in a config."""
-    return "null" if value is None else str(value)
 
 
 def _listed(names: Sequence[str]) -> str:

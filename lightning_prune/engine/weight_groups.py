@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.groups import Group, PrunedTensor, Score, member_scores
-from lightning_prune.recipe.allocations import Atoms
+from lightning_prune.engine.groups import Group, member_scores
+from lightning_prune.recipe.atoms import Atoms
+from lightning_prune.recipe.tensor import PrunedTensor, Score
 from lightning_prune.tensors import ranking
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import Shard

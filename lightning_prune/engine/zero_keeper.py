@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_prune.engine.groups import PrunedTensor
 from lightning_prune.engine.optimizers import clear_pruned, leaves_zeros
+from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import local
 
 

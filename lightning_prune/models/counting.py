@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_prune.models.names import owner_of, plain_name
+
 aten = torch.ops.aten
 
 # Which arguments an operation multiplies with each other.
@@ -148,7 +150,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names = {layer: plain(name) for name, layer in module.named_modules()}
+        self.names = {layer: plain_name(name) for name, layer in module.named_modules()}
         self.work: dict[str, Work] = defaultdict(Work)
         self.origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.running: list[str] = []
@@ -157,7 +159,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for buffer in module.buffers():
             self.origins[buffer.untyped_storage()] = _Origin()
         for name, parameter in module.named_parameters():
-            self.origins[parameter.untyped_storage()] = _Origin(layer=owner_of(plain(name)))
+            self.origins[parameter.untyped_storage()] = _Origin(layer=owner_of(plain_name(name)))
 
     def begin(self, inputs: Any, stack: ExitStack) -> None:
         """Observe until the stack is closed."""
@@ -263,22 +265,6 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _forget(self, size: int) -> None:
         self.alive -= size
-
-
-def plain(name: str) -> str:
-    """Return the name of a module or parameter without what `torch.compile` adds."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def owner_of(parameter: str) -> str:
-    """Return the name of the module that a parameter belongs to.
-
-    Examples:
-        >>> owner_of("net.0.weight"), owner_of("net.parametrizations.weight.original0")
-        ('net.0', 'net')
-    """
-    owner = f".{parameter}".rpartition(".")[0].partition(".parametrizations.")[0]
-    return owner.removeprefix(".")
 
 
 def _macs(packet: Any, args: Sequence[Any], keywords: Mapping[str, Any], outputs: Any) -> int:

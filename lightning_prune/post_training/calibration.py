@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.models.names import named_tensors
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion, RandomCriterion
 from lightning_prune.recipe.schedules import OneShotSchedule
 
@@ -114,14 +115,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     Gradients are gone, as they are after any validation.
     """
-    saved = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
+    saved = {
+        name: tensor.detach().clone()
+        for name, tensor in named_tensors(model, remove_duplicate=True).items()
+    }
     modes = [(module, module.training) for module in model.modules()]
     try:
         with isolate_rng():
             yield
     finally:
         with torch.no_grad():
-            for name, tensor in _tensors(model).items():
+            for name, tensor in named_tensors(model, remove_duplicate=True).items():
                 if name in saved:
                     tensor.copy_(saved[name])
         for module, mode in modes:
@@ -311,10 +315,6 @@ def quiet(*warned: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _too_few(batches: int, found: int) -> str:

@@ -26,7 +26,6 @@ from torch import Tensor
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.pruner import Pruner
-from lightning_prune.engine.selection import as_yaml
 from lightning_prune.post_training.calibration import (
     BATCHES,
     calibrate,
@@ -38,6 +37,7 @@ from lightning_prune.post_training.calibration import (
     validated,
 )
 from lightning_prune.recipe.allocations import UniformAllocation
+from lightning_prune.recipe.targets import as_yaml
 from lightning_prune.tensors.masks import Mask
 
 if TYPE_CHECKING:

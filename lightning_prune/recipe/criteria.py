@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.engine.groups import PrunedTensor
 from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, empty_sums
+from lightning_prune.recipe.tensor import PrunedTensor
 
 State = dict[str, Tensor]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from lightning_prune.engine.groups import PrunedTensor
+from lightning_prune.recipe.tensor import PrunedTensor
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 

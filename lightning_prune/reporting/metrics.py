@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.engine.selection import prunable_weights
+from lightning_prune.models.prunable import prunable_weights
 from lightning_prune.tensors.shards import local, shard_of, total
 
 

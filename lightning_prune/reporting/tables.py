@@ -14,7 +14,7 @@ from rich.text import Text
 from lightning_prune.reporting.latency import Latency, Spread
 
 if TYPE_CHECKING:
-    from lightning_prune.reporting.report import LayerReport, Report
+    from lightning_prune.reporting.records import LayerReport, Report
 
 Row = tuple[str, ...]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import Criterion, PruningCallback
-from lightning_prune.engine.groups import PrunedTensor
+from lightning_prune.recipe.tensor import PrunedTensor
 from tests.callbacks.conftest import Classifier
 
 BATCHES, EPOCHS = 5, 3

@@ -27,7 +27,7 @@ from lightning_prune import (
     UniformAllocation,
     WandaCriterion,
 )
-from lightning_prune.engine.checkpoint import unpacked
+from lightning_prune.tensors.bits import unpacked
 from tests.conftest import answers
 
 SECTION = "Replicas and shards"

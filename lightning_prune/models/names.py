@@ -1,0 +1,52 @@
+"""Names of modules, parameters and buffers, without the parts that `torch.compile` adds."""
+
+from torch import Tensor, nn
+
+
+def plain_name(name: str) -> str:
+    """Return a name without the parts that `torch.compile` adds.
+
+    Examples:
+        >>> plain_name("encoder._orig_mod.0.weight"), plain_name("encoder._orig_mod")
+        ('encoder.0.weight', 'encoder')
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter under each of its plain names."""
+    return {
+        plain_name(name): parameter
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+
+
+def named_tensors(module: nn.Module, *, remove_duplicate: bool = False) -> dict[str, Tensor]:
+    """Return every parameter and buffer under its plain names.
+
+    Args:
+        module: The module.
+        remove_duplicate: Whether a tied tensor comes once, under the first of its names.
+    """
+    found = [
+        *module.named_parameters(remove_duplicate=remove_duplicate),
+        *module.named_buffers(remove_duplicate=remove_duplicate),
+    ]
+    return {plain_name(name): tensor for name, tensor in found}
+
+
+def named_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """Return every module under each of its plain names; a compiled one is the module inside."""
+    modules = module.named_modules(remove_duplicate=False)
+    return {plain_name(name): child for name, child in modules}
+
+
+def owner_of(parameter: str) -> str:
+    """Return the name of the module that a parameter belongs to.
+
+    Examples:
+        >>> owner_of("net.0.weight"), owner_of("net.parametrizations.weight.original0")
+        ('net.0', 'net')
+    """
+    owner = f".{parameter}".rpartition(".")[0].partition(".parametrizations.")[0]
+    return owner.removeprefix(".")

@@ -1,0 +1,101 @@
+"""Which parameters of a module are prunable by default, and why the others are not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+from lightning_prune.models.names import plain_name
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# What becomes of a weight under these is zero where the weight is.
+_SCALINGS = ("_WeightNorm", "_SpectralNorm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One of the places where a parameter hangs in the model."""
+
+    name: str
+    attribute: str
+    owner: nn.Module
+    parametrized_by: str | None = None
+
+    def matches(self, glob: str) -> bool:
+        """Whether the glob matches the parameter's name or that of a module around it."""
+        parts = self.name.split(".")
+        names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return any(fnmatchcase(name, glob) for name in names)
+
+    def reason_to_stay_dense(self) -> str | None:
+        """Return why the parameter stays dense by default; None if it may be pruned."""
+        if isinstance(self.owner, _EMBEDDINGS):
+            return "embedding"
+        if isinstance(self.owner, _NORMALISATIONS):
+            return "normalisation"
+        if "weight" not in self.attribute:
+            return "not named *weight*"
+        if self.attribute == "weight_g" or self.name.endswith(".weight.original0"):
+            return "magnitude of a weight_norm"
+        if self.parametrized_by not in (None, *_SCALINGS):
+            return f"parametrized by {self.parametrized_by}"
+        return None
+
+
+Found = dict[str, tuple[nn.Parameter, list[Place]]]
+"""Each parameter under its first name, with every place where it hangs."""
+
+
+def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return by name what is pruned by default in a model, whoever trains it."""
+    return {
+        name: parameter
+        for name, (parameter, places) in find_parameters(module).items()
+        if not is_lazy(parameter) and not why_unusual(parameter, places)
+    }
+
+
+def find_parameters(module: nn.Module) -> Found:
+    """Return each parameter once, under its first name, with all places where it hangs."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    first_names: dict[int, str] = {}
+    found: Found = {}
+    for raw, parameter in module.named_parameters(remove_duplicate=False):
+        path, _, attribute = raw.rpartition(".")
+        owner, parametrized_by = modules[path], None
+        if isinstance(owner, ParametrizationList):
+            parametrized_by = type(owner[-1]).__name__
+            path, _, attribute = path.rpartition("parametrizations.")
+            owner = modules[path.rstrip(".")]
+        name = plain_name(raw)
+        place = Place(name=name, attribute=attribute, owner=owner, parametrized_by=parametrized_by)
+        first = first_names.setdefault(id(parameter), name)
+        found.setdefault(first, (parameter, []))[1].append(place)
+    return found
+
+
+def why_unusual(parameter: nn.Parameter, places: Sequence[Place]) -> str | None:
+    """Return why a parameter is not pruned unless it is named; None if it is."""
+    reasons = [place.reason_to_stay_dense() for place in places]
+    if "embedding" in reasons and len(places) > 1:
+        return "tied to an embedding"
+    reason = next(filter(None, reasons), None)
+    if reason or is_lazy(parameter):
+        return reason
+    if not parameter.is_floating_point():
+        return "not floating-point"
+    if parameter.ndim < 2:
+        return "fewer than 2 dimensions"
+    return None
+
+
+def output_axis(parameter: Tensor, owner: nn.Module) -> int:
+    """Return the axis of the output channels: Hugging Face's Conv1D is input first, too."""
+    inputs_first = isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
+    return int(inputs_first and parameter.ndim > 1)
