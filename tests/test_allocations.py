@@ -2,8 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lightning_prune import Allocation, ERKAllocation, GlobalAllocation
 from lightning_prune.recipe.allocations import lamp

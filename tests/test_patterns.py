@@ -3,8 +3,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lightning_prune import BlockPattern, NMPattern, Pattern, UnstructuredPattern
 from tests.conftest import answers

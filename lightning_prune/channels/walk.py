@@ -23,10 +23,12 @@ from lightning_prune.channels.operations import (
     viewed,
     writes,
 )
-from lightning_prune.channels.rules import layers as layer
-from lightning_prune.channels.rules import moves as moves
-from lightning_prune.channels.rules import pointwise as entry
-from lightning_prune.channels.rules import products as product
+from lightning_prune.channels.rules import (
+    layers as layer,
+    moves as moves,
+    pointwise as entry,
+    products as product,
+)
 
 Rule = Callable[[Flow, Call], Value]
 

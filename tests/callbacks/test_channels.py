@@ -30,8 +30,12 @@ from lightning_prune import (
 )
 from tests.callbacks.conftest import Classifier, Record
 from tests.callbacks.runs import STEPS, Save, fit
-from tests.callbacks.test_distributed import assert_equal, make_trainer, outcome
-from tests.callbacks.test_distributed import loader as replicas_loader
+from tests.callbacks.test_distributed import (
+    assert_equal,
+    loader as replicas_loader,
+    make_trainer,
+    outcome,
+)
 from tests.test_oneshot import Model, trainer_with
 
 pytestmark = pytest.mark.usefixtures("traced_once")

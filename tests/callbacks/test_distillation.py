@@ -18,8 +18,12 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from lightning_prune import DistillationCallback, PruningCallback, cli
 from tests.callbacks.conftest import Classifier
 from tests.callbacks.runs import STEPS, Save, fit, frozen
-from tests.callbacks.test_distributed import Net, assert_equal, make_trainer
-from tests.callbacks.test_distributed import loader as shared_loader
+from tests.callbacks.test_distributed import (
+    Net,
+    assert_equal,
+    loader as shared_loader,
+    make_trainer,
+)
 
 SECTION = "Distillation"
 HIDDEN = 32

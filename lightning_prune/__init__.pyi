@@ -1,0 +1,63 @@
+"""Every public name, once: the import is lazy, and type checkers read this file too."""
+
+from .callbacks.checkpoint import SparsityCheckpoint as SparsityCheckpoint
+from .callbacks.distillation import DistillationCallback as DistillationCallback
+from .callbacks.monitor import SparsityMonitor as SparsityMonitor
+from .callbacks.pruning import PruningCallback as PruningCallback
+from .callbacks.rewinding import Rewind as Rewind
+from .channels.removal import adopt as adopt, shrink as shrink, shrunk_state as shrunk_state
+from .deploy.files import FileSize as FileSize, file_size as file_size
+from .deploy.onnx import (
+    OnnxFile as OnnxFile,
+    export_onnx as export_onnx,
+    quantize_onnx as quantize_onnx,
+)
+from .deploy.sparse_file import load_sparse as load_sparse, save_sparse as save_sparse
+from .engine.pruner import Pruner as Pruner
+from .post_training.one_shot import OneShotReport as OneShotReport, prune_once as prune_once
+from .post_training.sensitivity import (
+    Sensitivity as Sensitivity,
+    measure_sensitivity as measure_sensitivity,
+)
+from .recipe.allocations import (
+    Allocation as Allocation,
+    ERKAllocation as ERKAllocation,
+    GlobalAllocation as GlobalAllocation,
+    LAMPAllocation as LAMPAllocation,
+    UniformAllocation as UniformAllocation,
+)
+from .recipe.atoms import Atoms as Atoms
+from .recipe.criteria import (
+    Criterion as Criterion,
+    FisherCriterion as FisherCriterion,
+    GradientCriterion as GradientCriterion,
+    MagnitudeCriterion as MagnitudeCriterion,
+    MovementCriterion as MovementCriterion,
+    RandomCriterion as RandomCriterion,
+    TaylorCriterion as TaylorCriterion,
+    WandaCriterion as WandaCriterion,
+)
+from .recipe.patterns import (
+    BlockPattern as BlockPattern,
+    ChannelPattern as ChannelPattern,
+    NMPattern as NMPattern,
+    Pattern as Pattern,
+    UnstructuredPattern as UnstructuredPattern,
+)
+from .recipe.regrowth import Regrow as Regrow
+from .recipe.schedules import (
+    CosineSchedule as CosineSchedule,
+    ExponentialSchedule as ExponentialSchedule,
+    MultiStepSchedule as MultiStepSchedule,
+    OneShotSchedule as OneShotSchedule,
+    PolynomialSchedule as PolynomialSchedule,
+    Ramp as Ramp,
+    Schedule as Schedule,
+)
+from .recipe.tensor import PrunedTensor as PrunedTensor
+from .reporting.latency import Latency as Latency
+from .reporting.metrics import Sparsity as Sparsity, sparsity as sparsity
+from .reporting.records import LayerReport as LayerReport, Report as Report
+from .reporting.report import report as report
+
+__version__: str

@@ -1,0 +1,60 @@
+"""The public names are those of 0.1.0, but for the changes that CHANGELOG.md names."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_prune
+
+BEFORE = {
+    *("Allocation", "BlockPattern", "ChannelGroup", "ChannelPattern", "CosineSchedule"),
+    *("Criterion", "DistillationCallback", "ERKAllocation", "ExponentialSchedule", "FileSize"),
+    *("FisherCriterion", "GlobalAllocation", "GradientCriterion", "Group", "LAMPAllocation"),
+    *("Latency", "LayerReport", "MagnitudeCriterion", "MovementCriterion", "MultiStepSchedule"),
+    *("NMPattern", "OneShotReport", "OneShotSchedule", "OnnxFile", "Pattern"),
+    *("PolynomialSchedule", "PrunedTensor", "Pruner", "PruningCallback", "RandomCriterion"),
+    *("Regrow", "Report", "Rewind", "Schedule", "Sensitivity", "Sparsity", "SparsityCheckpoint"),
+    *("SparsityMonitor", "TaylorCriterion", "UniformAllocation", "UnstructuredPattern"),
+    *("WandaCriterion", "adopt", "export_onnx", "file_size", "load_sparse"),
+    *("measure_sensitivity", "prune_once", "quantize_onnx", "report", "save_sparse", "shrink"),
+    "shrunk_state",
+}
+ADDED = {"Atoms", "Ramp", "sparsity"}
+REMOVED = {"Group", "ChannelGroup"}
+
+
+def test_no_public_name_is_lost_or_gained_unnoticed():
+    assert set(lightning_prune.__all__) == (BEFORE | ADDED) - REMOVED
+
+
+def test_every_public_name_is_found_in_the_package():
+    for name in lightning_prune.__all__:
+        value = getattr(lightning_prune, name)
+        assert value.__name__ == name
+        assert getattr(importlib.import_module(value.__module__), name) is value
+
+
+@pytest.mark.parametrize("name", sorted(REMOVED))
+def test_a_name_that_is_gone_names_the_cure(name):
+    with pytest.raises(ImportError, match=rf"got '{name}'; read Pruner\.groups"):
+        exec(f"from lightning_prune import {name}")
+
+
+def test_the_api_page_shows_every_public_name():
+    page = Path(__file__).parents[1] / "docs" / "api.md"
+    shown = re.findall(r"^::: lightning_prune\.(\w+)$", page.read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(lightning_prune.__all__)
+
+
+@pytest.mark.slow
+def test_type_checkers_know_every_public_name(tmp_path):
+    script = tmp_path / "script.py"
+    names = ", ".join(sorted(lightning_prune.__all__))
+    script.write_text(f"from lightning_prune import ({names})\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path, script]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout
