@@ -4,7 +4,6 @@ from .callbacks.checkpoint import SparsityCheckpoint as SparsityCheckpoint
 from .callbacks.distillation import DistillationCallback as DistillationCallback
 from .callbacks.monitor import SparsityMonitor as SparsityMonitor
 from .callbacks.pruning import PruningCallback as PruningCallback
-from .callbacks.rewinding import Rewind as Rewind
 from .channels.removal import adopt as adopt, shrink as shrink, shrunk_state as shrunk_state
 from .deploy.files import FileSize as FileSize, file_size as file_size
 from .deploy.onnx import (
@@ -44,7 +43,9 @@ from .recipe.patterns import (
     Pattern as Pattern,
     UnstructuredPattern as UnstructuredPattern,
 )
+from .recipe.recipe import Recipe as Recipe
 from .recipe.regrowth import Regrow as Regrow
+from .recipe.rewind import Rewind as Rewind
 from .recipe.schedules import (
     CosineSchedule as CosineSchedule,
     ExponentialSchedule as ExponentialSchedule,

@@ -4,7 +4,7 @@ from lightning_prune.callbacks.checkpoint import SparsityCheckpoint
 from lightning_prune.callbacks.distillation import DistillationCallback
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.pruning import PruningCallback
-from lightning_prune.callbacks.rewinding import Rewind
+from lightning_prune.recipe.rewind import Rewind
 
 __all__ = [
     "DistillationCallback",

@@ -133,6 +133,6 @@ class SparsityCheckpoint(ModelCheckpoint):
 
 def _highest_target(pruner: Pruner) -> float:
     """Return the final target, or what it can become when dense parameters join later."""
-    if not pruner.is_waiting:
+    if not pruner.may_grow:
         return pruner.final_sparsity
-    return max(target for target in pruner.targets.values() if target is not None)
+    return max(target for target in pruner.recipe.targets.values() if target is not None)

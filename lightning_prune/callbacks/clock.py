@@ -5,7 +5,8 @@ import math
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
-from lightning_prune.recipe.schedules import Clock, Schedule, planned_clock
+from lightning_prune.recipe.clocks import Clock, planned_clock
+from lightning_prune.recipe.schedules import Schedule
 
 
 def trainer_clock(trainer: Trainer, schedule: Schedule, *, resumed: bool) -> Clock:

@@ -139,8 +139,8 @@ class SparsityMonitor(Callback):
         if self.histograms_every and (trainer.current_epoch + 1) % self.histograms_every == 0:
             for board in _boards(trainer):
                 for tensor in pruner_beside(self, trainer).tensors:
-                    if not tensor.follows:
-                        kept = tensor.weights[tensor.mask].float()
+                    if tensor.is_scored:
+                        kept = tensor.weights[tensor.mask.kept].float()
                         board.experiment.add_histogram(
                             f"kept_weights/{tensor.name}", kept, _logged_step(trainer)
                         )

@@ -14,14 +14,17 @@ from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.clock import trainer_clock
-from lightning_prune.callbacks.rewinding import Rewind, Rewinder
+from lightning_prune.callbacks.rewinding import Rewinder
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
+from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
-from lightning_prune.recipe.schedules import Clock, Schedule
+from lightning_prune.recipe.rewind import Rewind
+from lightning_prune.recipe.schedules import Schedule
 from lightning_prune.reporting.pruning import pruning_table
 
 
@@ -70,22 +73,34 @@ class PruningCallback(Callback):
         rewind: Rewind | None = None,
         example: Any = None,
     ) -> None:
-        self.pruner = Pruner(
-            sparsity=sparsity,
-            schedule=schedule,
-            allocation=allocation,
-            criterion=criterion,
-            pattern=pattern,
-            keep_zeros=keep_zeros,
-            regrow=regrow,
+        self._begin(
+            Recipe.of(
+                sparsity=sparsity,
+                schedule=schedule,
+                allocation=allocation,
+                criterion=criterion,
+                pattern=pattern,
+                keep_zeros=keep_zeros,
+                regrow=regrow,
+                rewind=rewind,
+            ),
+            example,
         )
-        if rewind is not None:
-            rewind.check_schedule(self.pruner.schedule)
-            if regrow is not None:
-                raise ValueError(
-                    "need either rewind or regrow, got both: regrowth goes on all along"
-                )
-        self.rewind = rewind
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, *, example: Any = None) -> "PruningCallback":
+        """Return the callback of a recipe.
+
+        Args:
+            recipe: The answers.
+            example: For `ChannelPattern`, what the module's ``forward`` takes.
+        """
+        callback = cls.__new__(cls)
+        callback._begin(recipe, example)
+        return callback
+
+    def _begin(self, recipe: Recipe, example: Any) -> None:
+        self.pruner = Pruner.from_recipe(recipe)
         self.example = example
         self._rewinder: Rewinder | None = None
         # What the next training starts from; empty if afresh, None once it has begun.
@@ -93,6 +108,11 @@ class PruningCallback(Callback):
         self._training = False
         self._averaged_updates: int | None = None
         self._logged: tuple[int, Sequence[Group]] | None = None  # as of which update, this epoch
+
+    @property
+    def recipe(self) -> Recipe:
+        """All answers."""
+        return self.pruner.recipe
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -149,23 +169,25 @@ class PruningCallback(Callback):
         resumed = bool(self._restored)
         clocks: Callable[[Schedule], Clock] = partial(trainer_clock, trainer, resumed=resumed)
         rewinder = None
-        if self.rewind is not None:
+        if self.recipe.rewind is not None:
             state = (self._restored or {}).get("rewind", {})
-            rewinder = Rewinder(self.rewind, self.pruner, trainer, state=state, resumed=resumed)
+            rewinder = Rewinder(
+                self.recipe.rewind, self.pruner, trainer, state=state, resumed=resumed
+            )
             clocks = rewinder.clock
         if self._restored:
             self.pruner.load_state_dict(self._restored)
 
-        def uncounted(optimizer: Optimizer) -> bool:
-            trial = self not in trainer.callbacks  # type: ignore[attr-defined]
-            return trial or _will_be_skipped(trainer, optimizer)
+        def is_trial_step(optimizer: Optimizer) -> bool:
+            is_finder = self not in trainer.callbacks  # type: ignore[attr-defined]
+            return is_finder or _will_be_skipped(trainer, optimizer)
 
         with self._status(trainer):
             self.pruner.attach(
                 pl_module,
                 trainer.optimizers,
                 clocks=clocks,
-                uncounted=uncounted,
+                is_trial_step=is_trial_step,
                 example=self.example,
             )
         if rewinder is not None:
@@ -217,7 +239,7 @@ class PruningCallback(Callback):
             "sparsity": self.pruner.sparsity,
             "sparsity_target": self.pruner.sparsity_target,
         }
-        if self.pruner.pattern.couples_tensors:
+        if self.recipe.pattern.couples_tensors:
             reached["parameter_sparsity"] = self.pruner.parameter_sparsity
         has_bar = trainer.progress_bar_callback is not None
         for name, value in reached.items():
@@ -258,7 +280,7 @@ class PruningCallback(Callback):
 
     def _status(self, trainer: Trainer) -> AbstractContextManager[Any]:
         """Say in a terminal what takes long."""
-        if not (self.pruner.pattern.couples_tensors and trainer.is_global_zero):
+        if not (self.recipe.pattern.couples_tensors and trainer.is_global_zero):
             return nullcontext()
         return Console().status("finding which channels go together")
 

@@ -1,8 +1,7 @@
 """Going back to an early step under the masks: lottery tickets and learning-rate rewinding."""
 
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -12,60 +11,10 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.clock import planned_moment, trainer_clock
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.names import named_tensors
-from lightning_prune.recipe.schedules import Clock, Ramp, Schedule
+from lightning_prune.recipe.clocks import Clock
+from lightning_prune.recipe.rewind import Rewind
+from lightning_prune.recipe.schedules import Schedule
 from lightning_prune.tensors.shards import is_sharded
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rewind:
-    """Each time the masks have changed, go back to an early step and train again under them.
-
-    Rewinding the weights to step 0 finds the tickets of Frankle & Carbin, "The Lottery Ticket
-    Hypothesis" (2019), https://arxiv.org/abs/1803.03635; to a step ``to`` those of Frankle et al.,
-    "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (2020),
-    https://arxiv.org/abs/1912.05671. The learning rate alone: Renda et al., "Comparing Rewinding
-    and Fine-tuning in Neural Network Pruning" (2020), https://arxiv.org/abs/2003.02389.
-
-    Data, random numbers, epochs and the scale of a gradient scaler go on.
-
-    Args:
-        to: Completed optimizer steps to go back to, 0-based; before the first update of the masks.
-        what: ``"weights"`` goes back with parameters, buffers and learning rate;
-            ``"learning_rate"`` only with the learning-rate schedulers and the optimizer's
-            hyperparameters, and leaves the weights as trained.
-        optimizer: What the optimizer has gathered, such as momentum, is afterwards as it was at
-            step ``to`` (``"rewind"``) or when the training began (``"reset"``).
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
-
-    to: int = 0
-    what: Literal["weights", "learning_rate"] = "weights"
-    optimizer: Literal["rewind", "reset"] = "rewind"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.to, bool) or self.to != int(self.to) or self.to < 0:
-            raise ValueError(f"need a whole number of steps to >= 0, got to={self.to}")
-        if self.what not in ("weights", "learning_rate"):
-            raise ValueError(f"need what 'weights' or 'learning_rate', got what={self.what!r}")
-        if self.optimizer not in ("rewind", "reset"):
-            raise ValueError(
-                f"need optimizer 'rewind' or 'reset', got optimizer={self.optimizer!r}"
-            )
-
-    def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError if the schedule has no rounds, or nothing is trained after the last."""
-        if isinstance(schedule, Ramp) and schedule.every is None:
-            name = type(schedule).__name__
-            raise ValueError(
-                "need a schedule with rounds for rewind, as each update of the masks rewinds, got "
-                f"{name}; use MultiStepSchedule(milestones=...) or {name}(every=...)"
-            )
-        if schedule.unit == "fraction" and schedule.end == 1:
-            raise ValueError(
-                "need training after the last round for rewind, got a schedule with end=1.0"
-            )
 
 
 class Rewinder:
@@ -97,7 +46,7 @@ class Rewinder:
         self.rewind, self.pruner, self.trainer = rewind, pruner, trainer
         _refuse(trainer)
         self._to = 0 if trainer.fast_dev_run else rewind.to  # type: ignore[attr-defined]
-        self._clock = trainer_clock(trainer, pruner.schedule, resumed=resumed)
+        self._clock = trainer_clock(trainer, pruner.recipe.schedule, resumed=resumed)
         self._moment = -1.0
         self._point: float | None = None
         self._steps: int | None = None
@@ -123,8 +72,8 @@ class Rewinder:
             self._state = {"recipe": self._recipe, "optimizer": start}
         if self._has_snapshot:
             return
-        moment = planned_moment(self.trainer, self.pruner.schedule, self._to, done)
-        if moment is not None and self.pruner.schedule.last_due(moment) is not None:
+        moment = planned_moment(self.trainer, self.pruner.recipe.schedule, self._to, done)
+        if moment is not None and self.pruner.recipe.schedule.last_due(moment) is not None:
             raise ValueError(_too_late(self._to))
 
     def on_batch_start(self, model: LightningModule) -> None:
@@ -138,7 +87,7 @@ class Rewinder:
             return
         self._steps = steps
         self._moment = self._clock(steps)
-        point = self.pruner.schedule.last_due(self._moment)
+        point = self.pruner.recipe.schedule.last_due(self._moment)
         if point is None or point == self._point:
             return
         if not self._has_snapshot:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.deploy.files import need_libraries, replacing
-from lightning_prune.tensors.bits import packed, unpacked
+from lightning_prune.tensors.bits import pack_mask, unpack_mask
 
 _FORMAT = "lightning_prune.sparse"
 _VERSION = "1"
@@ -137,7 +137,7 @@ def _stored(name: str, tensor: Tensor) -> dict[str, Tensor]:
     bits = tensor.flatten().view(_BITS[tensor.element_size()])
     mask = bits != 0
     values = bits[mask].view(tensor.dtype)
-    bitmap = packed(mask)
+    bitmap = pack_mask(mask)
     if bitmap.nbytes + values.nbytes < tensor.nbytes:
         return {_MASK + name: bitmap, _VALUES + name: values}
     return {_PLAIN + name: tensor.clone(memory_format=torch.contiguous_format)}
@@ -157,7 +157,7 @@ def _dense(name: str, entry: Mapping[str, Any], stored: dict[str, Tensor]) -> Te
         raise ValueError(f"'{name}' has the shape {list(shape)}")
     if bitmap.dtype != torch.uint8 or list(bitmap.shape) != [math.ceil(entries / 8)]:
         raise ValueError(f"the mask of '{name}' has not one bit for each of {entries:,} entries")
-    mask = unpacked(bitmap, torch.Size([entries]))
+    mask = unpack_mask(bitmap, torch.Size([entries]))
     if list(values.shape) != [int(mask.sum())]:
         raise ValueError(
             f"'{name}' has {values.numel():,} values, and {int(mask.sum()):,} by its mask"

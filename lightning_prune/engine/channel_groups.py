@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.groups import Group, member_scores
-from lightning_prune.recipe.tensor import PrunedTensor, Score
+from lightning_prune.engine.groups import Cut, Group, Scores, bound_atoms
+from lightning_prune.recipe.atoms import Atoms
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.ranking import Share
 
 if TYPE_CHECKING:
     from lightning_prune.channels.coupling import Slices
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False)
 class ChannelGroup(Group):
-    """The output channels of a layer, with whatever goes with them elsewhere; an atom is a channel.
+    """The output channels of a layer, with all that goes with them; an atom is a channel.
 
-    A tensor can be in several groups, with its rows in one and its columns in another: it keeps
-    what all of them keep.
+    A tensor can be in several groups, with its rows in one group and its columns in another. It
+    keeps the weights that all of them keep.
 
     Args:
         slices: Where the channels lie in each member; a member can have several.
-        channels: How many there are.
+        channels: Number of channels.
         width: Indices along the producers' output axis for each channel, such as the size of an
             attention head.
     """
@@ -39,19 +41,20 @@ class ChannelGroup(Group):
 
     @property
     def name(self) -> str:
-        """That of the first producer, with the range of indices if these are not all its channels.
+        """The name of the first producer, with the range of indices if it makes other channels too.
 
         Such are the halves of a layer whose output is cut in two.
         """
-        indices = (self.slices[self._first].channel >= 0).nonzero().flatten()
-        if len(indices) == len(self.slices[self._first].channel):
+        channel = self._first_output.channel
+        indices = (channel >= 0).nonzero().flatten()
+        if len(indices) == len(channel):
             return self.members[0].name
         return f"{self.members[0].name}[{int(indices[0])}:{int(indices[-1]) + 1}]"
 
     @property
     def producers(self) -> tuple[str, ...]:
         """Names of the weights that make the channels."""
-        return tuple(dict.fromkeys(its.name for its in self.slices if its.is_output))
+        return tuple(dict.fromkeys(place.name for place in self.slices if place.is_output))
 
     @property
     def size(self) -> int:
@@ -70,83 +73,117 @@ class ChannelGroup(Group):
 
     def forget_changes(self) -> None:
         """Begin to count changes anew."""
-        super().forget_changes()
         self._changes = 0
+        for member in self.members:
+            member.changes = 0
 
-    def scores(self, score: Score) -> Tensor:
-        """Return one score a channel: the mean over its entries in all members that are scored.
+    @property
+    def total(self) -> int:
+        """Number of channels, pruned ones included."""
+        return self.channels
 
-        Args:
-            score: A criterion's ``score``.
+    @property
+    def atoms_kept(self) -> int:
+        """Number of channels that are not pruned."""
+        return int(self.alive().sum())
 
-        Raises:
-            ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
-        """
-        device = self.members[0].masking.device
-        sums = torch.zeros(self.channels, dtype=torch.float64, device=device)
-        entries = torch.zeros_like(sums)
-        for member, its in self._places():
-            if not member.follows:
-                of_index = _along(member_scores(member, score), its.axis)
-                sums += self._of_channels(of_index.sum(1, dtype=torch.float64), its).sum(1)
-                ones = torch.full_like(of_index[:, 0], of_index.shape[1], dtype=torch.float64)
-                entries += self._of_channels(ones, its).sum(1)
-        return sums / entries
+    def alive(self) -> Tensor:
+        """Return which channels are not pruned."""
+        return self._find_any(lambda member: member.mask.kept)
 
-    def blank_scores(self) -> Tensor:
-        """Return equal scores, for plans that need none."""
-        return torch.zeros(self.channels, device=self.members[0].masking.device)
+    def nonzero(self) -> Tensor:
+        """Return which channels have a weight that is not 0."""
+        return self._find_any(lambda member: member.weights != 0)
 
-    def rounded(self, due: int) -> int:
-        """Return how many channels are kept where an allocation gives ``due``."""
+    def is_satisfied(self, due: int) -> bool:
+        """Whether the pattern asks for no further pruning where ``due`` channels may be kept."""
+        return self.pattern.is_satisfied(self.alive(), due)
+
+    def round_keep(self, due: int) -> int:
+        """Return the number of channels that are kept where an allocation gives ``due``."""
         return self.pattern.round_kept(due, self.channels, self.width)
 
-    def keep(self, atoms: Tensor) -> None:
-        """Set the members' masks from a bool mask of the channels; what is pruned stays pruned."""
-        super().keep(atoms)
+    def rank(self, scores: Scores) -> Tensor:
+        """Return one score a channel: the mean over its weights in all members that are scored."""
+        device = self.members[0].mask.device
+        sums = torch.zeros(self.channels, dtype=torch.float64, device=device)
+        weights = torch.zeros_like(sums)
+        for member, place in self._places():
+            if member.name in scores:
+                of_member = member.output_first(scores[member.name].whole)
+                rows = _flatten_rows(of_member, place.axis)
+                sums += self._gather(rows.sum(1, dtype=torch.float64), place).sum(1)
+                ones = torch.full_like(rows[:, 0], rows.shape[1], dtype=torch.float64)
+                weights += self._gather(ones, place).sum(1)
+        return sums / weights
+
+    def atoms(self, scores: Scores | None, target: float) -> Atoms:
+        """Return the channels with the pattern's bounds; the best stays unless all may go.
+
+        Args:
+            scores: The scores of the members; None for a plan that needs none.
+            target: The sparsity that is due now, in [0, 1].
+        """
+        return bound_atoms(self, scores, target)
+
+    def choose(self, atoms: Atoms, share: Share) -> Tensor:
+        """Choose the channels that stay, as the pattern says."""
+        return self.pattern(atoms.rank(), share.keep)
+
+    def alive_after(self, choice: Tensor | Cut) -> Tensor:
+        """Return which channels are alive once a choice is carried out."""
+        assert isinstance(choice, Tensor)
+        return choice & self.alive()
+
+    def keep(self, choice: Tensor | Cut) -> None:
+        """Prune the channels that a bool mask leaves out, wherever they lie."""
+        assert isinstance(choice, Tensor)
+        for member, weights in self.spread(choice):
+            member.prune_to(weights)
         before, self._kept = self._kept, int(self.alive().sum())
         self._changes += before - self._kept
 
+    def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
+        """Yield each member with a mask that spreads over it; indices of no channel are kept."""
+        for member, place in self._places():
+            kept = torch.cat([atoms, atoms.new_ones(1)])[place.channel.to(atoms.device)]
+            shape = [1] * len(member.mask.shape)
+            shape[place.axis] = len(kept)
+            yield member, kept.view(shape).to(member.mask.device)
+
     @property
-    def _first(self) -> int:
-        """Which slice is the output axis of the first producer."""
+    def _first_output(self) -> "Slices":
+        """The output axis of the first producer."""
         name = self.members[0].name
-        return next(i for i, its in enumerate(self.slices) if its.is_output and its.name == name)
+        return next(place for place in self.slices if place.is_output and place.name == name)
 
     def _places(self) -> "Iterator[tuple[PrunedTensor, Slices]]":
-        """Yield each slice with the member that it is in."""
+        """Yield each place with the member that it is in."""
         members = {member.name: member for member in self.members}
-        return ((members[its.name], its) for its in self.slices)
+        return ((members[place.name], place) for place in self.slices)
 
-    def _with_any(self, entries: Callable[[PrunedTensor], Tensor]) -> Tensor:
-        found = torch.zeros(self.channels, dtype=torch.bool, device=self.members[0].masking.device)
-        for member, its in self._places():
-            of_index = _along(entries(member), its.axis).any(1)
-            found |= self._of_channels(of_index, its).any(1)
+    def _find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
+        """Return which channels have a weight for which a bool tensor of a member is true."""
+        found = torch.zeros(self.channels, dtype=torch.bool, device=self.members[0].mask.device)
+        for member, place in self._places():
+            of_index = _flatten_rows(weights(member), place.axis).any(1)
+            found |= self._gather(of_index, place).any(1)
         return found
 
-    def _entries(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
-        """Yield each member with a mask that spreads over it; what is no channel is kept."""
-        for member, its in self._places():
-            kept = torch.cat([atoms, atoms.new_ones(1)])[its.channel.to(atoms.device)]
-            shape = [1] * len(member.masking.shape)
-            shape[its.axis] = len(kept)
-            yield member, kept.view(shape).to(member.masking.device)
-
-    def _of_channels(self, of_index: Tensor, its: "Slices") -> Tensor:
+    def _gather(self, of_index: Tensor, place: "Slices") -> Tensor:
         """Return the values of each channel's indices, ``(channels, most)``, with 0 beyond."""
-        table = _table(its.channel, self.channels).to(of_index.device)
+        table = _tabulate(place.channel, self.channels).to(of_index.device)
         padded = torch.cat([of_index, of_index.new_zeros(1)])[table]
-        return padded.to(self.members[0].masking.device)
+        return padded.to(self.members[0].mask.device)
 
 
-def _table(channel: Tensor, channels: int) -> Tensor:
+def _tabulate(channel: Tensor, channels: int) -> Tensor:
     """Return the indices of each channel, ``(channels, most)``, with -1 beyond.
 
     Adding up along its rows is exact to the bit on any device, which scattering is not.
 
     Examples:
-        >>> _table(torch.tensor([1, -1, 0, 1]), 2).tolist()
+        >>> _tabulate(torch.tensor([1, -1, 0, 1]), 2).tolist()
         [[2, -1], [0, 3]]
     """
     order = channel.argsort(stable=True)[int((channel < 0).sum()) :]
@@ -158,7 +195,7 @@ def _table(channel: Tensor, channels: int) -> Tensor:
     return table
 
 
-def _along(tensor: Tensor, axis: int) -> Tensor:
+def _flatten_rows(tensor: Tensor, axis: int) -> Tensor:
     """Return one row for each index of an axis."""
     moved = tensor.movedim(axis, 0)
     return moved.reshape(len(moved), -1)

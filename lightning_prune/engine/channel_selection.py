@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.coupling import CoupledChannels, couple
 from lightning_prune.channels.removal import why_not_removable
+from lightning_prune.engine.candidates import Candidate, Selection, count_weights, find_candidates
 from lightning_prune.engine.channel_groups import ChannelGroup
-from lightning_prune.engine.selection import Candidate, Selection, candidates, entries
 from lightning_prune.models.calls import example_of
-from lightning_prune.recipe.patterns import ChannelPattern
+from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.targets import as_yaml
 from lightning_prune.recipe.tensor import PrunedTensor
 
@@ -22,7 +22,7 @@ def select_channels(
     module: nn.Module,
     optimizers: Sequence[Optimizer],
     sparsity: Mapping[str, float | None],
-    pattern: ChannelPattern,
+    pattern: Pattern,
     example: Any,
 ) -> Selection:
     """Choose the groups of channels to prune.
@@ -43,7 +43,7 @@ def select_channels(
         ValueError: If there is no example, the model cannot be traced, a glob matches nothing, or
             producers of one group have different sparsities.
     """
-    found = candidates(module, optimizers, sparsity)
+    found = find_candidates(module, optimizers, sparsity)
     if any(is_lazy(one.parameter) for one in found):
         return _waiting_for_shapes(found)
     by_name = {name: one for one in found for name in one.names}
@@ -76,9 +76,9 @@ def select_channels(
         names=tuple(one.name for one in found),
         tensors=tuple(tensors[one.name] for one in found if one.name in tensors),
         dense=_reasons(found, dense, tensors),
-        waiting=any(reason.passes for _, reason in dense),
+        may_grow=any(reason.passes for _, reason in dense),
         groups=tuple(groups),
-        entries=entries(found),
+        weights=count_weights(found),
     )
 
 
@@ -120,11 +120,11 @@ def _coupled(channels: CoupledChannels, by_name: Mapping[str, Candidate]) -> _Co
     )
 
 
-def _why_dense(coupled: _Coupled, pattern: ChannelPattern) -> _Reason | None:
+def _why_dense(coupled: _Coupled, pattern: Pattern) -> _Reason | None:
     channels = coupled.channels
     if channels.why_dense:
         return _Reason(why=channels.why_dense)
-    if channels.is_residual and pattern.scope == "inner":
+    if channels.is_residual and not pattern.prunes_residual_streams:
         return _Reason(why="residual stream, which scope='all' prunes")
     for one in coupled.producers:
         if one.why_dense:
@@ -139,7 +139,7 @@ def _why_dense(coupled: _Coupled, pattern: ChannelPattern) -> _Reason | None:
                 culprit=one.name,
             )
     if pattern.round_kept(0, channels.channels, channels.width) == channels.channels:
-        return _Reason(why=f"no more channels than round_to={pattern.round_to} keeps")
+        return _Reason(why=f"{pattern} keeps all {channels.channels} channels")
     return None
 
 
@@ -171,7 +171,7 @@ def _waiting_for_shapes(found: Sequence[Candidate]) -> Selection:
         for one in found
     }
     names = tuple(one.name for one in found)
-    return Selection(names=names, dense=dense, waiting=True, entries=entries(found))
+    return Selection(names=names, dense=dense, may_grow=True, weights=count_weights(found))
 
 
 def _refuse_different_targets(coupled: _Coupled, sparsity: Mapping[str, float | None]) -> None:

@@ -1,12 +1,68 @@
-"""How masks are saved, and whether saved ones fit a model."""
+"""The state of an engine: how it is checked, and how a tensor takes its part of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_prune.models.names import named_parameters
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.bits import pack_mask, unpack_mask
+from lightning_prune.tensors.shards import gather_mask
+
+VERSION = 1
+"""Version of the state; states of 0.1.0 bear none."""
+
+_KEYS = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"}
+_EMPTY: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Raise ValueError if a state is not that of a Pruner, or of a later version."""
+    if missing := _KEYS - set(state):
+        raise ValueError(f"need the state of a Pruner, got one without {sorted(missing)}")
+    if (version := state.get("version", 0)) > VERSION:
+        raise ValueError(
+            f"need a state of version {VERSION} or earlier, got version={version}; update "
+            "lightning_prune"
+        )
+
+
+def describe_tensors(
+    tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return masks, shapes and states of tensors, by name.
+
+    Args:
+        tensors: The tensors; with shards, all processes must call this together.
+        earlier: A restored state, whose other tensors are kept; None for none.
+    """
+    tensors, kept = list(tensors), earlier or _EMPTY
+    masks = {t.name: pack_mask(gather_mask(t.mask.kept, t.shard)) for t in tensors}
+    shapes = {tensor.name: list(tensor.parameter.shape) for tensor in tensors}
+    observed = {tensor.name: dict(tensor.state) for tensor in tensors}
+    return {
+        "masks": kept["masks"] | masks,
+        "shapes": kept["shapes"] | shapes,
+        "observed": kept["observed"] | observed,
+    }
+
+
+def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
+    """Give a tensor its mask and its gathered state, if the state has them."""
+    if tensor.name not in state["masks"]:
+        return
+    device = tensor.mask.device
+    whole = unpack_mask(state["masks"][tensor.name], tensor.parameter.shape)
+    tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
+    observed = state["observed"].get(tensor.name, {})
+    tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
+
+
+def keep_only_masks(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state that begins a new training with the same masks."""
+    return {**state, "steps": [], "due": {}, "regrown": {}, "observed": {}}
 
 
 def refuse_foreign_masks(state: Mapping[str, Any], model: nn.Module) -> None:

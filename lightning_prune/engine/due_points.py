@@ -1,84 +1,95 @@
-"""When something is due: each optimizer by its own completed steps."""
+"""Due points: when an update is due, for each optimizer by its own completed steps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning_prune.recipe.schedules import Clock, Schedule
+from lightning_prune.recipe.clocks import Clock
+from lightning_prune.recipe.schedules import Schedule
 
 
-class Timetable:
-    """Counts the steps of each optimizer and notes which due points it has been served.
+class DuePoints:
+    """Counts the steps of each optimizer, and notes the due points that it was served.
 
     Args:
         schedule: When to prune.
         regrow: When to regrow; None for never.
+        clocks: Makes the clock of a schedule; None before training, when nothing can be due.
+        state: An earlier `state_dict`; empty if there is none.
+        optimizers: Number of optimizers.
     """
 
-    def __init__(self, schedule: Schedule, regrow: Schedule | None) -> None:
-        self.schedule, self.regrow = schedule, regrow
-        self.steps: list[int] = []
-        self.in_step: set[int] = set()  # between before_step() and the step
-        self._clocks: tuple[Clock, Clock | None]
-        self._served: dict[int, float] = {}  # last due point since begin()
-        self._pruned: dict[int, float] = {}  # the same, a restored one included
-        self._regrown: dict[int, float] = {}  # that of regrow
-
-    def begin(
-        self, clocks: Callable[[Schedule], Clock], state: Mapping[str, Any], optimizers: int
+    def __init__(
+        self,
+        schedule: Schedule,
+        regrow: Schedule | None,
+        *,
+        clocks: Callable[[Schedule], Clock] | None = None,
+        state: Mapping[str, Any] | None = None,
+        optimizers: int = 0,
     ) -> None:
-        """Start, from a restored state if there is one.
-
-        Args:
-            clocks: What makes a schedule's clock.
-            state: An earlier `state_dict`; empty if there is none.
-            optimizers: Their number.
-        """
-        self._clocks = clocks(self.schedule), clocks(self.regrow) if self.regrow else None
-        self.steps = list(state.get("steps", []))[:optimizers]
+        state = state or {}
+        self.schedule, self.regrow = schedule, regrow
+        self.in_step: set[int] = set()  # between before_step() and the step
+        self._clock = clocks(schedule) if clocks else None
+        self._regrow_clock = clocks(regrow) if clocks and regrow else None
+        self._steps: list[int] = list(state.get("steps", []))[:optimizers]
+        self._steps += [0] * (optimizers - len(self._steps))
+        self._served: dict[int, float] = {}  # last due point since the start
         self._pruned = {int(index): point for index, point in state.get("due", {}).items()}
         self._regrown = {int(index): point for index, point in state.get("regrown", {}).items()}
-        self.follow(optimizers)
+
+    @property
+    def steps(self) -> list[int]:
+        """The completed steps of each optimizer, those before a resume included."""
+        return list(self._steps)
 
     def follow(self, optimizers: int) -> None:
-        """Go on with other optimizers, or more of them: what is due is looked up again."""
-        self.steps += [0] * (optimizers - len(self.steps))
+        """Go on with other optimizers, or more of them: due points are looked up again."""
+        self._steps += [0] * (optimizers - len(self._steps))
         self.in_step, self._served = set(), {}
 
+    def complete_step(self, index: int) -> None:
+        """Count a step of an optimizer."""
+        self.in_step.remove(index)
+        self._steps[index] += 1
+
     def look_again(self, index: int) -> None:
-        """Serve the last due point once more: there is something that has not seen it."""
+        """Serve the last due point once more: a new tensor has not seen it."""
         self._served.pop(index, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return steps and last due points."""
         return {
-            "steps": list(self.steps),
+            "steps": self.steps,
             "due": {str(index): point for index, point in self._pruned.items()},
             "regrown": {str(index): point for index, point in self._regrown.items()},
         }
 
-    def to_prune(self, index: int) -> float | None:
-        """Return the due point of an optimizer that has not been served since `begin`."""
-        point = self.schedule.last_due(self._clocks[0](self.steps[index]))
+    def next_pruning(self, index: int) -> float | None:
+        """Return the due point of an optimizer that has not been served since the start."""
+        assert self._clock is not None
+        point = self.schedule.last_due(self._clock(self._steps[index]))
         return None if point == self._served.get(index) else point
 
-    def to_regrow(self, index: int) -> float | None:
-        """Return the due point of regrow that has not been served, also before a resume."""
-        if self.regrow is None or self._clocks[1] is None:
+    def next_regrowth(self, index: int) -> float | None:
+        """Return the due point of regrowth that has not been served, also before a resume."""
+        if self.regrow is None or self._regrow_clock is None:
             return None
-        point = self.regrow.last_due(self._clocks[1](self.steps[index]))
+        point = self.regrow.last_due(self._regrow_clock(self._steps[index]))
         return None if point == self._regrown.get(index) else point
 
-    def note_pruned(self, index: int, point: float) -> bool:
-        """Note a due point as served; return whether it was served before a resume already."""
-        again = point == self._pruned.get(index)
-        self._served[index] = self._pruned[index] = point
-        return again
+    def was_pruned(self, index: int, point: float | None) -> bool:
+        """Whether a due point was already served, before a resume or since."""
+        return point is not None and point == self._pruned.get(index)
 
-    def note_regrown(self, index: int, point: float) -> None:
-        """Note a due point of regrow as served."""
-        self._regrown[index] = point
+    def note_served(self, index: int, pruning: float | None, regrowth: float | None) -> None:
+        """Note due points as served; None stands for none."""
+        if pruning is not None:
+            self._served[index] = self._pruned[index] = pruning
+        if regrowth is not None:
+            self._regrown[index] = regrowth
 
-    def last_pruned(self, index: int) -> float | None:
+    def last_pruning(self, index: int) -> float | None:
         """Return the last due point that was served."""
         return self._pruned.get(index)
 

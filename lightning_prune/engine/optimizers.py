@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.tensors.masks import Mask
-from lightning_prune.tensors.shards import local
+from lightning_prune.tensors.shards import local_part
 
 _ELEMENTWISE: set[type[Any]] = {
     torch.optim.SGD,
@@ -64,8 +64,8 @@ def _is_elementwise(kind: Any) -> bool:
 def clear_pruned(optimizer: Optimizer, parameter: nn.Parameter, mask: Mask) -> None:
     """Zero an optimizer's statistics of pruned entries: whatever has the shape of the tensor."""
     for value in optimizer.state.get(parameter, {}).values():
-        if isinstance(value, Tensor) and local(value).shape == mask.shape:
-            mask.apply(local(value))
+        if isinstance(value, Tensor) and local_part(value).shape == mask.shape:
+            mask.apply(local_part(value))
 
 
 def forget_directions(optimizer: Optimizer) -> None:

@@ -1,140 +1,175 @@
-"""Single weights that live or die alone, ranked without a copy of them all."""
+"""Single weights that live or die alone, ranked in pieces, also where a shard of them is local."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.groups import Group, member_scores
+from lightning_prune.engine.groups import Cut, Scores, TensorGroup
+from lightning_prune.engine.scores import TensorScores
 from lightning_prune.recipe.atoms import Atoms
-from lightning_prune.recipe.tensor import PrunedTensor, Score
-from lightning_prune.tensors import ranking
-from lightning_prune.tensors.masks import Mask
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.parts import Part
+from lightning_prune.tensors.ranking import Share, choose_best
 from lightning_prune.tensors.shards import Shard
+from lightning_prune.tensors.thresholds import cut_pieces, divide_local
 
 
 @dataclass(kw_only=True, eq=False)
-class EntryGroup(Group):
-    """The entries of one tensor, or of the part of it that is here, for a pattern that is free.
+class WeightGroup(TensorGroup):
+    """The weights of one tensor, or of its local part, for a pattern that ranks freely."""
 
-    Scores are there once, as the criterion gives them; all else is done in pieces of them.
-    """
+    @property
+    def shard(self) -> Shard | None:
+        """Which part of the weights is local, output axis first; None if all are."""
+        member = self.members[0]
+        return member.shard and member.shard.transpose(0, member.output_axis)
 
     @property
     def total(self) -> int:
-        """Number of entries, those of other processes included."""
+        """Number of weights, those of other processes included."""
         return self.members[0].total
 
     @property
     def atoms_kept(self) -> int:
-        """Number of entries that are not pruned, those of other processes included."""
+        """Number of weights that are not pruned, those of other processes included."""
         return self.members[0].kept
 
-    def holds(self, due: int) -> bool:
-        """Whether nothing has to go for the pattern's sake: nothing ever has."""
+    def is_satisfied(self, due: int) -> bool:
+        """Whether the pattern asks for no further pruning: it never does."""
         return True
 
-    def atoms(self, score: Score | None, target: float) -> Atoms:
-        """Return the entries with their bounds: one stays, and what is pruned does not return.
+    def round_keep(self, due: int) -> int:
+        """Return the number of weights that are kept where an allocation gives ``due``."""
+        return due
+
+    def atoms(self, scores: Scores | None, target: float) -> Atoms:
+        """Return the weights with their bounds: one stays, and pruned weights do not return.
 
         Args:
-            score: A criterion's ``score``; None for a plan that needs none.
+            scores: The scores of the tensor; None for a plan that needs none.
             target: The sparsity that is due now, in [0, 1].
         """
-        return EntryAtoms(self.members[0], score, self.shard)
+        member = self.members[0]
+        return WeightAtoms(member, None if scores is None else scores[self.name], self.shard)
 
-    def keep_best(self, atoms: Atoms, keep: int) -> None:
-        """Prune all but the best.
+    def choose(self, atoms: Atoms, share: Share) -> Tensor | Cut:
+        """Choose the weights that stay.
+
+        Scores that are read in place are cut later, in pieces. Those that are held are cut at once,
+        so that they can be let go.
 
         Args:
-            atoms: What `atoms` has returned.
-            keep: How many stay, between floor and cap.
+            atoms: The result of `atoms`.
+            share: How many stay, between floor and cap.
+        """
+        assert isinstance(atoms, WeightAtoms)
+        cut = atoms.cut(share)
+        return self._cut_whole(cut) if cut.scores.is_held else cut
+
+    def alive_after(self, choice: Tensor | Cut) -> Tensor:
+        """Return which local weights are alive once a choice is carried out."""
+        kept = self._cut_whole(choice) if isinstance(choice, Cut) else choice
+        return kept & self.alive()
+
+    def keep(self, choice: Tensor | Cut) -> None:
+        """Prune the weights that a choice, or a bool mask, leaves out."""
+        member = self.members[0]
+        if isinstance(choice, Tensor):
+            member.prune_to(member.output_first(choice))
+            return
+        before = member.kept
+        mask = member.mask.transpose(0, member.output_axis)
+        for rows, kept in self._cut_pieces(choice):
+            piece = mask[rows]
+            piece.intersect(kept.view(piece.shape))
+        member.count_kept()
+        member.changes += before - member.kept
+
+    def _cut_whole(self, cut: Cut) -> Tensor:
+        """Return the bool mask of the local weights, output axis first."""
+        member = self.members[0]
+        shape = member.mask.transpose(0, member.output_axis).shape
+        return torch.cat([kept for _, kept in self._cut_pieces(cut)]).view(shape)
+
+    def _cut_pieces(self, cut: Cut) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows, and the flat bool mask of their kept weights.
+
+        Where all ties are kept, pruned weights need not be told from them: they stay pruned.
         """
         member = self.members[0]
-        if keep == member.kept:
-            return
-        assert isinstance(atoms, EntryAtoms)
-        for masking, kept in atoms.best(keep):
-            masking.intersect(kept)
-        member.changes += member.kept - keep
-        member.kept = keep
+        pieces = _read_pieces(cut.scores, member, is_dense=cut.ties is None)
+        masks = cut_pieces(pieces, cut.value, cut.ties)
+        yield from zip(cut.scores.slices(), masks, strict=True)
 
 
-class EntryAtoms(Atoms):
-    """The entries of a tensor, scored anew at each reading.
+class WeightAtoms(Atoms):
+    """The weights of a tensor, whose scores are read in pieces.
 
     Args:
         member: The tensor.
-        score: A criterion's ``score``; None for equal scores.
-        shard: Which part of it is here, output axis first.
+        scores: Its scores; None for equal scores.
+        shard: Which part of the tensor is local, output axis first.
     """
 
-    def __init__(self, member: PrunedTensor, score: Score | None, shard: Shard | None) -> None:
+    def __init__(
+        self, member: PrunedTensor, scores: TensorScores | None, shard: Shard | None
+    ) -> None:
         self.shape, self.shard, self.total = member.shape, shard, member.total
         self.floor, self.cap = int(member.sparsity < 1 and member.kept > 0), member.kept
-        self._member, self._score = member, score
-        self._masking = member.masking.transposed(0, member.output_axis)
-        self._are_finite = False
-        self._part = ranking.Part(
-            read=lambda stride: self._pieces(self.scores, stride),
-            size=self.total,
-            least=self.floor,
-            shard=shard,
-        )
+        self._member, self._scores = member, scores
+        self._mask = member.mask.transpose(0, member.output_axis)
 
     @property
     def scores(self) -> Tensor:
-        """One finite score an entry."""
-        if self._score is None:
-            return torch.zeros(self._masking.shape, device=self._masking.device)
-        scores = member_scores(self._member, self._score, check=not self._are_finite)
-        self._are_finite = True
-        return self._member.output_first(scores)
+        """One finite score a weight."""
+        if self._scores is None:
+            return torch.zeros(self._mask.shape, device=self._mask.device)
+        return self._scores.whole
 
     @property
     def protected(self) -> Tensor:
-        """The best entry, unless all may go."""
-        ranked = self._masking.flat().lowered(ranking.wide(self.scores))
-        return ranking.best(ranked.view(self._masking.shape), self.floor)
+        """The best weight, unless all may go."""
+        ranked = self._mask.flatten().lower(self.scores.reshape(-1))
+        return choose_best(ranked.view(self._mask.shape), self.floor)
 
     @property
     def allowed(self) -> Tensor:
-        """What is not pruned."""
-        return self._masking.kept
+        """The weights that are not pruned."""
+        return self._mask.kept
 
     @property
-    def part(self) -> ranking.Part:
-        """What is ranked: the scores, with what is pruned at -inf."""
-        return self._part
+    def part(self) -> Part:
+        """The scores to rank, with pruned weights at -inf.
 
-    def best(self, keep: int) -> Iterator[tuple[Mask, Tensor]]:
-        """Yield views of the mask, one after the other, with what they keep of the best.
-
-        The best of all needs no protection here: it is among them unless none is kept.
-
-        Args:
-            keep: How many entries of the whole tensor.
+        The best needs no protection: it is among the kept ones unless none is kept.
         """
-        scores = self.scores
-        read = partial(self._pieces, scores)
-        value, ties = math.inf, None
-        if keep > 0:
-            value, ties = ranking.threshold_here(replace(self._part, read=read), keep)
-        # Where all ties are kept, what is pruned need not be told from them: it stays pruned.
-        pieces = self._pieces(scores, is_dense=True) if ties is None else read(1)
-        chosen = ranking.from_threshold(pieces, value, ties)
-        for rows, kept in zip(ranking.pieces_of(scores), chosen, strict=True):
-            masking = self._masking[rows]
-            yield masking, kept.view(masking.shape)
+        scores = self._scores
+        assert scores is not None
+        return Part(
+            read=lambda stride: _read_pieces(scores, self._member, stride),
+            size=self.total,
+            least=self.floor,
+            shard=self.shard,
+        )
 
-    def _pieces(
-        self, scores: Tensor, stride: int = 1, *, is_dense: bool = False
-    ) -> Iterator[Tensor]:
-        """Yield the scores, flat, with -inf where an entry is pruned, unless they are dense."""
-        is_dense |= self._member.kept == self._member.total
-        for rows in ranking.pieces_of(scores):
-            piece = ranking.wide(scores[rows])[::stride]
-            yield piece if is_dense else self._masking[rows].flat(stride).lowered(piece)
+    def cut(self, share: Share) -> Cut:
+        """Return the threshold that keeps a share."""
+        assert self._scores is not None
+        if share.keep <= 0:
+            return Cut(scores=self._scores, value=math.inf, ties=None)
+        value, ties = divide_local(self.part, share.keep, share.threshold)
+        return Cut(scores=self._scores, value=value, ties=ties)
+
+
+def _read_pieces(
+    scores: TensorScores, member: PrunedTensor, stride: int = 1, *, is_dense: bool = False
+) -> Iterator[Tensor]:
+    """Yield the scores, flat, with -inf where a weight is pruned, unless all count as dense."""
+    is_dense |= member.kept == member.total
+    mask = member.mask.transpose(0, member.output_axis)
+    for rows in scores.slices():
+        piece = scores.read(rows, stride)
+        yield piece if is_dense else mask[rows].flatten(stride).lower(piece)

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.engine.optimizers import clear_pruned, leaves_zeros
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.shards import local
+from lightning_prune.tensors.shards import local_part
 
 
 class ZeroKeeper:
@@ -54,7 +54,7 @@ class ZeroKeeper:
         """Zero what the optimizer may have gathered of pruned weights elsewhere."""
         if not self._is_clear:
             for tensor in self._pruned():
-                clear_pruned(self._optimizer, tensor.parameter, tensor.masking)
+                clear_pruned(self._optimizer, tensor.parameter, tensor.mask)
             self._is_clear = True
 
     def before_step(self) -> None:
@@ -64,7 +64,7 @@ class ZeroKeeper:
             gradient = tensor.parameter.grad
             if gradient is None or gradient.layout == torch.strided:
                 if gradient is not None:
-                    tensor.masking.apply(local(gradient))
+                    tensor.mask.apply(local_part(gradient))
                 if may_rest and tensor.optimizer == self._index and tensor.shard is None:
                     self._masked[tensor] = gradient, 0 if gradient is None else gradient._version
         self._look_again()
@@ -73,7 +73,7 @@ class ZeroKeeper:
         """Mask the weights where that is needed."""
         for tensor in self._pruned():
             if not self._rests(tensor):
-                tensor.masking.apply(tensor.weights)
+                tensor.mask.apply(tensor.weights)
             if tensor.shard is None:
                 self._written[tensor] = tensor.parameter._version
         self._overwritten = set()
@@ -99,7 +99,7 @@ class ZeroKeeper:
             self._disturbed.add(tensor)
             return False
         if tensor in self._disturbed:
-            clear_pruned(self._optimizer, tensor.parameter, tensor.masking)
+            clear_pruned(self._optimizer, tensor.parameter, tensor.mask)
             self._disturbed.remove(tensor)
             return False
         return tensor not in self._overwritten

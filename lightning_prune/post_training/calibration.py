@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.names import named_tensors
-from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion, RandomCriterion
 from lightning_prune.recipe.schedules import OneShotSchedule
 
 BATCHES = 16
@@ -53,16 +53,6 @@ def check_one_process(trainer: Trainer, purpose: str) -> None:
             f"need one process {purpose}, got world_size={trainer.world_size}; "
             "set devices=1 (--trainer.devices 1)"
         )
-
-
-def gathers(criterion: Criterion) -> bool:
-    """Whether it overrides `Criterion.observe`."""
-    return type(criterion).observe is not Criterion.observe
-
-
-def needs_batches(criterion: Criterion) -> bool:
-    """Whether scores may depend on anything but the weights: what it gathers, or gradients."""
-    return gathers(criterion) or not isinstance(criterion, MagnitudeCriterion | RandomCriterion)
 
 
 def check_batches(batches: int) -> None:
@@ -157,18 +147,10 @@ def calibrate(
         The engine, detached.
     """
     given = recipe_of(trainer)
-    recipe = given.pruner
-    callback = PruningCallback(
-        sparsity=dict(recipe.targets),
-        schedule=OneShotSchedule(end=1.0),
-        allocation=recipe.allocation,
-        criterion=recipe.criterion,
-        pattern=recipe.pattern,
-        keep_zeros=recipe.keep_zeros,
-        example=given.example,
-    )
-    shown = batches if needs_batches(recipe.criterion) else 0
-    at_once = not gathers(recipe.criterion) and model.automatic_optimization
+    recipe = replace(given.recipe, schedule=OneShotSchedule(end=1.0), regrow=None, rewind=None)
+    callback = PruningCallback.from_recipe(recipe, example=given.example)
+    shown = 0 if recipe.criterion.reads_weights_only else batches
+    at_once = not recipe.criterion.gathers and model.automatic_optimization
     try:
         with unchanged(model), quiet(*_EXPECTED):
             model.train(train_mode)
@@ -227,7 +209,7 @@ class _Calibration(Callback):
             pl_module,
             trainer.optimizers,
             clocks=lambda schedule: lambda done: float(self.concluded),
-            uncounted=lambda optimizer: True,  # those that a gradient scaler skips
+            is_trial_step=lambda optimizer: True,  # those that a gradient scaler skips
             example=self.callback.example,
         )
         for tensor in self.pruner.tensors:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.engine.checkpoint import keep_only_masks
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.post_training.calibration import (
     BATCHES,
@@ -114,7 +115,7 @@ def _save(trainer: Trainer, recipe: PruningCallback, pruner: Pruner, path: Path)
     trainer.save_checkpoint(path, weights_only=False)
     checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     checkpoint.pop("loops", None)
-    state = pruner.state_dict() | {"steps": [], "due": {}, "regrown": {}, "observed": {}}
+    state = keep_only_masks(pruner.state_dict())
     checkpoint |= {
         "epoch": 0,
         "global_step": 0,

@@ -26,6 +26,8 @@ from torch import Tensor
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.engine.scores import TensorScores
+from lightning_prune.engine.update import prune_pool
 from lightning_prune.post_training.calibration import (
     BATCHES,
     calibrate,
@@ -37,7 +39,9 @@ from lightning_prune.post_training.calibration import (
     validated,
 )
 from lightning_prune.recipe.allocations import UniformAllocation
+from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.masks import Mask
 
 if TYPE_CHECKING:
@@ -220,7 +224,7 @@ def measure_sensitivity(
         ValueError: If an argument is out of range, the grid does not fit the pattern, there is no
             `PruningCallback`, or validation does not log ``monitor``.
     """
-    recipe = recipe_of(trainer).pruner
+    recipe = recipe_of(trainer).recipe
     check_batches(batches)
     if mode not in ("max", "min"):
         raise ValueError(f"need mode 'max' or 'min', got mode={mode!r}")
@@ -237,12 +241,10 @@ def measure_sensitivity(
 
     def keep_scores(pruner: Pruner, optimizers: Any) -> None:
         for group in pruner.groups:
-            group.scores(recipe.criterion.score)  # refuses what is not finite
             for tensor in group.members:
-                if tensor.follows:
-                    continue
-                score = recipe.criterion.score(tensor, tensor.state)
-                scores[tensor.name] = score.detach().to("cpu", copy=True)
+                if tensor.is_scored:
+                    found = tensor.output_first(TensorScores(tensor, recipe.criterion).whole)
+                    scores[tensor.name] = found.detach().to("cpu", copy=True)
 
     pruner = calibrate(
         trainer, model, datamodule, batches=batches, train_mode=train_mode, then=keep_scores
@@ -288,21 +290,31 @@ def _checked_grid(sparsities: Sequence[float]) -> tuple[float, ...]:
     return grid
 
 
+@dataclass(frozen=True, kw_only=True)
+class _KnownScores(Criterion):
+    """Scores that another criterion has given."""
+
+    scores: Mapping[str, Tensor]
+
+    def score(self, tensor: PrunedTensor, state: dict[str, Tensor]) -> Tensor:
+        """Return the scores of a tensor."""
+        return self.scores[tensor.name]
+
+
 @contextmanager
 def _pruned_alone(group: Group, scores: Mapping[str, Tensor], sparsity: float) -> Iterator[None]:
     """Zero the worst weights of one group, and give them back."""
     members = tuple(
-        replace(member, masking=Mask(member.mask, member.weights.cpu()), sparsity=sparsity)
+        replace(member, mask=Mask(member.mask.kept, member.weights.cpu()), sparsity=sparsity)
         for member in group.members
     )
     trial = replace(group, members=members)
-    Pool(groups=(trial,), allocation=UniformAllocation()).prune(
-        sparsity, lambda tensor, state: scores[tensor.name]
-    )
+    pool = Pool(groups=(trial,), allocation=UniformAllocation())
+    prune_pool(pool, sparsity, _KnownScores(scores=scores))
     weights = [member.weights for member in members]
     saved = [weight.clone() for weight in weights]
     for weight, member in zip(weights, members, strict=True):
-        member.masking.apply(weight)
+        member.mask.apply(weight)
     try:
         yield
     finally:

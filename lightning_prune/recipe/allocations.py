@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_prune.recipe.atoms import Atoms, TensorAtoms
+from lightning_prune.recipe.atoms import Atoms
+from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.tensors import ranking
+from lightning_prune.tensors.ranking import Share
 
 
 class Allocation(ABC):
@@ -19,14 +21,15 @@ class Allocation(ABC):
     A subclass is a frozen dataclass with a default for every field.
 
     Attributes:
-        pooled: Whether the tensors of a pool share one budget. If not, each is its own pool.
+        shares_budget: Whether the tensors of a pool share one number to keep. If not, each tensor
+            is its own pool.
         needs_scores: Whether the numbers depend on the scores; if not, they are known in advance.
         needs_unsigned_scores: Whether scores below 0 have no meaning to it.
         needs_single_tensors: Whether it cannot divide atoms that span several tensors.
         works_on_shards: Whether its numbers for sharded tensors are those for the whole ones.
     """
 
-    pooled: ClassVar[bool] = True
+    shares_budget: ClassVar[bool] = True
     needs_scores: ClassVar[bool] = False
     needs_unsigned_scores: ClassVar[bool] = False
     needs_single_tensors: ClassVar[bool] = False
@@ -44,6 +47,18 @@ class Allocation(ABC):
             The number to keep by name, each between floor and cap; they add up to ``due``.
         """
 
+    def share_out(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, Share]:
+        """Return the same numbers, with the threshold of each tensor where ranking has found it.
+
+        The engine calls this. An allocation that finds no thresholds need not define it.
+        """
+        return {name: Share(keep=keep) for name, keep in self(atoms, due).items()}
+
+    def __init_subclass__(cls) -> None:
+        """Refuse the names of 0.1.0, which would be ignored without a word."""
+        super().__init_subclass__()
+        refuse_old_names(cls, {"pooled": "shares_budget"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class UniformAllocation(Allocation):
@@ -53,12 +68,14 @@ class UniformAllocation(Allocation):
     https://arxiv.org/abs/1710.01878.
     """
 
-    pooled: ClassVar[bool] = False
+    shares_budget: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = True
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return what is due, in proportion to the tensors' atoms if there are several."""
-        return _in_proportion(atoms, {name: float(a.total) for name, a in atoms.items()}, due)
+        return _divide_in_proportion(
+            atoms, {name: float(tensor.total) for name, tensor in atoms.items()}, due
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +87,7 @@ class GlobalAllocation(Allocation):
     https://arxiv.org/abs/2003.03033.
 
     Examples:
+        >>> from lightning_prune.recipe.atoms import TensorAtoms
         >>> def atoms(*scores):
         ...     scores = torch.tensor(scores)
         ...     best = scores == scores.max()
@@ -85,8 +103,12 @@ class GlobalAllocation(Allocation):
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best of the pool are in each tensor."""
-        counts = ranking.best_of_pool([a.part for a in atoms.values()], due)
-        return dict(zip(atoms, counts, strict=True))
+        return {name: share.keep for name, share in self.share_out(atoms, due).items()}
+
+    def share_out(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, Share]:
+        """Return these numbers, with the threshold that divides each tensor."""
+        shares = ranking.share_out([tensor.part for tensor in atoms.values()], due)
+        return dict(zip(atoms, shares, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +122,7 @@ class LAMPAllocation(Allocation):
     atom of a tensor scores 1 unless it is tied, so no tensor is emptied.
 
     Examples:
-        >>> lamp(torch.tensor([3.0, 1.0, 2.0])).round(decimals=3).tolist()
+        >>> rescale_lamp(torch.tensor([3.0, 1.0, 2.0])).round(decimals=3).tolist()
         [1.0, 0.071, 0.308]
     """
 
@@ -110,13 +132,8 @@ class LAMPAllocation(Allocation):
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best of the rescaled pool are in each tensor."""
         rescaled = {
-            name: TensorAtoms(
-                shape=a.shape,
-                scores=lamp(a.scores.masked_fill(~a.allowed, 0)),
-                protected=a.protected,
-                allowed=a.allowed,
-            )
-            for name, a in atoms.items()
+            name: tensor.rescore(rescale_lamp(tensor.scores.masked_fill(~tensor.allowed, 0)))
+            for name, tensor in atoms.items()
         }
         return GlobalAllocation()(rescaled, due)
 
@@ -151,13 +168,13 @@ class ERKAllocation(Allocation):
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return each tensor's number by the rule above, between its floor and its cap."""
         weights = {
-            name: a.total * (sum(a.shape) / math.prod(a.shape)) ** self.scale
-            for name, a in atoms.items()
+            name: tensor.total * (sum(tensor.shape) / math.prod(tensor.shape)) ** self.scale
+            for name, tensor in atoms.items()
         }
-        return _in_proportion(atoms, weights, due)
+        return _divide_in_proportion(atoms, weights, due)
 
 
-def lamp(scores: Tensor) -> Tensor:
+def rescale_lamp(scores: Tensor) -> Tensor:
     """Return each score's square over the sum of all squares at least as large (`LAMPAllocation`).
 
     Args:
@@ -175,39 +192,47 @@ def lamp(scores: Tensor) -> Tensor:
     return torch.empty_like(rescaled).scatter_(0, order, rescaled).view(scores.shape)
 
 
-def _in_proportion(
+def _divide_in_proportion(
     atoms: Mapping[str, Atoms], weights: Mapping[str, float], due: int
 ) -> dict[str, int]:
     """Divide ``due`` in proportion to the weights, between floors and caps, to the last atom."""
-    bounds = {name: (a.floor, a.cap) for name, a in atoms.items()}
-
-    def shares(factor: float) -> dict[str, float]:
-        return {
-            name: min(max(factor * weights[name], floor), cap)
-            for name, (floor, cap) in bounds.items()
-        }
-
-    # The sum of the shares grows with the factor and is linear between the factors where a tensor
-    # reaches its floor or its cap: find the piece that holds `due`, then solve for the factor.
-    turns = sorted(
-        {bound / weights[name] for name, both in bounds.items() for bound in both} | {0.0}
-    )
-    start = max((turn for turn in turns if sum(shares(turn).values()) <= due), default=0.0)
-    fixed = shares(start)
-    free = [
-        name
-        for name, (floor, cap) in bounds.items()
-        if floor / weights[name] <= start < cap / weights[name]
-    ]
-    if free:
-        taken = sum(fixed[name] for name in bounds if name not in free)
-        factor = (due - taken) / sum(weights[name] for name in free)
-        exact = {**fixed, **{name: min(factor * weights[name], bounds[name][1]) for name in free}}
-    else:
-        exact = fixed
+    bounds = {name: (tensor.floor, tensor.cap) for name, tensor in atoms.items()}
+    exact = _solve_shares(bounds, weights, due)
     keep = {name: math.floor(share * (1 + 1e-12) + 1e-9) for name, share in exact.items()}
     by_remainder = sorted(keep, key=lambda name: keep[name] - exact[name])
     room = [name for name in by_remainder if keep[name] < bounds[name][1]]
     for name in room[: due - sum(keep.values())]:
         keep[name] += 1
     return keep
+
+
+def _solve_shares(
+    bounds: Mapping[str, tuple[int, int]], weights: Mapping[str, float], due: int
+) -> dict[str, float]:
+    """Return shares of ``due`` in proportion to the weights, between floors and caps.
+
+    The sum of the shares grows with the common factor. It is linear between the factors where a
+    tensor reaches its floor or its cap. So find the piece that holds ``due``, then solve for the
+    factor.
+    """
+
+    def clamp(factor: float) -> dict[str, float]:
+        return {
+            name: min(max(factor * weights[name], floor), cap)
+            for name, (floor, cap) in bounds.items()
+        }
+
+    turns = {bound / weights[name] for name, both in bounds.items() for bound in both} | {0.0}
+    below = (turn for turn in sorted(turns) if sum(clamp(turn).values()) <= due)
+    start = max(below, default=0.0)
+    shares = clamp(start)
+    free = [
+        name
+        for name, (floor, cap) in bounds.items()
+        if floor / weights[name] <= start < cap / weights[name]
+    ]
+    if free:
+        taken = sum(shares[name] for name in bounds if name not in free)
+        factor = (due - taken) / sum(weights[name] for name in free)
+        shares |= {name: min(factor * weights[name], bounds[name][1]) for name in free}
+    return shares

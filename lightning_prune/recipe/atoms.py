@@ -5,22 +5,22 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lightning_prune.tensors import ranking
+from lightning_prune.tensors.parts import Part
 from lightning_prune.tensors.shards import Shard
 
 
 class Atoms(ABC):
-    """What an allocation may know of one tensor (or group): its atoms and their bounds.
+    """The atoms of one tensor or group, as an allocation may read them.
 
     Scores and bounds may be made anew each time they are read, so that those of a whole model need
-    not be there at once: read them once, and let them go before those of the next tensor.
+    not exist at once: read them once, and let them go before those of the next tensor.
 
     Attributes:
         shape: Shape of the tensor as ``(output, input, ...)``.
         shard: Which part of a sharded tensor these atoms are; None if they are all of it.
         total: Number of atoms of the whole tensor, pruned ones included.
-        floor: The least number that the whole tensor can keep.
-        cap: The largest number that the whole tensor can keep.
+        floor: Least number that the whole tensor can keep.
+        cap: Largest number that the whole tensor can keep.
     """
 
     shape: tuple[int, ...]
@@ -42,27 +42,33 @@ class Atoms(ABC):
     @property
     @abstractmethod
     def allowed(self) -> Tensor:
-        """Which atoms may be kept: alive, and what the pattern can hold."""
+        """Which atoms may be kept: those that are not pruned and that the pattern can hold."""
 
-    def ranked(self) -> Tensor:
-        """Return the scores with the protected at +inf and what may not be kept at -inf."""
+    def rank(self) -> Tensor:
+        """Return the scores with protected atoms at +inf and forbidden atoms at -inf."""
         scores = self.scores if self.scores.is_floating_point() else self.scores.float()
         return scores.masked_fill(self.protected, math.inf).masked_fill(~self.allowed, -math.inf)
 
+    def rescore(self, scores: Tensor) -> "Atoms":
+        """Return the same atoms with other scores, such as scores made comparable."""
+        return TensorAtoms(
+            shape=self.shape, scores=scores, protected=self.protected, allowed=self.allowed
+        )
+
     @property
-    def part(self) -> ranking.Part:
-        """What is ranked."""
-        return ranking.Part.of(self.ranked(), self.shard)
+    def part(self) -> Part:
+        """The scores to rank, with the bounds in them."""
+        return Part.of(self.rank(), self.shard)
 
 
 class TensorAtoms(Atoms):
-    """Atoms of a whole tensor, with scores and bounds that are there.
+    """Atoms of a whole tensor, with scores and bounds that are held.
 
     Args:
         shape: Shape of the tensor as ``(output, input, ...)``.
         scores: One finite score an atom; higher is kept.
         protected: Which atoms are kept whatever their score; bool, shaped as ``scores``.
-        allowed: Which atoms may be kept; the same.
+        allowed: Which atoms may be kept; bool, shaped as ``scores``.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """Which: a score for every weight; the higher ones are kept."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, empty_sums
+from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.precision import at_least_single
+from lightning_prune.tensors.uniform import draw_uniform
 
 State = dict[str, Tensor]
 
@@ -19,21 +21,29 @@ State = dict[str, Tensor]
 class Criterion(ABC):
     """The answer to *which?*.
 
-    A subclass is a frozen dataclass with a default for every field. What it gathers over the steps
-    lives in ``state``, one dict of tensors for each pruned tensor, which the engine keeps, saves
-    and restores. To write one, define `score`; `observe` only if it needs what happens in between,
-    and `watch` only if that is more than weights and gradients.
+    A subclass is a frozen dataclass with a default for every field. The tensors that it gathers
+    over the steps live in ``state``, one dict for each pruned tensor, which the engine keeps, saves
+    and restores. To write a criterion, define `score`. Define `observe` only if it needs the steps
+    in between, and `watch` only if it needs more than weights and gradients.
 
     Attributes:
-        signed: Whether scores can be negative.
-        forgets: Whether what it has gathered is forgotten at each update of the masks.
+        has_signed_scores: Whether scores can be negative.
+        resets_at_update: Whether ``state`` is emptied at each update of the masks.
+        reads_weights_only: Whether scores depend on nothing but weights, names and steps, so that
+            pruning without training shows no batches.
         works_on_shards: Whether, for a sharded parameter (a DTensor, as its ``grad`` is), the score
-            of what is here is that part of the whole score. Nothing may have been gathered then.
+            of the local part is that part of the whole score. It must not gather anything then.
     """
 
-    signed: ClassVar[bool] = False
-    forgets: ClassVar[bool] = False
+    has_signed_scores: ClassVar[bool] = False
+    resets_at_update: ClassVar[bool] = False
+    reads_weights_only: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it gathers anything over the steps: whether it defines `observe`."""
+        return type(self).observe is not Criterion.observe
 
     def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:  # noqa: B027
         """Raise ValueError if it cannot score this tensor of the model."""
@@ -41,38 +51,75 @@ class Criterion(ABC):
     def watch(self, tensor: PrunedTensor) -> Sequence[RemovableHandle]:
         """Return hooks that gather in ``tensor.seen``; the engine takes them away.
 
-        They are there while updates of the masks are to come. Put tensors of zeros into ``seen``
-        and let the hooks add to them, in place. Before each step the engine adds them up over the
+        They exist while updates of the masks are to come. Put tensors of zeros into ``seen`` and
+        let the hooks add to them, in place. Before each step the engine adds them up over the
         replicas, calls `observe`, and sets them to zero.
         """
         return ()
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
-        """Return the new state; called before each optimizer step, with the gradients there.
+        """Return the new state; called before each optimizer step, when gradients are complete.
 
         Args:
             tensor: The tensor, with ``tensor.parameter`` and its ``grad``.
-            state: What the last call returned; empty at first.
+            state: The state that the last call returned; empty at first.
         """
         return state
 
     @abstractmethod
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
-        """Return one finite score a weight, shaped as ``tensor.weights``; higher is kept."""
+        """Return one finite score a weight, shaped as ``tensor.weights``; higher is kept.
+
+        The engine calls this once an update for each tensor, and holds the scores meanwhile.
+        """
+
+    def source(self, tensor: PrunedTensor, state: State) -> Tensor | None:
+        """Return the tensor whose plain function the score is; None if there is none.
+
+        If there is one, ranking reads `transform` of it in place, in pieces and as often as it
+        likes, instead of holding the scores. Both must agree with `score`.
+        """
+        return None
+
+    def transform(self, values: Tensor) -> Tensor:
+        """Return the scores of values of the `source`, weight by weight."""
+        return values
+
+    def __init_subclass__(cls) -> None:
+        """Refuse the names of 0.1.0, which would be ignored without a word."""
+        super().__init_subclass__()
+        refuse_old_names(cls, {"signed": "has_signed_scores", "forgets": "resets_at_update"})
+
+
+class SourceCriterion(Criterion):
+    """A criterion whose score is a plain function of a tensor that exists, weight by weight."""
+
+    @abstractmethod
+    def source(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return the tensor that the score is a function of."""
+
+    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return `transform` of the `source`."""
+        return self.transform(self.source(tensor, state))
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagnitudeCriterion(Criterion):
+class MagnitudeCriterion(SourceCriterion):
     r"""Keep the largest weights: :math:`|w|`.
 
     Han et al., "Learning both Weights and Connections" (2015), https://arxiv.org/abs/1506.02626.
     """
 
+    reads_weights_only: ClassVar[bool] = True
     works_on_shards: ClassVar[bool] = True
 
-    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+    def source(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return :math:`w`."""
+        return tensor.weights
+
+    def transform(self, values: Tensor) -> Tensor:
         """Return :math:`|w|`."""
-        return tensor.weights.abs()
+        return values.abs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,26 +127,25 @@ class RandomCriterion(Criterion):
     """Keep weights at random: the baseline that a criterion must beat.
 
     Scores are uniform in [0, 1) and a function of seed, step, name and index alone: the same on
-    every rank and after a resume, without touching a global generator. They are hashes of the index
-    by SplitMix64: Steele et al., "Fast Splittable Pseudorandom Number Generators" (2014),
+    every rank and after a resume, without touching a global generator. They are SplitMix64 hashes
+    of the index: Steele et al., "Fast Splittable Pseudorandom Number Generators" (2014),
     https://doi.org/10.1145/2714064.2660195.
 
     Args:
         seed: Any whole number.
     """
 
+    reads_weights_only: ClassVar[bool] = True
     works_on_shards: ClassVar[bool] = True
     seed: int = 0
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return uniform numbers that depend on seed, step, name and index only."""
-        key = hashlib.sha256(f"{self.seed} {tensor.step} {tensor.name}".encode()).digest()
-        start = int.from_bytes(key[:8], "little", signed=True)
-        return (_split_mix(tensor.indices(), start) >> 40 & 0xFFFFFF).float() * 2.0**-24
+        return draw_uniform(tensor.indices(), f"{self.seed} {tensor.step} {tensor.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientCriterion(Criterion):
+class GradientCriterion(SourceCriterion):
     r"""Keep where the loss is steepest: :math:`|g|` of the present step.
 
     A pruned weight has a gradient too, so this is also what grows: Evci et al., "Rigging the
@@ -111,9 +157,13 @@ class GradientCriterion(Criterion):
 
     works_on_shards: ClassVar[bool] = True
 
-    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+    def source(self, tensor: PrunedTensor, state: State) -> Tensor:
+        """Return :math:`g`."""
+        return tensor.gradient
+
+    def transform(self, values: Tensor) -> Tensor:
         """Return :math:`|g|`."""
-        return tensor.gradient.abs()
+        return values.abs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +182,13 @@ class TaylorCriterion(Criterion):
             update.
     """
 
-    forgets: ClassVar[bool] = True
+    resets_at_update: ClassVar[bool] = True
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Add :math:`|w g|`."""
-        return _added(state, (_wide(tensor.weights) * _wide(tensor.gradient)).abs())
+        return _add_step(
+            state, (at_least_single(tensor.weights) * at_least_single(tensor.gradient)).abs()
+        )
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return the mean of :math:`|w g|`."""
@@ -160,19 +212,19 @@ class FisherCriterion(Criterion):
             update.
     """
 
-    forgets: ClassVar[bool] = True
+    resets_at_update: ClassVar[bool] = True
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Add :math:`g^2`."""
-        return _added(state, _wide(tensor.gradient).square())
+        return _add_step(state, at_least_single(tensor.gradient).square())
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return half the squared weight times the mean of :math:`g^2`."""
-        return _wide(tensor.weights).square() / 2 * _mean(tensor, state)
+        return at_least_single(tensor.weights).square() / 2 * _mean(tensor, state)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovementCriterion(Criterion):
+class MovementCriterion(SourceCriterion):
     r"""Keep what moves away from zero, as fine-tuning shows: a small weight that grows is kept.
 
     .. math:: s = -\sum_t w_t \, g_t
@@ -186,17 +238,17 @@ class MovementCriterion(Criterion):
         ValueError: If a tensor has no gradient at a step, or no step was made yet.
     """
 
-    signed: ClassVar[bool] = True
+    has_signed_scores: ClassVar[bool] = True
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Subtract :math:`w g`."""
-        weights, gradient = _wide(tensor.weights), _wide(tensor.gradient)
+        weights, gradient = at_least_single(tensor.weights), at_least_single(tensor.gradient)
         before = state["movement"] if state else torch.zeros_like(weights)
         movement = torch.addcmul(before, weights, gradient, value=-1.0)
-        tensor.masking.apply(movement)
+        tensor.mask.apply(movement)
         return {"movement": movement}
 
-    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
+    def source(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return minus the sum of :math:`w g`."""
         _refuse_nothing(tensor, state)
         return state["movement"]
@@ -223,7 +275,7 @@ class WandaCriterion(Criterion):
             inputs since the last update.
     """
 
-    forgets: ClassVar[bool] = True
+    resets_at_update: ClassVar[bool] = True
 
     def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:
         """Refuse a tensor whose inputs cannot be seen."""
@@ -255,12 +307,7 @@ class WandaCriterion(Criterion):
         return tensor.output_first(weights * norms.repeat_interleave(outputs_of_a_group, dim=0))
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Return values in a precision in which many of them can be added up."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def _added(state: State, values: Tensor) -> State:
+def _add_step(state: State, values: Tensor) -> State:
     """Return a sum and its number of steps with one more step in them."""
     if not state:
         return {"sum": values, "steps": torch.ones(())}
@@ -278,20 +325,3 @@ def _refuse_nothing(tensor: PrunedTensor, state: State) -> None:
             f"need a step to be observed before an update of the masks, got none for "
             f"'{tensor.name}' at step {tensor.step}"
         )
-
-
-def _split_mix(index: Tensor, start: int) -> Tensor:
-    """Return 64 random bits for each index; products wrap around."""
-    bits = (index + 1) * _signed(0x9E3779B97F4A7C15) + start
-    bits = (bits ^ _shifted(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
-    bits = (bits ^ _shifted(bits, 27)) * _signed(0x94D049BB133111EB)
-    return bits ^ _shifted(bits, 31)
-
-
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Shift right and fill with zeros, which torch's ``>>`` does not."""
-    return bits >> by & ((1 << (64 - by)) - 1)
-
-
-def _signed(bits: int) -> int:
-    return bits - (1 << 64)

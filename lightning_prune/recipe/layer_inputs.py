@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.precision import at_least_single
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -45,8 +46,7 @@ def square_sums(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
         A row of the weight for each group of outputs, ``(groups, input / groups, ...)``.
     """
     owner, shape = tensor.owner, _inputs_shape(tensor)
-    inputs = inputs.detach()
-    inputs = inputs if inputs.dtype == torch.float64 else inputs.float()
+    inputs = at_least_single(inputs.detach())
     if not isinstance(owner, _Convolution):
         return inputs.reshape(-1, shape[1]).square().sum(0, keepdim=True)
     axes = range(2, 2 + len(owner.kernel_size))
@@ -63,7 +63,7 @@ def square_sums(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
 def empty_sums(tensor: PrunedTensor) -> Tensor:
     """Return zeros in the shape of `square_sums`."""
     wide = torch.float64 if tensor.parameter.dtype == torch.float64 else torch.float32
-    return torch.zeros(_inputs_shape(tensor), dtype=wide, device=tensor.masking.device)
+    return torch.zeros(_inputs_shape(tensor), dtype=wide, device=tensor.mask.device)
 
 
 def _inputs_shape(tensor: PrunedTensor) -> tuple[int, ...]:

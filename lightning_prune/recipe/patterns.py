@@ -8,21 +8,45 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors import ranking
+from lightning_prune.recipe.allocations import Allocation, ERKAllocation, UniformAllocation
+from lightning_prune.recipe.old_names import refuse_old_names
+from lightning_prune.tensors.ranking import choose_best, choose_best_of_rows
 
 
 class Pattern(ABC):
     """The answer to *what shape?*.
 
-    An atom is the least that is kept or dropped: an entry, a block, a channel. Tensors come as
-    ``(output, input, ...)``. A subclass is a frozen dataclass with a default for every field; the
-    methods below describe single entries that may go anywhere, so it overrides what differs.
+    An atom is the least that is kept or dropped: a weight, a block, a channel. Tensors come as
+    ``(output, input, ...)``. A subclass is a frozen dataclass with a default for every field. The
+    methods below describe single weights that may be pruned anywhere: override those that differ.
 
     Attributes:
-        couples_tensors: Whether one atom spans several tensors.
+        couples_tensors: Whether one atom spans several tensors: a channel of a traced model.
     """
 
     couples_tensors: ClassVar[bool] = False
+
+    @property
+    def ranks_freely(self) -> bool:
+        """Whether atoms are weights, and the best are kept without bounds, wherever they are.
+
+        Such weights are ranked in pieces, without calling this object, and shards where they lie.
+        """
+        return False
+
+    @property
+    def works_on_shards(self) -> bool:
+        """Whether masks of shards are those of the whole tensor."""
+        return self.ranks_freely
+
+    @property
+    def prunes_residual_streams(self) -> bool:
+        """Whether, of coupled channels, those that go through residual additions are pruned too."""
+        return False
+
+    def default_allocation(self) -> Allocation:
+        """Return the allocation that suits the pattern where the user names none."""
+        return UniformAllocation() if self.couples_tensors else ERKAllocation()
 
     def check_sparsity(self, sparsity: float) -> None:  # noqa: B027
         """Raise ValueError if the pattern cannot hold this final sparsity."""
@@ -51,8 +75,8 @@ class Pattern(ABC):
         """
         return torch.zeros_like(alive), alive
 
-    def holds(self, alive: Tensor, due: int) -> bool:
-        """Whether nothing has to go for the pattern's sake, where ``due`` atoms may be kept."""
+    def is_satisfied(self, alive: Tensor, due: int) -> bool:
+        """Whether the pattern asks for no further pruning where ``due`` atoms may be kept."""
         return True
 
     def round_kept(self, due: int, total: int, width: int) -> int:
@@ -65,13 +89,10 @@ class Pattern(ABC):
         """
         return due
 
-    @property
-    def works_on_shards(self) -> bool:
-        """Whether atoms are entries of which the best are kept, without bounds, wherever they are.
-
-        They are then ranked in pieces, without calling this object, and shards where they lie.
-        """
-        return False
+    def __init_subclass__(cls) -> None:
+        """Refuse the names of 0.1.0, which would be ignored without a word."""
+        super().__init_subclass__()
+        refuse_old_names(cls, {"holds": "is_satisfied"})
 
     @abstractmethod
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
@@ -102,18 +123,18 @@ class UnstructuredPattern(Pattern):
     per_row: bool = False
 
     @property
-    def works_on_shards(self) -> bool:
-        """Whether entries compete all over the tensor, wherever it is cut."""
+    def ranks_freely(self) -> bool:
+        """Whether weights compete all over the tensor."""
         return not self.per_row
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""
         if not self.per_row or scores.ndim < 2:
-            return ranking.best(scores, keep)
+            return choose_best(scores, keep)
         rows = scores.flatten(1)
         floors, caps = (rows == math.inf).sum(1), (rows > -math.inf).sum(1)
-        quotas = _evenly(keep, floors, caps)
-        return ranking.best_of_rows(rows, quotas).view(scores.shape)
+        quotas = _divide_evenly(keep, floors, caps)
+        return choose_best_of_rows(rows, quotas).view(scores.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +166,10 @@ class NMPattern(Pattern):
         if not 1 <= self.n < self.m:
             raise ValueError(f"need 1 <= n < m, got n={self.n}, m={self.m}")
 
+    def default_allocation(self) -> Allocation:
+        """Return `UniformAllocation`: every tensor ends in N:M, at one sparsity."""
+        return UniformAllocation()
+
     def check_sparsity(self, sparsity: float) -> None:
         """Raise ValueError if N:M would already be sparser than the target."""
         least = 1 - self.n / self.m
@@ -168,21 +193,21 @@ class NMPattern(Pattern):
         inputs_last = scores.masked_fill(~alive, -math.inf).movedim(1, -1)
         groups = inputs_last.reshape(-1, self.m)
         quota = torch.full((len(groups),), self.n, device=groups.device)
-        n_best = ranking.best_of_rows(groups, quota).view(inputs_last.shape).movedim(-1, 1) & alive
+        n_best = choose_best_of_rows(groups, quota).view(inputs_last.shape).movedim(-1, 1) & alive
         if due * self.m > scores.numel() * self.n:
             return n_best, alive
         if due * self.m == scores.numel() * self.n:
             return n_best, n_best
         return torch.zeros_like(alive), n_best
 
-    def holds(self, alive: Tensor, due: int) -> bool:
+    def is_satisfied(self, alive: Tensor, due: int) -> bool:
         """Whether at most n of each m are alive, once no more than n/m are due."""
         groups = alive.movedim(1, -1).reshape(-1, self.m).sum(1)
         return due * self.m > alive.numel() * self.n or bool((groups <= self.n).all())
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""
-        return ranking.best(scores, keep)
+        return choose_best(scores, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +258,7 @@ class BlockPattern(Pattern):
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the blocks that keeps exactly ``keep``."""
-        return ranking.best(scores, keep)
+        return choose_best(scores, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +308,11 @@ class ChannelPattern(Pattern):
         if self.scope not in ("inner", "all"):
             raise ValueError(f"need scope 'inner' or 'all', got scope={self.scope!r}")
 
+    @property
+    def prunes_residual_streams(self) -> bool:
+        """Whether channels of residual streams are pruned: if the scope is ``"all"``."""
+        return self.scope == "all"
+
     def round_kept(self, due: int, total: int, width: int) -> int:
         """Return the nearest number of channels that may be kept."""
         unit = self.round_to // math.gcd(self.round_to, width)
@@ -293,10 +323,10 @@ class ChannelPattern(Pattern):
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the channels that keeps exactly ``keep``."""
-        return ranking.best(scores, keep)
+        return choose_best(scores, keep)
 
 
-def _evenly(total: int, floors: Tensor, caps: Tensor) -> Tensor:
+def _divide_evenly(total: int, floors: Tensor, caps: Tensor) -> Tensor:
     """Divide ``total`` over rows as evenly as floors and caps allow, the earlier rows first."""
     low, high = 0, int(caps.max())
     while low < high:  # the highest level whose sum does not exceed the total

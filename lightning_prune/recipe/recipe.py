@@ -1,33 +1,163 @@
-"""All answers together."""
+"""All answers together, as one frozen record."""
 
-from lightning_prune.recipe.allocations import Allocation, ERKAllocation, UniformAllocation
-from lightning_prune.recipe.criteria import Criterion
-from lightning_prune.recipe.patterns import NMPattern, Pattern
+from abc import ABCMeta
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import yaml
+
+from lightning_prune.recipe.allocations import Allocation
+from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
+from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
 from lightning_prune.recipe.regrowth import Regrow
+from lightning_prune.recipe.rewind import Rewind
+from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
+from lightning_prune.recipe.targets import SparsityTargets, check_targets
+
+_KINDS: Mapping[str, type] = {
+    "schedule": Schedule,
+    "allocation": Allocation,
+    "criterion": Criterion,
+    "pattern": Pattern,
+    "regrow": Regrow,
+    "rewind": Rewind,
+}
+_MAY_BE_NONE = ("allocation", "regrow", "rewind")
 
 
-def default_allocation(pattern: Pattern) -> Allocation:
-    """Return the allocation that suits a pattern."""
-    uniform = pattern.couples_tensors or isinstance(pattern, NMPattern)
-    return UniformAllocation() if uniform else ERKAllocation()
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All answers of a user. It checks itself; `dataclasses.replace` varies it.
+
+    Args:
+        sparsity: How much: the final fraction of zeros of each pruned tensor, in [0, 1]; or one for
+            each glob of parameter or module names. None leaves a tensor dense; the last glob that
+            matches decides.
+        schedule: When.
+        allocation: Where; None for the pattern's `Pattern.default_allocation`.
+        criterion: Which.
+        pattern: What shape.
+        keep_zeros: Whether weights that are zero when training starts stay zero.
+        regrow: How dropped weights grow back elsewhere (RigL, SET); None for never.
+        rewind: Where each round of the schedule goes back to; None for nowhere.
+
+    Raises:
+        ValueError: If an answer is out of range, or two answers clash.
+        TypeError: If an answer is of another kind.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> recipe = Recipe(sparsity={"encoder": 0.9})
+        >>> replace(recipe, keep_zeros=True).targets
+        {'encoder': 0.9}
+    """
+
+    sparsity: SparsityTargets = 0.9
+    schedule: Schedule = PolynomialSchedule()
+    allocation: Allocation | None = None
+    criterion: Criterion = MagnitudeCriterion()
+    pattern: Pattern = UnstructuredPattern()
+    keep_zeros: bool = False
+    regrow: Regrow | None = None
+    rewind: Rewind | None = None
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        if isinstance(self.sparsity, Mapping):
+            object.__setattr__(self, "sparsity", dict(self.sparsity))  # ours alone
+        for target in self.targets.values():
+            if target is not None:
+                self.pattern.check_sparsity(target)
+        self._refuse_clashes()
+
+    @classmethod
+    def of(cls, **answers: Any) -> "Recipe":
+        """Return the recipe of these answers; None stands for the default."""
+        return cls(**{name: answer for name, answer in answers.items() if answer is not None})
+
+    @property
+    def targets(self) -> dict[str, float | None]:
+        """The final sparsity by glob; None for dense."""
+        return check_targets(self.sparsity)
+
+    @property
+    def chosen_allocation(self) -> Allocation:
+        """The allocation, or the pattern's default where it is None."""
+        return self.allocation or self.pattern.default_allocation()
+
+    def to_yaml(self) -> str:
+        """Return the recipe as the ``init_args`` of a `PruningCallback` in a config.
+
+        Examples:
+            >>> recipe = Recipe(pattern=UnstructuredPattern(per_row=True))
+            >>> print(recipe.to_yaml().partition("criterion:")[2], end="")
+            <BLANKLINE>
+              class_path: lightning_prune.MagnitudeCriterion
+              init_args: {}
+            pattern:
+              class_path: lightning_prune.UnstructuredPattern
+              init_args:
+                per_row: true
+            keep_zeros: false
+            regrow: null
+            rewind: null
+        """
+        answers = {field.name: _describe(getattr(self, field.name)) for field in fields(self)}
+        return yaml.safe_dump(answers, sort_keys=False)
+
+    def _check_kinds(self) -> None:
+        """Raise TypeError if an answer is of another kind, such as a name for the thing itself."""
+        for name, kind in _KINDS.items():
+            answer = getattr(self, name)
+            if not isinstance(answer, kind) and not (answer is None and name in _MAY_BE_NONE):
+                raise TypeError(f"need a {kind.__name__} as {name}, got {name}={answer!r}")
+
+    def _refuse_clashes(self) -> None:
+        """Raise ValueError, naming the two, if two answers cannot work together."""
+        allocation, pattern = self.chosen_allocation, self.pattern
+        if allocation.needs_unsigned_scores and self.criterion.has_signed_scores:
+            raise ValueError(
+                f"need scores >= 0 for {type(allocation).__name__}, got "
+                f"criterion={type(self.criterion).__name__}, whose scores can be negative"
+            )
+        if allocation.needs_single_tensors and pattern.couples_tensors:
+            raise ValueError(
+                f"need a pattern inside single tensors for {type(allocation).__name__}, got "
+                f"pattern={type(pattern).__name__}; use UniformAllocation or GlobalAllocation"
+            )
+        if self.regrow is not None and pattern.couples_tensors:
+            raise ValueError(
+                f"need a pattern inside single tensors for Regrow, got pattern="
+                f"{type(pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
+            )
+        if self.rewind is not None:
+            self.rewind.check_schedule(self.schedule)
+            if self.regrow is not None:
+                raise ValueError(
+                    "need either rewind or regrow, got both: regrowth goes on all along"
+                )
 
 
-def refuse_clashes(
-    allocation: Allocation, criterion: Criterion, pattern: Pattern, regrow: Regrow | None
-) -> None:
-    """Raise ValueError, naming the two, if two answers cannot work together."""
-    if allocation.needs_unsigned_scores and criterion.signed:
-        raise ValueError(
-            f"need scores >= 0 for {type(allocation).__name__}, got "
-            f"criterion={type(criterion).__name__}, whose scores can be negative"
-        )
-    if allocation.needs_single_tensors and pattern.couples_tensors:
-        raise ValueError(
-            f"need a pattern inside single tensors for {type(allocation).__name__}, got "
-            f"pattern={type(pattern).__name__}; use UniformAllocation or GlobalAllocation"
-        )
-    if regrow is not None and pattern.couples_tensors:
-        raise ValueError(
-            f"need a pattern inside single tensors for {type(regrow).__name__}, got "
-            f"pattern={type(pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
-        )
+def _describe(value: Any) -> Any:
+    """Return an answer as YAML writes it: a class by its path, a record by its fields."""
+    if isinstance(value, Mapping):
+        return {key: _describe(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_describe(inner) for inner in value]
+    if isinstance(type(value), ABCMeta):
+        arguments = fields(value) if is_dataclass(value) else ()
+        return {
+            "class_path": _find_path(type(value)),
+            "init_args": {each.name: _describe(getattr(value, each.name)) for each in arguments},
+        }
+    if is_dataclass(value):
+        return {each.name: _describe(getattr(value, each.name)) for each in fields(value)}
+    return value
+
+
+def _find_path(kind: type) -> str:
+    """Return the path from which users import a class; ours are all public."""
+    package = "lightning_prune"
+    is_ours = kind.__module__.startswith(f"{package}.")
+    return f"{package if is_ours else kind.__module__}.{kind.__qualname__}"

@@ -51,7 +51,7 @@ class Regrow:
         if not 0 < self.share <= 1:
             raise ValueError(f"need 0 < share <= 1, got share={self.share}")
         for name, criterion in (("criterion", self.criterion), ("first", self.first)):
-            if criterion is not None and type(criterion).observe is not Criterion.observe:
+            if criterion is not None and criterion.gathers:
                 raise ValueError(
                     f"need a criterion that gathers nothing over the steps, got {name}="
                     f"{criterion}; use GradientCriterion, RandomCriterion or MagnitudeCriterion"

@@ -2,12 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 Unit = Literal["fraction", "step", "epoch"]
-Clock = Callable[[int], float]  # from completed steps to the moment in a schedule's unit
 
 # Absorbs the rounding of `begin + i * every`, so that a point that is hit exactly counts as passed.
 _TOLERANCE = 1e-9
@@ -32,6 +30,11 @@ class Schedule(ABC):
     @abstractmethod
     def end(self) -> float:
         """Where the last update is due, in ``unit``."""
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether updates are rounds that the user has placed, with training between them."""
+        return True
 
     @abstractmethod
     def __call__(self, t: float) -> float:
@@ -61,6 +64,11 @@ class Ramp(Schedule):
             _check_point("every", self.every, self.unit)
             if self.every == 0:
                 raise ValueError("need every > 0 (or null: a hundredth of the ramp), got every=0")
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether ``every`` says how far apart the updates are."""
+        return self.every is not None
 
     def __call__(self, t: float) -> float:
         """Return the fraction of the final sparsity that is due at ``t``, in [0, 1]."""
@@ -313,37 +321,6 @@ class MultiStepSchedule(Schedule):
         """Return the last milestone up to ``t``; None before the first."""
         passed = [point for point in self.milestones if t >= point - _TOLERANCE]
         return passed[-1] if passed else None
-
-
-def planned_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | None) -> Clock:
-    """Return the clock of a plain loop; its last planned step serves the schedule's end.
-
-    Args:
-        schedule: The schedule whose unit is read.
-        steps: Planned optimizer steps, if known.
-        steps_per_epoch: Optimizer steps in an epoch, if known.
-
-    Raises:
-        ValueError: If the unit needs a number that is not given, or the plan ends before ``end``.
-    """
-    per_unit = {"step": 1, "epoch": steps_per_epoch, "fraction": steps}[schedule.unit]
-    if not per_unit:
-        argument = {"epoch": "steps_per_epoch", "fraction": "steps"}[schedule.unit]
-        raise ValueError(
-            f"need {argument} with unit='{schedule.unit}', got {argument}={per_unit}; pass it, or "
-            "count in steps: PolynomialSchedule(begin=..., end=..., unit='step')"
-        )
-    if steps is not None and schedule.end * per_unit > steps:
-        raise ValueError(
-            f"need end within the {steps} planned steps, got end={schedule.end} with "
-            f"unit='{schedule.unit}'"
-        )
-
-    def clock(done: int) -> float:
-        last = steps is not None and done + 1 >= steps
-        return max(done / per_unit, schedule.end) if last else done / per_unit
-
-    return clock
 
 
 def _check_unit(unit: str) -> None:

@@ -5,25 +5,25 @@ from collections.abc import Mapping
 SparsityTargets = float | Mapping[str, float | None]
 
 
-def checked_targets(sparsity: SparsityTargets) -> dict[str, float | None]:
+def check_targets(sparsity: SparsityTargets) -> dict[str, float | None]:
     """Return the final sparsity by glob.
 
     Raises:
         ValueError: If a sparsity is not a number in [0, 1].
     """
     if not isinstance(sparsity, Mapping):
-        return {"*": _checked_target(sparsity, f"sparsity={sparsity!r}")}
+        return {"*": _check_target(sparsity, f"sparsity={sparsity!r}")}
     if not sparsity:
         raise ValueError("need at least one glob, got sparsity={}")
     return {
         glob: None
         if target is None
-        else _checked_target(target, f"sparsity={{{glob!r}: {target!r}}}")
+        else _check_target(target, f"sparsity={{{glob!r}: {target!r}}}")
         for glob, target in sparsity.items()
     }
 
 
-def _checked_target(target: object, shown: str) -> float:
+def _check_target(target: object, shown: str) -> float:
     if isinstance(target, bool) or not isinstance(target, int | float):
         raise ValueError(f"need a number in [0, 1] as sparsity, got {shown}")
     if not 0 <= target <= 1:

@@ -1,6 +1,6 @@
 """A parameter under pruning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.tensors.masks import Mask
-from lightning_prune.tensors.shards import Shard, local, total
+from lightning_prune.tensors.shards import Shard, local_part, sum_shards
 
 
 @dataclass(kw_only=True, eq=False)
@@ -18,23 +18,23 @@ class PrunedTensor:
     Args:
         name: Its qualified name.
         parameter: The parameter itself, never replaced.
-        owner: The module where it hangs, under its first name.
-        sparsity: Its final fraction of zeros, in [0, 1].
+        owner: The module where the parameter hangs, under its first name.
+        sparsity: Final fraction of zeros, in [0, 1].
         glob: The glob that decided so.
-        optimizer: Index of the optimizer that owns it.
-        output_axis: The axis of its output channels, 0 or 1.
-        masking: Which entries are kept, of the part that is here.
-        state: What the criterion has gathered.
-        seen: What its hooks have gathered here since the last step, before `state` takes it up.
+        optimizer: Index of the optimizer that owns the parameter.
+        output_axis: The axis of the output channels, 0 or 1.
+        mask: Which weights are kept, of the local part.
+        shard: Which part of a sharded parameter is local; None if all of it is.
+        is_scored: Whether the criterion sees and scores it. If not, the tensor only shares the fate
+            of others, such as the bias of a channel.
+        state: The tensors that the criterion has gathered.
+        seen: The tensors that the criterion's hooks have gathered here since the last step.
         hooks: These hooks.
         step: Completed steps of the owner.
-        shard: Which part of a sharded parameter is here; None if all of it is.
-        follows: Whether it only goes with others, such as the bias of a channel: the criterion
-            neither sees nor scores it.
 
     Attributes:
-        kept: Number of entries of the whole tensor that are not pruned.
-        changes: Number of changes of mask entries, of the whole tensor.
+        kept: Number of weights of the whole tensor that are not pruned, counted from the mask.
+        changes: Number of changes of the mask, in the whole tensor.
     """
 
     name: str
@@ -44,67 +44,66 @@ class PrunedTensor:
     glob: str
     optimizer: int
     output_axis: int
-    masking: Mask
+    mask: Mask
+    shard: Shard | None = None
+    is_scored: bool = True
     state: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
     hooks: Sequence[RemovableHandle] = ()
     step: int = 0
-    shard: Shard | None = None
-    follows: bool = False
     kept: int = field(init=False)
     changes: int = 0
 
     def __post_init__(self) -> None:
-        self.kept = int(total(self.masking.count(), self.shard))
+        self.count_kept()
 
-    @property
-    def mask(self) -> Tensor:
-        """Which entries are kept: a new bool tensor, shaped as the part that is here."""
-        return self.masking.kept
+    def count_kept(self) -> None:
+        """Count the kept weights of the whole tensor from the mask."""
+        self.kept = int(sum_shards(self.mask.count(), self.shard))
 
-    def unwatch(self) -> None:
+    def remove_hooks(self) -> None:
         """Take the criterion's hooks away."""
         for hook in self.hooks:
             hook.remove()
         self.hooks, self.seen = (), {}
 
     def forget_seen(self) -> None:
-        """Forget what hooks have gathered since the last step."""
+        """Set to zero the tensors that hooks have gathered since the last step."""
         for value in self.seen.values():
             value.zero_()
 
-    def prune_to(self, mask: Tensor) -> None:
-        """Keep only what is kept already and in ``mask``."""
+    def prune_to(self, kept: Tensor) -> None:
+        """Prune the weights that are false in a bool mask, which may broadcast."""
         before = self.kept
-        self.masking.intersect(mask)
-        self.kept = int(total(self.masking.count(), self.shard))
+        self.mask.intersect(kept)
+        self.count_kept()
         self.changes += before - self.kept
 
-    def regrow_to(self, mask: Tensor) -> None:
-        """Keep what is in ``mask``; what was pruned before grows from 0."""
-        self.masking.apply(self.weights)
-        self.changes += int(total((self.mask ^ mask).sum(), self.shard))
-        self.masking.set(mask)
-        self.kept = int(total(self.masking.count(), self.shard))
+    def regrow_to(self, kept: Tensor) -> None:
+        """Take over a bool mask; pruned weights that it keeps grow from 0."""
+        self.mask.apply(self.weights)
+        self.changes += int(sum_shards((self.mask.kept ^ kept).sum(), self.shard))
+        self.mask.set(kept)
+        self.count_kept()
 
     @property
     def weights(self) -> Tensor:
-        """What is here of the parameter, without gradient; writing into it prunes the model."""
-        return local(self.parameter)
+        """The local part of the parameter, without gradient; writing into it prunes the model."""
+        return local_part(self.parameter)
 
     @property
     def gradient(self) -> Tensor:
-        """What is here of the gradient.
+        """The local part of the gradient.
 
         Raises:
             ValueError: If there is none.
         """
         if self.parameter.grad is None:
             raise ValueError(
-                f"need a gradient, got none for '{self.name}' at step {self.step}: it had no part "
-                f"in the loss; to leave it dense, write sparsity={{'{self.name}': null}}"
+                f"need a gradient, got none for '{self.name}' at step {self.step}: the loss does "
+                f"not depend on it; to leave it dense, write sparsity={{'{self.name}': null}}"
             )
-        gradient = local(self.parameter.grad)
+        gradient = local_part(self.parameter.grad)
         return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
     @property
@@ -116,19 +115,15 @@ class PrunedTensor:
 
     @property
     def total(self) -> int:
-        """Number of entries of the whole tensor, pruned ones included."""
+        """Number of weights of the whole tensor, pruned ones included."""
         return self.parameter.numel()
 
     def indices(self) -> Tensor:
-        """Return the row-major index in the whole tensor of each entry that is here."""
+        """Return the row-major index in the whole tensor of each local weight."""
         if self.shard is not None:
             return self.shard.indices()
-        return torch.arange(self.total, device=self.masking.device).view(self.masking.shape)
+        return torch.arange(self.total, device=self.mask.device).view(self.mask.shape)
 
     def output_first(self, tensor: Tensor) -> Tensor:
         """Return a view with the output axis first; the same call undoes it."""
         return tensor.transpose(0, self.output_axis)
-
-
-Score = Callable[[PrunedTensor, dict[str, Tensor]], Tensor]
-"""A criterion's ``score``."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_prune.models.prunable import prunable_weights
-from lightning_prune.tensors.shards import local, shard_of, total
+from lightning_prune.tensors.shards import local_part, shard_of, sum_shards
 
 
 def sparsity(weights: nn.Module | Iterable[Tensor]) -> Tensor:
@@ -69,6 +69,8 @@ def _count(weights: nn.Module | Iterable[Tensor]) -> tuple[Tensor, int]:
     if isinstance(weights, nn.Module):
         weights = prunable_weights(weights).values()
     tensors = list(weights)
-    zeros = [total((local(tensor) == 0).sum(), shard_of(tensor)).cpu() for tensor in tensors]
+    zeros = [
+        sum_shards((local_part(tensor) == 0).sum(), shard_of(tensor)).cpu() for tensor in tensors
+    ]
     entries = sum(tensor.numel() for tensor in tensors)
     return (torch.stack(zeros).sum() if zeros else torch.tensor(0)), entries

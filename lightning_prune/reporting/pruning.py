@@ -29,7 +29,7 @@ def pruning_table(pruner: Pruner, title: str) -> RenderableType:
         f"dense ({reason}): {', '.join(names)}"
         for reason, names in _dense_by_reason(pruner).items()
     ]
-    if pruner.pattern.couples_tensors and pruner.parameter_sparsity:
+    if pruner.recipe.pattern.couples_tensors and pruner.parameter_sparsity:
         notes.insert(
             0,
             f"removing the pruned channels takes away {pruner.parameter_sparsity:.4f} of all "
@@ -47,7 +47,7 @@ def pruning_markdown(pruner: Pruner) -> str:
 
 def pruning_rows(pruner: Pruner) -> list[tuple[str, ...]]:
     """Return one row of text a tensor or group, and a last one for all of them together."""
-    coupled = pruner.pattern.couples_tensors
+    coupled = pruner.recipe.pattern.couples_tensors
     rows: list[tuple[str, ...]] = []
     for group in pruner.groups:
         shape = " x ".join(map(str, group.members[0].parameter.shape))
@@ -70,13 +70,13 @@ def pruning_rows(pruner: Pruner) -> list[tuple[str, ...]]:
 
 
 def _columns(pruner: Pruner) -> tuple[str, ...]:
-    return _CHANNEL_COLUMNS if pruner.pattern.couples_tensors else _TENSOR_COLUMNS
+    return _CHANNEL_COLUMNS if pruner.recipe.pattern.couples_tensors else _TENSOR_COLUMNS
 
 
 def _planned_for_all(pruner: Pruner) -> float:
     """Return the final sparsity: of channels what rounding leaves of it, where that is known."""
     planned = [pruner.plan[group.name] for group in pruner.groups]
-    if not pruner.pattern.couples_tensors or not planned or None in planned:
+    if not pruner.recipe.pattern.couples_tensors or not planned or None in planned:
         return pruner.final_sparsity
     pruned = sum(
         group.size * final for group, final in zip(pruner.groups, planned, strict=True) if final

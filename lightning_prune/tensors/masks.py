@@ -58,7 +58,7 @@ class Mask:
         else:
             self._form.logical_not_()
 
-    def transposed(self, axis: int, other: int) -> "Mask":
+    def transpose(self, axis: int, other: int) -> "Mask":
         """Return a view with two axes exchanged."""
         return self._view(self._form.transpose(axis, other))
 
@@ -66,7 +66,7 @@ class Mask:
         """Return a view of some rows."""
         return self._view(self._form[rows])
 
-    def flat(self, stride: int = 1) -> "Mask":
+    def flatten(self, stride: int = 1) -> "Mask":
         """Return it flat, or some entries at a distance; to read only."""
         return self._view(self._form.reshape(-1)[::stride])
 
@@ -90,7 +90,7 @@ class Mask:
         else:
             self._form.logical_or_(~kept)
 
-    def lowered(self, scores: Tensor) -> Tensor:
+    def lower(self, scores: Tensor) -> Tensor:
         """Return finite scores with -inf where they are pruned.
 
         Args:

@@ -77,7 +77,7 @@ def shard_of(parameter: Tensor) -> Shard | None:
     from torch.distributed.tensor.placement_types import _StridedShard
 
     mesh = parameter.device_mesh
-    here = local(parameter)
+    here = local_part(parameter)
     positions = [_axis(size, here.device) for size in parameter.shape]
     cuts = {
         axis: placement
@@ -117,13 +117,13 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     return isinstance(tensor, DTensor)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor, detached; writing into it writes there."""
     tensor = tensor.detach()
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def laid_out_like(parameter: Tensor, here: Tensor) -> Tensor:
+def lay_out_like(parameter: Tensor, here: Tensor) -> Tensor:
     """Return what is here as a part of a tensor that is distributed as the parameter is."""
     if not is_sharded(parameter):
         return here
@@ -139,7 +139,7 @@ def laid_out_like(parameter: Tensor, here: Tensor) -> Tensor:
     )
 
 
-def total(counts: Tensor, shard: Shard | None) -> Tensor:
+def sum_shards(counts: Tensor, shard: Shard | None) -> Tensor:
     """Return the counts added up over the parts of a tensor."""
     for group in shard.groups if shard else ():
         assert shard is not None
@@ -148,28 +148,29 @@ def total(counts: Tensor, shard: Shard | None) -> Tensor:
     return counts
 
 
-def totals(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
+def sum_by_tensor(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
     """Return a row for each tensor: its counts added up over its parts, one message a layout."""
     by_layout: dict[tuple[ProcessGroup, ...], list[int]] = {}
     for row, (_, shard) in enumerate(counts):
         by_layout.setdefault(shard.groups if shard else (), []).append(row)
     table = torch.stack([count for count, _ in counts])
     for rows in by_layout.values():
-        table[rows] = total(table[rows], counts[rows[0]][1]).cpu()
+        table[rows] = sum_shards(table[rows], counts[rows[0]][1]).cpu()
     return table
 
 
-def total_of_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
+def sum_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
     """Return the counts added up over tensors and their parts, in one message a layout."""
     by_layout: dict[tuple[ProcessGroup, ...], tuple[Tensor, Shard | None]] = {}
     for count, shard in counts:
         layout = shard.groups if shard else ()
         before = by_layout.get(layout)
         by_layout[layout] = (count if before is None else before[0] + count, shard)
-    return torch.stack([total(count, shard).cpu() for count, shard in by_layout.values()]).sum(0)
+    sums = [sum_shards(count, shard).cpu() for count, shard in by_layout.values()]
+    return torch.stack(sums).sum(0)
 
 
-def add_up_replicas(tensors: Iterable[Tensor]) -> None:
+def sum_replicas(tensors: Iterable[Tensor]) -> None:
     """Add up, in place, what the processes have gathered from different data.
 
     One message for each device and type. Every process of the default group is taken for a replica.
@@ -187,21 +188,10 @@ def add_up_replicas(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(summed.view_as(tensor))
 
 
-def gathered(mask: Tensor, shard: Shard | None) -> Tensor:
+def gather_mask(mask: Tensor, shard: Shard | None) -> Tensor:
     """Return the whole of a mask on every process."""
     if shard is None:
         return mask
     whole = torch.zeros(math.prod(shard.shape), dtype=torch.uint8, device=mask.device)
     whole[shard.indices().flatten()] = mask.flatten().to(torch.uint8)
-    return total(whole, shard).bool().view(shard.shape)
-
-
-def reshard(model: nn.Module) -> None:
-    """Let FSDP2 modules show the parameters that are trained: a forward alone leaves others."""
-    if not torch.distributed.is_available():
-        return
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    return sum_shards(whole, shard).bool().view(shard.shape)

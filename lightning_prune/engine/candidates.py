@@ -1,0 +1,190 @@
+"""Candidates: every parameter of a model, with the reason why it is pruned or stays dense."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from lightning_prune.engine.groups import Group
+from lightning_prune.models.prunable import Found, find_parameters, output_axis, why_unusual
+from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.masks import Mask
+from lightning_prune.tensors.shards import local_part, shard_of
+
+_LISTED_NAMES = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The tensors that are pruned, and the reasons why the others stay dense.
+
+    Args:
+        names: All parameters, in the order of the model.
+        tensors: The tensors to prune, in that order.
+        dense: For every other parameter the reason, by name; also for a parameter whose channels
+            stay dense while their inputs are pruned.
+        may_grow: Whether dense parameters may join later: when they are unfrozen, initialized or
+            given to an optimizer.
+        groups: The groups of these tensors.
+        weights: Number of entries of all parameters.
+    """
+
+    names: tuple[str, ...] = ()
+    tensors: tuple[PrunedTensor, ...] = ()
+    dense: Mapping[str, str] = field(default_factory=dict)
+    may_grow: bool = False
+    groups: tuple[Group, ...] = ()
+    weights: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A parameter, and whether it is to be pruned.
+
+    Args:
+        name: Its first name.
+        names: All its names.
+        parameter: The parameter itself.
+        owner: The module where it hangs, under its first name.
+        glob: The glob that decides on it; empty if none matches.
+        sparsity: Its final sparsity; 0 if it has none.
+        optimizer: Index of the optimizer that owns it; -1 for none.
+        why_dense: Why it is not chosen; None if it is.
+        why_unready: Why it could not be pruned now, chosen or not; None if it could.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    parameter: nn.Parameter
+    owner: nn.Module
+    glob: str
+    sparsity: float
+    optimizer: int
+    why_dense: str | None
+    why_unready: str | None
+
+    def tensor(self) -> PrunedTensor:
+        """Return the parameter under pruning; the criterion scores it only if it is chosen."""
+        return PrunedTensor(
+            name=self.name,
+            parameter=self.parameter,
+            owner=self.owner,
+            sparsity=self.sparsity,
+            glob=self.glob,
+            optimizer=self.optimizer,
+            output_axis=output_axis(self.parameter, self.owner),
+            mask=Mask(torch.tensor(True), local_part(self.parameter)),
+            shard=shard_of(self.parameter),
+            is_scored=self.why_dense is None,
+        )
+
+
+def find_candidates(
+    module: nn.Module, optimizers: Sequence[Optimizer], sparsity: Mapping[str, float | None]
+) -> list[Candidate]:
+    """Return every parameter with the glob that decides on it, in the order of the model.
+
+    Args:
+        module: The model.
+        optimizers: The optimizers that train it.
+        sparsity: Final sparsity, or None for dense, by glob.
+
+    Raises:
+        ValueError: If a glob matches nothing, or only parameters that are not floating-point.
+    """
+    owner_of = {
+        id(parameter): index
+        for index, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    found = find_parameters(module)
+    unusual = {name: why_unusual(*place) for name, place in found.items()}
+    deciding = _deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
+    chosen = []
+    for name, (parameter, places) in found.items():
+        glob = deciding.get(name)
+        target = None if glob is None else sparsity[glob]
+        why_dense = None if target is not None else "sparsity null"
+        chosen.append(
+            Candidate(
+                name=name,
+                names=tuple(place.name for place in places),
+                parameter=parameter,
+                owner=places[0].owner,
+                glob=glob or "",
+                sparsity=target or 0.0,
+                optimizer=owner_of.get(id(parameter), -1),
+                why_dense=unusual[name] or "no glob matches" if glob is None else why_dense,
+                why_unready=_why_unready(parameter, owner_of),
+            )
+        )
+    return chosen
+
+
+def count_weights(found: Iterable[Candidate]) -> int:
+    """Count the entries of parameters, without those that have no shape yet."""
+    return sum(each.parameter.numel() for each in found if not is_lazy(each.parameter))
+
+
+def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
+    """Return why a parameter cannot be pruned now, though it is chosen; None if it can."""
+    if is_lazy(parameter):
+        return "not initialized yet"
+    if not parameter.requires_grad:
+        return "frozen"
+    if id(parameter) not in owner_of:
+        return "no optimizer owns it"
+    if parameter.numel() == 0:
+        return "empty"
+    return None
+
+
+def _deciding_globs(
+    found: Found, usual: Sequence[str], sparsity: Mapping[str, float | None]
+) -> dict[str, str]:
+    """Return the last glob that matches each parameter, by its name."""
+    deciding: dict[str, str] = {}
+    for glob in sparsity:
+        matched = _match(glob, usual, found)
+        if not matched and glob != "*":
+            matched = _match(glob, found, found)
+            _check_match(glob, matched, found, usual, sparsity)
+        deciding.update(dict.fromkeys(matched, glob))
+    return deciding
+
+
+def _match(glob: str, names: Iterable[str], found: Found) -> list[str]:
+    return [name for name in names if any(place.matches(glob) for place in found[name][1])]
+
+
+def _check_match(
+    glob: str,
+    matched: Sequence[str],
+    found: Found,
+    usual: Sequence[str],
+    sparsity: Mapping[str, float | None],
+) -> None:
+    """Raise ValueError if a glob matches nothing, or only parameters that are no floats."""
+    given = f"sparsity={{{glob!r}: {as_yaml(sparsity[glob])}}}"
+    if not matched:
+        raise ValueError(
+            f"need a glob that matches a parameter or module, got {given}; prunable by default are "
+            f"{_listed(usual)}"
+        )
+    parameters = [found[name][0] for name in matched]
+    if not any(is_lazy(each) or each.is_floating_point() for each in parameters):
+        raise ValueError(
+            f"need floating-point parameters, got {given} for {_listed(matched)} of "
+            f"{parameters[0].dtype}"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_LISTED_NAMES])
+    rest = len(names) - _LISTED_NAMES
+    return f"{shown} and {rest} more" if rest > 0 else shown or "none"

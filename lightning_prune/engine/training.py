@@ -1,0 +1,342 @@
+"""One training under pruning: its tensors, its due points, and the hooks on its optimizers."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune.engine.checkpoint import refuse_foreign_masks, restore_tensor
+from lightning_prune.engine.due_points import DuePoints
+from lightning_prune.engine.enrolment import Enrolment, enroll
+from lightning_prune.engine.optimizers import ownership
+from lightning_prune.engine.selection import select
+from lightning_prune.engine.update import Due, update_masks
+from lightning_prune.engine.zero_keeper import ZeroKeeper
+from lightning_prune.recipe.clocks import Clock
+from lightning_prune.recipe.recipe import Recipe
+from lightning_prune.recipe.schedules import Schedule
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.shards import sum_replicas, sum_shards
+
+
+class Training:
+    """One training under pruning. Before `begin` it is empty; after `end` it stays readable.
+
+    A method that raises leaves all as it was.
+
+    Args:
+        recipe: The answers.
+
+    Attributes:
+        enrolment: The tensors that are pruned now.
+        due_points: The completed steps, and the due points that were served.
+        restored: The state that it began with; None for none.
+        updates: Number of updates that were due.
+        changed: Share of each group that the last update changed, by name.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.enrolment = Enrolment()
+        regrow = recipe.regrow.schedule if recipe.regrow else None
+        self.due_points = DuePoints(recipe.schedule, regrow)
+        self.restored: Mapping[str, Any] | None = None
+        self.updates = 0
+        self.changed: dict[str, float] = {}
+        self._model: nn.Module | None = None
+        self._optimizers: list[Optimizer] = []
+        self._is_trial_step: Callable[[Optimizer], bool]
+        self._example: Any = None
+        self._ownership: dict[int, tuple[int, int, int]] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._keepers: list[ZeroKeeper] = []
+
+    @property
+    def is_running(self) -> bool:
+        """Whether hooks are on the optimizers: between `begin` and `end`."""
+        return self._model is not None
+
+    @property
+    def tensors(self) -> tuple[PrunedTensor, ...]:
+        """The tensors that are pruned, in the order of the model."""
+        return self.enrolment.selection.tensors
+
+    def begin(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        *,
+        clocks: Callable[[Schedule], Clock],
+        is_trial_step: Callable[[Optimizer], bool],
+        example: Any,
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        """Choose the tensors, restore a state, and hook the optimizers."""
+        self._model, self._example, self._is_trial_step = model, example, is_trial_step
+        selection = select(model, optimizers, self.recipe, example)
+        if state is not None:
+            refuse_foreign_masks(state, model)
+        self.restored = state
+        self.due_points = DuePoints(
+            self.due_points.schedule,
+            self.due_points.regrow,
+            clocks=clocks,
+            state=state,
+            optimizers=len(optimizers),
+        )
+        enrolment = enroll(
+            self.enrolment,
+            selection,
+            self.recipe,
+            restore=partial(self._restore, steps=self.due_points.steps),
+            is_fresh=self._is_fresh,
+        )
+        self._watch(enrolment)
+        self._optimizers = list(optimizers)
+        try:
+            self._commit(enrolment)
+            self._hook_optimizers()
+        except BaseException:
+            self.end(completed=False)
+            raise
+
+    def follow(self, optimizers: Sequence[Optimizer]) -> None:
+        """Go on with optimizers that were replaced or added; each place keeps its count."""
+        optimizers = list(optimizers)
+        if optimizers == self._optimizers:
+            return
+        steps = self.due_points.steps
+        steps += [0] * (len(optimizers) - len(steps))
+        enrolment = self._enroll(optimizers, steps)
+        self._unhook_optimizers()
+        self._optimizers = optimizers
+        self.due_points.follow(len(optimizers))
+        self._commit(enrolment)
+        self._hook_optimizers()
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Observe and update once a step; mask weights and gradients each time."""
+        index = self.index(optimizer)
+        if ownership(optimizer) != self._ownership[index]:
+            self._select_again(index)
+        if index not in self.due_points.in_step:
+            self._keepers[index].clear()
+            self._observe(optimizer)
+            self.due_points.in_step.add(index)
+        for tensor in self.owned(index):
+            tensor.forget_seen()  # LBFGS has seen the same inputs again
+        self._keepers[index].before_step()
+
+    def update(self, optimizer: Optimizer) -> bool:
+        """Bring the masks to what is due; return whether a due point was passed."""
+        index, points = self.index(optimizer), self.due_points
+        if points.is_over(index):
+            return False
+        pruning, regrowing = points.next_pruning(index), points.next_regrowth(index)
+        if pruning is None and regrowing is None:
+            return False
+        regrow, was_due_before = self.recipe.regrow, points.was_pruned(index, pruning)
+        due = Due(
+            pruned=None if pruning is None else self.recipe.schedule(pruning),
+            exchanged=regrow.share_at(regrowing) if regrow and regrowing is not None else None,
+            was_due_before=was_due_before,
+        )
+        pools = [pool for pool in self.enrolment.pools if pool.optimizer == index]
+        update_masks(self.recipe, pools, optimizer, due)
+        points.note_served(index, pruning, regrowing)
+        is_new = regrowing is not None or (pruning is not None and not was_due_before)
+        changed = {group.name: group.changed for pool in pools for group in pool.groups}
+        self._note_update(index, changed, is_new=is_new)
+        return is_new
+
+    def end(self, *, completed: bool) -> list[str]:
+        """Take all hooks away and mask; return the tensors whose pruned weights were not 0."""
+        self._unhook_optimizers()
+        self._model = None
+        revived = []
+        for tensor in self.tensors:
+            tensor.remove_hooks()
+            if completed:
+                alive = (tensor.weights != 0) & ~tensor.mask.kept
+                if sum_shards(alive.sum(), tensor.shard):
+                    revived.append(tensor.name)
+            tensor.mask.apply(tensor.weights)
+        return revived
+
+    def owned(self, index: int) -> Iterator[PrunedTensor]:
+        """Yield the tensors that an optimizer owns."""
+        return (tensor for tensor in self.tensors if tensor.optimizer == index)
+
+    def index(self, optimizer: Optimizer) -> int:
+        """Return the place of an optimizer among those given.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        for index, known in enumerate(self._optimizers):
+            if known is optimizer:
+                return index
+        raise ValueError("need one of the optimizers given to attach(), got another one")
+
+    # -- enrolment ---------------------------------------------------------------------------------
+
+    def _enroll(self, optimizers: Sequence[Optimizer], steps: Sequence[int]) -> Enrolment:
+        """Look again which tensors are pruned."""
+        assert self._model is not None
+        enrolment = enroll(
+            self.enrolment,
+            select(self._model, optimizers, self.recipe, self._example),
+            self.recipe,
+            restore=partial(self._restore, steps=steps),
+            is_fresh=self._is_fresh,
+        )
+        self._watch(enrolment)
+        return enrolment
+
+    def _select_again(self, index: int) -> None:
+        """Take up tensors that this optimizer has gained; they are due at once."""
+        assert self._model is not None
+        if self.restored is not None:  # a lazy layer has a shape only now
+            refuse_foreign_masks(self.restored, self._model)
+        self._commit(self._enroll(self._optimizers, self.due_points.steps))
+        self._renew_keepers()
+        self._ownership[index] = ownership(self._optimizers[index])
+        self.due_points.look_again(index)
+
+    def _is_fresh(self, tensor: PrunedTensor) -> bool:
+        """Whether there is no restored mask for a tensor."""
+        return self.restored is None or tensor.name not in self.restored["masks"]
+
+    def _restore(self, tensor: PrunedTensor, *, steps: Sequence[int]) -> None:
+        """Give a new tensor the count of its owner, and its restored mask and state."""
+        tensor.step = steps[tensor.optimizer]
+        if self.restored is not None:
+            restore_tensor(tensor, self.restored)
+
+    def _watch(self, enrolment: Enrolment) -> None:
+        """Let the criterion hook the tensors that it does not watch yet; none if it raises."""
+        watched: list[PrunedTensor] = []
+        try:
+            for tensor in enrolment.selection.tensors:
+                is_over = self.due_points.is_over(tensor.optimizer)
+                if tensor.is_scored and not tensor.hooks and not is_over:
+                    watched.append(tensor)
+                    tensor.hooks = self.recipe.criterion.watch(tensor)
+        except BaseException:
+            for tensor in watched:
+                tensor.remove_hooks()
+            raise
+
+    def _commit(self, enrolment: Enrolment) -> None:
+        """Go on with other tensors: mask the new ones, and leave alone those that are gone."""
+        before, after = set(self.tensors), set(enrolment.selection.tensors)
+        self.enrolment = enrolment
+        for tensor in before - after:
+            tensor.remove_hooks()
+        for tensor in after - before:
+            tensor.mask.apply(tensor.weights)
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _observe(self, optimizer: Optimizer) -> None:
+        """Let the criterion observe, and update the masks; all is as before if either raises."""
+        tensors = [tensor for tensor in self.owned(self.index(optimizer)) if tensor.is_scored]
+        sum_replicas(value for tensor in tensors for value in tensor.seen.values())
+        before = {tensor: tensor.state for tensor in tensors}
+        try:
+            for tensor in tensors:
+                tensor.state = self.recipe.criterion.observe(tensor, tensor.state)
+            self.update(optimizer)
+        except BaseException:
+            for tensor, state in before.items():
+                tensor.state = state
+            raise
+
+    def _note_update(self, index: int, changed: dict[str, float], *, is_new: bool) -> None:
+        """Note the changes of an update, and let go of what no later update needs."""
+        updated = is_new or any(changed.values())  # else this is a resume, and gathering goes on
+        if updated:
+            self.updates += 1
+            self.changed = changed
+        for tensor in self.owned(index):
+            if updated and self.recipe.criterion.resets_at_update:
+                tensor.state = {}
+            if tensor.hooks and self.due_points.is_over(index):
+                tensor.remove_hooks()
+                tensor.state = {}
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        index = self.index(optimizer)
+        if index in self.due_points.in_step:
+            self.due_points.complete_step(index)
+        elif not self._is_trial_step(optimizer):
+            raise RuntimeError(
+                "need before_step(optimizer) between backward() and step(), got a step without it; "
+                "in a LightningModule, step what self.optimizers() returns"
+            )
+        else:
+            for tensor in self.owned(index):
+                tensor.forget_seen()
+        self._keepers[index].after_step()
+        step = self.due_points.steps[index]
+        for tensor in self.owned(index):
+            tensor.step = step
+
+    def _hook_optimizers(self) -> None:
+        self._renew_keepers()
+        for index, optimizer in enumerate(self._optimizers):
+            self._ownership[index] = ownership(optimizer)
+            # Compiled optimizers would trace the hook and recompile at each step.
+            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+            self._hooks.append(optimizer.register_step_post_hook(hook))
+
+    def _unhook_optimizers(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for keeper in self._keepers:
+            keeper.remove()
+        self._hooks, self._keepers = [], []
+
+    def _renew_keepers(self) -> None:
+        """Look again which optimizer trains what; another than the owner may hold a parameter."""
+        for keeper in self._keepers:
+            keeper.remove()
+        self._keepers = [
+            ZeroKeeper(optimizer, self.tensors, index)
+            for index, optimizer in enumerate(self._optimizers)
+        ]
+
+    # -- targets -----------------------------------------------------------------------------------
+
+    def share(self, index: int) -> float:
+        """Return the fraction of the final sparsity that is due since the last due point."""
+        point = self.due_points.last_pruning(index)
+        return 0.0 if point is None else self.recipe.schedule(point)
+
+    def mean_target(self, shares: Callable[[int], float]) -> float:
+        """Return the sparsity of all groups at a share of the final one for each optimizer."""
+        groups = self.enrolment.selection.groups
+        size = sum(group.size for group in groups)
+        due = sum(group.sparsity * shares(group.optimizer) * group.size for group in groups)
+        return due / size if size else 0.0
+
+    def warn_of_early_end(self, stacklevel: int) -> None:
+        """Warn if nothing was pruned, or the schedule did not come to its end."""
+        selection, schedule = self.enrolment.selection, self.recipe.schedule
+        if selection.may_grow and not self.tensors:
+            reasons = ", ".join(f"'{name}' ({why})" for name, why in selection.dense.items())
+            warnings.warn(f"nothing was pruned: {reasons}", stacklevel=stacklevel)
+        owners = {tensor.optimizer for tensor in self.tensors}
+        is_over = all(self.due_points.last_pruning(index) == schedule.end for index in owners)
+        final = self.mean_target(lambda index: 1.0)
+        if final > 0 and not is_over:
+            warnings.warn(
+                f"training stopped before the schedule's end={schedule.end} ({schedule.unit}): "
+                f"reached sparsity {self.enrolment.sparsity:.4f} of {final:.4f}",
+                stacklevel=stacklevel,
+            )

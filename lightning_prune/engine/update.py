@@ -1,0 +1,113 @@
+"""One update of the masks: score, allocate, choose, mask, clear."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_prune.engine.groups import Cut, Group
+from lightning_prune.engine.optimizers import clear_pruned, forget_directions
+from lightning_prune.engine.pools import Pool
+from lightning_prune.engine.scores import ScoreBook
+from lightning_prune.recipe.criteria import Criterion
+from lightning_prune.recipe.recipe import Recipe
+from lightning_prune.recipe.tensor import PrunedTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """What is due in one update.
+
+    Args:
+        pruned: Share of the final sparsity that is due; None if no pruning is.
+        exchanged: Share of the kept atoms that regrowth exchanges; None if it is not due.
+        was_due_before: Whether this pruning was already applied before a resume.
+    """
+
+    pruned: float | None
+    exchanged: float | None = None
+    was_due_before: bool = False
+
+
+def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, due: Due) -> None:
+    """Bring the masks of an optimizer's tensors to what is due.
+
+    Every answer of the user is asked before the first mask changes. So if one raises, all is left
+    as it was.
+
+    Args:
+        recipe: The answers.
+        pools: The pools of this optimizer.
+        optimizer: Its statistics of newly pruned or regrown weights are zeroed.
+        due: What is due.
+    """
+    book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
+    choices: list[tuple[Group, Tensor | Cut]] = []
+    exchanges: list[tuple[Group, Tensor]] = []
+    for pool in pools:
+        chosen = _choose(recipe, pool, due, book)
+        choices += chosen
+        exchanges += _choose_exchanges(recipe, pool, due, book, dict(chosen))
+        book.release(pool.tensors)
+    for pool in pools:
+        for group in pool.groups:
+            group.forget_changes()
+    for group, choice in choices:
+        group.keep(choice)
+    for group, mask in exchanges:
+        group.regrow(mask)
+    _clear([tensor for pool in pools for tensor in pool.tensors], optimizer)
+
+
+def prune_pool(pool: Pool, target: float, criterion: Criterion) -> None:
+    """Bring the masks of one pool to a sparsity, outside a training; weights stay as they are."""
+    if not pool.is_satisfied(target, was_due_before=False):
+        scores = ScoreBook(()).read(pool.tensors, criterion)
+        for group, choice in list(pool.choose(target, scores)):
+            group.keep(choice)
+
+
+def _choose(
+    recipe: Recipe, pool: Pool, due: Due, book: ScoreBook
+) -> list[tuple[Group, Tensor | Cut]]:
+    """Score the tensors of a pool, allocate, and choose the atoms that stay."""
+    if due.pruned is None:
+        return []
+    target = pool.sparsity * due.pruned
+    if pool.is_satisfied(target, was_due_before=due.was_due_before):
+        return []
+    scores = book.read(pool.tensors, _first_criterion(recipe, pool))
+    return list(pool.choose(target, scores))
+
+
+def _choose_exchanges(
+    recipe: Recipe, pool: Pool, due: Due, book: ScoreBook, chosen: dict[Group, Tensor | Cut]
+) -> list[tuple[Group, Tensor]]:
+    """Choose the masks after regrowth, which follows the pruning of the same update."""
+    if recipe.regrow is None or due.exchanged is None:
+        return []
+    found: list[tuple[Group, Tensor]] = []
+    for group in pool.groups:
+        alive = group.alive_after(chosen[group]) if group in chosen else group.alive()
+        if exchanged := group.count_exchanged(alive, due.exchanged):
+            drop = book.read(group.members, recipe.criterion)
+            grow = book.read(group.members, recipe.regrow.criterion)
+            found.append((group, group.choose_exchange(alive, exchanged, drop=drop, grow=grow)))
+    return found
+
+
+def _first_criterion(recipe: Recipe, pool: Pool) -> Criterion:
+    """Return the criterion that prunes: while nothing is pruned, regrowth may name another."""
+    first = recipe.regrow.first if recipe.regrow else None
+    return first if first and pool.is_dense else recipe.criterion
+
+
+def _clear(tensors: Sequence[PrunedTensor], optimizer: Optimizer) -> None:
+    """Zero the weights that have just been pruned, and the statistics of all that has changed."""
+    changed = [tensor for tensor in dict.fromkeys(tensors) if tensor.changes]
+    for tensor in changed:
+        tensor.mask.apply(tensor.weights)
+        clear_pruned(optimizer, tensor.parameter, tensor.mask)
+    if changed:
+        forget_directions(optimizer)

@@ -1,0 +1,39 @@
+"""Clocks: how far a training has come, in the unit of a schedule."""
+
+from collections.abc import Callable
+
+from lightning_prune.recipe.schedules import Schedule
+
+Clock = Callable[[int], float]
+"""From completed steps to the moment in a schedule's unit."""
+
+
+def planned_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | None) -> Clock:
+    """Return the clock of a plain loop; its last planned step serves the schedule's end.
+
+    Args:
+        schedule: The schedule whose unit is read.
+        steps: Planned optimizer steps, if known.
+        steps_per_epoch: Optimizer steps in an epoch, if known.
+
+    Raises:
+        ValueError: If the unit needs a number that is not given, or the plan ends before ``end``.
+    """
+    per_unit = {"step": 1, "epoch": steps_per_epoch, "fraction": steps}[schedule.unit]
+    if not per_unit:
+        argument = {"epoch": "steps_per_epoch", "fraction": "steps"}[schedule.unit]
+        raise ValueError(
+            f"need {argument} with unit='{schedule.unit}', got {argument}={per_unit}; pass it, or "
+            "count in steps: PolynomialSchedule(begin=..., end=..., unit='step')"
+        )
+    if steps is not None and schedule.end * per_unit > steps:
+        raise ValueError(
+            f"need end within the {steps} planned steps, got end={schedule.end} with "
+            f"unit='{schedule.unit}'"
+        )
+
+    def clock(done: int) -> float:
+        last = steps is not None and done + 1 >= steps
+        return max(done / per_unit, schedule.end) if last else done / per_unit
+
+    return clock
