@@ -12,7 +12,7 @@ from lightning_prune import Criterion, PrunedTensor
 class IncreaseCriterion(Criterion):
     """Keep what training has made larger: Zhou et al. (2019), https://arxiv.org/abs/1905.01067."""
 
-    signed: ClassVar[bool] = True  # scores can be negative
+    has_signed_scores: ClassVar[bool] = True  # scores can be negative
 
     def observe(self, tensor: PrunedTensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Remember what the first step began with."""

@@ -57,7 +57,7 @@ class UltralyticsPruning:
             unwrap_model(trainer.model),
             trainer.optimizer,
             clocks=clocks,
-            uncounted=_will_be_skipped,
+            is_trial_step=_will_be_skipped,
         )
         self._hooks = [trainer.optimizer.register_step_pre_hook(self._before_step)]
 
