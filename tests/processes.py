@@ -70,7 +70,6 @@ def _serve(end: Any, rank: int, size: int, port: int) -> None:
         LOCAL_WORLD_SIZE=str(size),
         TORCHELASTIC_RUN_ID="test",  # by which Lightning knows that the processes are there
     )
-    os.environ.pop("PL_GLOBAL_SEED", None)  # what another test has left
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     while True:

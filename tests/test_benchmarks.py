@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from benchmarks import shards
 from benchmarks.memory import recorded, span
@@ -78,6 +80,17 @@ def test_allocations_are_recorded_to_the_byte():
     assert recording.live_after("some") == 8_000
     assert recording.extra("some") == recording.peak("some") - 8_000
     assert recording.allocations("some", 8_000) == 3
+
+
+def test_tensors_without_memory_are_not_counted():
+    before = shards.held_by_tensors()
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    real = torch.ones(3, 5)
+    traced = mode.from_tensor(real, static_shapes=False)  # as a traceback keeps them alive
+    assert isinstance(traced.shape[0], torch.SymInt)
+    meta = torch.empty(7, device="meta")
+    assert meta.is_meta
+    assert shards.held_by_tensors() - before == real.nbytes
 
 
 def traffic():
