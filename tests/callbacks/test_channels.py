@@ -32,7 +32,7 @@ from tests.callbacks.conftest import Classifier, Record
 from tests.callbacks.runs import STEPS, Save, fit
 from tests.callbacks.test_distributed import assert_equal, make_trainer, outcome
 from tests.callbacks.test_distributed import loader as replicas_loader
-from tests.test_oneshot import Model, trainer_with
+from tests.post_training.test_oneshot import Model, trainer_with
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

@@ -18,7 +18,7 @@ from lightning_prune import (
     measure_sensitivity,
 )
 from lightning_prune.sensitivity import check_plot
-from tests.test_oneshot import (
+from tests.post_training.test_oneshot import (
     Gradient,
     Model,
     WeightTimesGradient,

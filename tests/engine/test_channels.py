@@ -25,7 +25,7 @@ from lightning_prune import (
     UniformAllocation,
 )
 from tests.conftest import answers
-from tests.test_pruner import OPTIMIZERS
+from tests.engine.test_pruner import OPTIMIZERS
 
 STEPS = 8
 AT_ONCE = OneShotSchedule(end=0)
