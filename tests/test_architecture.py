@@ -1,11 +1,10 @@
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import lightning_prune
+from tests.commands import run_python
 
 ROOT = Path(lightning_prune.__file__).parent
 FLOORS = {
@@ -117,7 +116,7 @@ def test_the_engine_runs_without_importing_lightning():
         "Pruner().attach(model, optimizer, steps=10)\n"
         "assert 'lightning' not in sys.modules and 'pytorch_lightning' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("-c", code)
 
 
 def test_no_public_name_is_missing():

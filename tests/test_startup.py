@@ -1,11 +1,9 @@
 """Importing the package costs nothing until something of it is asked for."""
 
-import subprocess
-import sys
-
 import pytest
 
 import lightning_prune
+from tests.commands import run_python
 
 TRACING = (
     "_channel_selection",
@@ -20,8 +18,7 @@ TRACING = (
 def imported(statement):
     """Return which modules a statement imports in a new interpreter."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return set(run.stdout.split())
+    return set(run_python("-c", code).stdout.split())
 
 
 def test_the_package_alone_imports_neither_torch_nor_lightning_nor_a_room():

@@ -19,9 +19,10 @@ from lightning_prune import (
 )
 from lightning_prune.cli import PruneArgumentParser, PruneCLI
 from tests.callbacks.conftest import Classifier
+from tests.commands import ROOT
 
 SECTION = "The right best checkpoint"
-PAGE = Path(__file__).parents[2] / "docs" / "works_with.md"
+PAGE = ROOT / "docs" / "works_with.md"
 # Best while dense; of those from epoch 3 on, which are at the final sparsity, epoch 4 is.
 SCORES = [0.99, 0.98, 0.97, 0.5, 0.7, 0.6, 0.4, 0.3]
 ZEROS = round(0.75 * (16 * 32 + 32 * 4))

@@ -54,8 +54,8 @@ from tests.callbacks.runs import (
     frozen,
 )
 from tests.callbacks.test_loops import Gan
+from tests.commands import ROOT
 
-ROOT = Path(__file__).parents[2]
 CRITERIA = {
     "magnitude": MagnitudeCriterion(),
     "random": RandomCriterion(),

@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +6,7 @@ import torch
 import yaml
 
 from lightning_prune import cli
+from tests.commands import run_command
 
 MODULE = """
 import torch
@@ -91,13 +90,8 @@ def main(folder, monkeypatch):
 
 def test_fit_runs_code_of_the_current_directory(folder):
     command = Path(sys.executable).with_name("lightning-prune")
-    run = subprocess.run(
-        [command, "fit", "--config", "recipe.yaml", "--trainer.enable_checkpointing", "true"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "120"},
-    )
+    arguments = ["--config", "recipe.yaml", "--trainer.enable_checkpointing", "true"]
+    run = run_command(command, "fit", *arguments, environment={"COLUMNS": "120"})
     assert "To be pruned" in run.stdout
     assert "0.7500" in run.stdout
     assert "dense (sparsity null): net.bias" in run.stdout

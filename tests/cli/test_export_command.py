@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_prune import cli, load_sparse
-from tests.test_examples import ROOT
+from tests.commands import ROOT
 
 MODULE = """
 import torch

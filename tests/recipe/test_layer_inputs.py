@@ -3,8 +3,6 @@
 import copy
 import io
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from lightning_prune import (
     UnstructuredPattern,
     WandaCriterion,
 )
+from tests.commands import run_python
 
 
 def attached(model, steps=4, end=1, unit="fraction", **recipe):
@@ -246,7 +245,7 @@ def test_a_pickled_model_loads_without_this_package(tmp_path):
         "model(torch.ones(1, 4)).sum().backward()\n"
         "assert 'lightning_prune' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("-c", code, folder=tmp_path)
 
 
 class Functional(nn.Module):
