@@ -10,6 +10,7 @@ import torch
 
 from examples.shapes_data import SHAPES, draw_shapes, to_batch
 from tests.commands import run_python
+from tests.hooks import hooks
 
 needs_ultralytics = pytest.mark.skipif(
     find_spec("ultralytics") is None, reason="needs ultralytics; the README says how it was run"
@@ -121,9 +122,7 @@ def interrupt_and_resume(folder):
         options = {"imgsz": 64, "nms": False, "plots": False, "warmup_epochs": 1, "nbs": 32}
         with suppress(KeyboardInterrupt):
             model.train(epochs=3, **places, **options, **arguments)
-        optimizer = model.trainer.optimizer
-        assert not optimizer._optimizer_step_pre_hooks
-        assert not optimizer._optimizer_step_post_hooks
+        assert not hooks(model.trainer.optimizer)
 
     train("yolo26n.yaml")
     weights = folder / "train" / "weights"

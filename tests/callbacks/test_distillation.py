@@ -20,6 +20,7 @@ from tests.callbacks.conftest import Classifier
 from tests.callbacks.runs import STEPS, Save, fit, frozen
 from tests.callbacks.test_distributed import Net, assert_equal, make_trainer
 from tests.callbacks.test_distributed import loader as shared_loader
+from tests.hooks import hooks
 
 SECTION = "Distillation"
 HIDDEN = 32
@@ -279,15 +280,6 @@ def test_the_teacher_stays_as_it_was_and_outside_of_the_module():
     owned = [p for group in run.trainer.optimizers[0].param_groups for p in group["params"]]
     assert {id(p) for p in owned} == {id(p) for p in model.parameters()}
     assert run.weights.keys() == before.keys()
-
-
-def hooks(model):
-    return [
-        hook
-        for module in model.modules()
-        for place in (module._forward_hooks, module._forward_pre_hooks)
-        for hook in place.values()
-    ]
 
 
 def test_hooks_are_there_only_during_a_training_step(make_trainer, loader):

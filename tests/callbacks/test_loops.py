@@ -26,6 +26,7 @@ from lightning_prune import (
     UniformAllocation,
 )
 from tests.callbacks.conftest import PRUNABLE, Classifier, Record, zeros
+from tests.hooks import hooks
 
 SECTION = "Loops"
 
@@ -369,7 +370,7 @@ def test_a_replaced_optimizer_goes_on_counting(end, make_model, make_trainer, lo
     assert record.sparsities == [0] * int(20 * end) + [0.75] * int(20 * (1 - end))
     assert pruning.pruner.state_dict()["steps"] == [20]
     assert zeros(model) == round(PRUNABLE * 0.75)
-    assert not any(optimizer._optimizer_step_post_hooks for optimizer in old + trainer.optimizers)
+    assert not hooks(*old, *trainer.optimizers)
 
 
 @pytest.mark.works_with(SECTION, "optimizers replaced or added after training began")

@@ -23,6 +23,7 @@ from lightning_prune import (
 )
 from tests.callbacks.conftest import PRUNABLE, Record, zeros
 from tests.commands import run_python
+from tests.hooks import hooks
 
 PAIRS = [
     {"schedule": CosineSchedule(begin=0, end=1), "allocation": UniformAllocation()},
@@ -124,7 +125,7 @@ def test_an_exception_leaves_zeros_and_no_hooks(make_model, make_trainer, loader
     with pytest.raises(KeyError):
         trainer.fit(model, loader)
     assert zeros(model) == round(PRUNABLE * pruning.sparsity) > 0
-    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+    assert not hooks(*trainer.optimizers)
 
 
 class Configured(LightningModule):

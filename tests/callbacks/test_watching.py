@@ -8,7 +8,7 @@ from lightning_prune import OneShotSchedule, PruningCallback, WandaCriterion
 from tests.callbacks.conftest import Classifier
 from tests.callbacks.test_loops import LateFinder, Tuned
 from tests.callbacks.test_precision import half_precision
-from tests.recipe.test_layer_inputs import hooks
+from tests.hooks import hooks
 
 
 class Watched(Callback):

@@ -17,6 +17,7 @@ from lightning_prune import (
     prune_once,
 )
 from tests.conftest import answers
+from tests.hooks import registered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +105,6 @@ def state_of(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def hooks_of(model):
-    kinds = [name for name in vars(model) if "hooks" in name]
-    return [len(getattr(module, kind)) for module in model.modules() for kind in kinds]
-
-
 def test_magnitudes_need_no_training_batch():
     model = Model()
     callback = PruningCallback(sparsity=0.75, allocation=UniformAllocation())
@@ -124,7 +120,7 @@ def test_magnitudes_need_no_training_batch():
 def test_only_what_is_pruned_changes(kind, train_mode):
     model = kind()
     model.net[0].eval()
-    before, hooks = state_of(model), hooks_of(model)
+    before, hooks = state_of(model), registered(model)
     modes = [module.training for module in model.modules()]
     callback = PruningCallback(sparsity=0.5, criterion=WeightTimesGradient())
     torch.manual_seed(3)
@@ -139,17 +135,17 @@ def test_only_what_is_pruned_changes(kind, train_mode):
         assert torch.equal(tensor, before[name] * masks.get(name, 1)), name
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert hooks_of(model) == hooks
+    assert registered(model) == hooks
 
 
 @pytest.mark.parametrize("criterion", answers(Criterion))
 def test_every_criterion_prunes_without_training(criterion):
     model = Model()
-    hooks, modes = hooks_of(model), [module.training for module in model.modules()]
+    hooks, modes = registered(model), [module.training for module in model.modules()]
     callback = PruningCallback(sparsity=0.5, criterion=criterion(), allocation=UniformAllocation())
     report = prune_once(trainer_with(callback), model, batches=3)
     assert report.pruner.sparsity == 0.5
-    assert hooks_of(model) == hooks
+    assert registered(model) == hooks
     assert [module.training for module in model.modules()] == modes
 
 

@@ -18,11 +18,11 @@ from lightning_prune import (
     measure_sensitivity,
 )
 from lightning_prune.sensitivity import check_plot
+from tests.hooks import registered
 from tests.post_training.test_oneshot import (
     Gradient,
     Model,
     WeightTimesGradient,
-    hooks_of,
     state_of,
     trainer_with,
 )
@@ -91,7 +91,7 @@ def test_the_model_is_unchanged(criterion, train_mode):
     model = Model()
     model.net[1].eval()
     model.net[0].weight.data[0] = -0.0
-    before, hooks = state_of(model), hooks_of(model)
+    before, hooks = state_of(model), registered(model)
     modes = [module.training for module in model.modules()]
     bits = model.net[0].weight.signbit()
     callback = PruningCallback(criterion=criterion)
@@ -105,7 +105,7 @@ def test_the_model_is_unchanged(criterion, train_mode):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(model.net[0].weight.signbit(), bits)
     assert [module.training for module in model.modules()] == modes
-    assert hooks_of(model) == hooks
+    assert registered(model) == hooks
     assert all(parameter.grad is None for parameter in model.parameters())
     assert len(set(sensitivity.metrics["net.4.weight"].values())) > 1
     assert len(model.modes) == (2 if criterion else 0)

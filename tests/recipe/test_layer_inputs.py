@@ -20,6 +20,7 @@ from lightning_prune import (
     WandaCriterion,
 )
 from tests.commands import run_python
+from tests.hooks import hooks, registered
 
 
 def attached(model, steps=4, end=1, unit="fraction", **recipe):
@@ -172,10 +173,6 @@ def test_what_has_been_seen_is_forgotten_at_an_update():
     assert torch.allclose(squares(pruner), batches[2].square().sum(0))
 
 
-def hooks(model):
-    return [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
-
-
 def test_hooks_are_there_while_updates_are_to_come():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     optimizer, pruner = attached(model, steps=3, end=2, unit="step")
@@ -184,7 +181,7 @@ def test_hooks_are_there_while_updates_are_to_come():
         step(model, optimizer, pruner, torch.randn(3, 4))
         assert len(hooks(model)) == left
     assert pruner.state_dict()["observed"] == {"0.weight": {}, "1.weight": {}}
-    assert not any(m._forward_pre_hooks_with_kwargs for m in model.modules())
+    assert not registered(model)
     pruner.detach()
     pruner.attach(model, optimizer, steps=3)
     assert len(hooks(model)) == 2

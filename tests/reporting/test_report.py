@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_prune import Latency, NMPattern, report
 from lightning_prune._latency import Contest, compared
+from tests.hooks import registered
 
 
 def counted(module, example, **arguments):
@@ -415,19 +416,13 @@ def test_shards_are_refused():
 
 
 def state(module):
-    hooks = [name for name in vars(module) if "hooks" in name]
     return {
         "tensors": {name: tensor.clone() for name, tensor in module.state_dict().items()},
         "gradients": {n: p.grad.clone() for n, p in module.named_parameters()},
         "frozen": [p.requires_grad for p in module.parameters()],
         "identities": [id(p) for p in module.parameters()],
         "modes": [m.training for m in module.modules()],
-        "hooks": [
-            {key: id(hook) for key, hook in (getattr(m, name) or {}).items()}
-            for m in module.modules()
-            for name in hooks
-            if isinstance(getattr(m, name), dict)
-        ],
+        "hooks": [id(hook) for hook in registered(module)],
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state()[1],  # noqa: NPY002
         "python": random.getstate(),
