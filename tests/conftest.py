@@ -11,6 +11,8 @@ from lightning_prune import _channel_selection
 from lightning_prune._coupling import Coupling
 from tests.processes import processes
 
+pytest.register_assert_rewrite("tests.callbacks.replicas")
+
 _COUPLINGS: dict[str, Coupling] = {}
 
 # A busy machine is no reason to fail.

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from lightning_prune import DistillationCallback, PruningCallback, cli
 from tests.callbacks.conftest import Classifier
+from tests.callbacks.replicas import Net, assert_equal, make_trainer
+from tests.callbacks.replicas import loader as shared_loader
 from tests.callbacks.runs import STEPS, Save, fit, frozen
-from tests.callbacks.test_distributed import Net, assert_equal, make_trainer
-from tests.callbacks.test_distributed import loader as shared_loader
 from tests.hooks import hooks
 
 SECTION = "Distillation"

@@ -19,8 +19,7 @@ from lightning_prune import (
     Rewind,
 )
 from tests.callbacks.conftest import Classifier
-from tests.callbacks.runs import BATCHES, STEPS, SaliencySum, Save, dataset, fit, frozen
-from tests.callbacks.test_distributed import (
+from tests.callbacks.replicas import (
     Net,
     Sharded,
     assert_equal,
@@ -29,6 +28,7 @@ from tests.callbacks.test_distributed import (
     make_trainer,
     outcome,
 )
+from tests.callbacks.runs import BATCHES, STEPS, SaliencySum, Save, dataset, fit, frozen
 from tests.callbacks.test_loops import Gan
 
 ROUNDS = (4, 8, 12)
