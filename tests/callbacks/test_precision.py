@@ -14,6 +14,7 @@ from lightning_prune import (
     PruningCallback,
 )
 from tests.callbacks.conftest import PRUNABLE, Classifier, Record, zeros
+from tests.callbacks.models import half_precision
 
 SECTION = "Precision and compilation"
 
@@ -37,12 +38,6 @@ def test_every_precision_lands_exactly_and_holds_its_zeros(
     assert model.net[0].weight.dtype == dtype
     assert zeros(model) == round(PRUNABLE * 0.75)
     assert record.sparsities == sorted(record.sparsities)
-
-
-def half_precision():
-    """Sixteen bits with a scale so huge that the first steps are skipped."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
-    return MixedPrecision("16-mixed", device="cpu", scaler=scaler)
 
 
 @dataclass(frozen=True, kw_only=True)

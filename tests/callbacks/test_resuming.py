@@ -43,6 +43,7 @@ from lightning_prune import (
     WandaCriterion,
 )
 from tests.callbacks.conftest import Classifier
+from tests.callbacks.models import Gan
 from tests.callbacks.runs import (
     BATCHES,
     EPOCHS,
@@ -53,7 +54,6 @@ from tests.callbacks.runs import (
     fit,
     frozen,
 )
-from tests.callbacks.test_loops import Gan
 from tests.commands import ROOT
 
 CRITERIA = {

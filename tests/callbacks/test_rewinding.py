@@ -19,6 +19,7 @@ from lightning_prune import (
     Rewind,
 )
 from tests.callbacks.conftest import Classifier
+from tests.callbacks.models import Gan
 from tests.callbacks.replicas import (
     Net,
     Sharded,
@@ -29,7 +30,6 @@ from tests.callbacks.replicas import (
     outcome,
 )
 from tests.callbacks.runs import BATCHES, STEPS, SaliencySum, Save, dataset, fit, frozen
-from tests.callbacks.test_loops import Gan
 
 ROUNDS = (4, 8, 12)
 in_steps = MultiStepSchedule(milestones=ROUNDS, unit="step")
