@@ -11,7 +11,7 @@ from lightning_prune import _channel_selection
 from lightning_prune._coupling import Coupling
 from tests.processes import processes
 
-pytest.register_assert_rewrite("tests.callbacks.replicas")
+pytest.register_assert_rewrite("tests.callbacks.replicas", "tests.commands")
 
 _COUPLINGS: dict[str, Coupling] = {}
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,14 @@ def make_model() -> Callable[..., Classifier]:
             return Classifier(**kwargs)
 
     return make
+
+
+@pytest.fixture
+def teacher(make_model: Callable[..., Classifier], tmp_path: Path) -> Path:
+    """A checkpoint of other weights than those that training begins with."""
+    path = tmp_path / "teacher.pt"
+    torch.save(make_model(seed=7).state_dict(), path)
+    return path
 
 
 @pytest.fixture
