@@ -1,78 +1,22 @@
-import re
-import sys
+"""Which models are considered for the best, and which sparsities are refused."""
+
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
-from torch import nn
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
-from lightning_prune import (
-    OneShotSchedule,
-    PolynomialSchedule,
-    PruningCallback,
-    SparsityCheckpoint,
-)
-from lightning_prune.cli import PruneArgumentParser, PruneCLI
-from tests.callbacks.conftest import Classifier
-from tests.commands import ROOT
+from lightning_prune import OneShotSchedule, PolynomialSchedule, PruningCallback, SparsityCheckpoint
+from tests.callbacks.best_models import ZEROS, best, epochs, works_with, zeros
 
-SECTION = "The right best checkpoint"
-PAGE = ROOT / "docs" / "works_with.md"
-# Best while dense; of those from epoch 3 on, which are at the final sparsity, epoch 4 is.
-SCORES = [0.99, 0.98, 0.97, 0.5, 0.7, 0.6, 0.4, 0.3]
-ZEROS = round(0.75 * (16 * 32 + 32 * 4))
-
-
-def works_with(case, **kwargs):
-    return pytest.mark.works_with(SECTION, case, **kwargs)
-
-
-def scores(values=SCORES):
-    """Validation's scores, epoch by epoch."""
-    return LambdaCallback(
-        on_validation_epoch_end=lambda trainer, module: module.log(
-            "score", values[trainer.current_epoch]
-        )
-    )
-
-
-@pytest.fixture
-def fit(make_model, make_trainer, loader, tmp_path):
-    """Train six epochs, of which the first three are not at the final sparsity."""
-
-    def run(*callbacks, pruning=None, fit_kwargs=None, model=None, **kwargs):
-        pruning = pruning or PruningCallback(
-            sparsity=0.75, schedule=PolynomialSchedule(begin=0, end=3, unit="epoch", power=1)
-        )
-        trainer = make_trainer(
-            pruning,
-            scores(),
-            *callbacks,
-            **{"max_epochs": 6, "enable_checkpointing": True, **kwargs},
-        )
-        trainer.fit(model or make_model(), loader, loader, **(fit_kwargs or {}))
-        return trainer
-
-    return run
-
-
-def zeros(path) -> int:
-    state = torch.load(path, weights_only=True)["state_dict"]
-    return sum(int((value == 0).sum()) for name, value in state.items() if name.endswith("weight"))
-
-
-def epochs(folder) -> list[int]:
-    found = (re.match(r"epoch=(\d+)", path.name) for path in Path(folder).glob("*.ckpt"))
-    return sorted(int(match[1]) for match in found if match)
-
-
-def best(**kwargs) -> SparsityCheckpoint:
-    return SparsityCheckpoint(**{"monitor": "score", "mode": "max", **kwargs})
+TRIGGERS = {
+    "every_n_epochs": {"every_n_epochs": 2},
+    "every_n_train_steps": {"every_n_train_steps": 2},
+    "train_time_interval": {"train_time_interval": timedelta(0)},
+    "save_on_train_epoch_end": {"save_on_train_epoch_end": True},
+    "after validation": {"save_on_train_epoch_end": False},
+}
 
 
 @works_with("the best model is the best of those at the final sparsity")
@@ -177,126 +121,6 @@ def test_a_score_of_training_counts_at_once(fit, tmp_path):
     assert steps == [35, 40, 45, 50, 55, 60]
 
 
-@works_with("`save_last`: `last.ckpt` is there from the first save on, and resumes")
-@pytest.mark.parametrize("save_last", [True, "link"])
-def test_the_last_is_written_whether_sparse_or_not(save_last, fit, make_model, tmp_path):
-    last, seen = tmp_path / "best" / "last.ckpt", []
-
-    def look(trainer, module):
-        if trainer.current_epoch:
-            state = torch.load(last, weights_only=True)
-            seen.append((state["epoch"], zeros(last)))
-
-    def stop(trainer, module):
-        if trainer.current_epoch == 2:
-            raise KeyError("on purpose")
-
-    whole, second = make_model(), make_model(seed=1)
-    kwargs = {"save_last": save_last}
-    look_at = LambdaCallback(on_train_epoch_start=look)
-    fit(best(dirpath=tmp_path / "best", **kwargs), look_at, model=whole)
-    assert [epoch for epoch, _ in seen] == [0, 1, 2, 3, 4]
-    assert seen[0][1] < seen[2][1] < seen[3][1] == ZEROS
-    assert torch.load(last, weights_only=True)["epoch"] == 5
-    assert epochs(last.parent) == [4]
-    assert torch.load(next(last.parent.glob("epoch=4*")), weights_only=True)["epoch"] == 4
-
-    with pytest.raises(KeyError):
-        fit(best(dirpath=tmp_path / "cut", **kwargs), LambdaCallback(on_train_epoch_start=stop))
-    cut = {"ckpt_path": tmp_path / "cut" / "last.ckpt"}
-    fit(best(dirpath=tmp_path / "cut", **kwargs), model=second, fit_kwargs=cut)
-    assert epochs(tmp_path / "cut") == [4]
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name])
-
-
-@pytest.mark.filterwarnings("ignore:training stopped", "ignore:SparsityCheckpoint has considered")
-def test_a_linked_last_never_overwrites_the_best_that_it_links_to(fit, tmp_path):
-    first = best(dirpath=tmp_path, save_last="link", enable_version_counter=False)
-    fit(first, max_epochs=5)
-    assert (tmp_path / "last.ckpt").is_symlink()
-    again = best(dirpath=tmp_path, save_last="link", enable_version_counter=False)
-    fit(again, LambdaCallback(on_train_epoch_start=lambda t, _: setattr(t, "should_stop", True)))
-    assert not (tmp_path / "last.ckpt").is_symlink()
-    assert torch.load(first.best_model_path, weights_only=True)["epoch"] == 4
-
-
-@works_with("`save_on_exception` saves any model")
-def test_an_exception_saves_a_dense_model_for_resuming(fit, tmp_path):
-    def fail(trainer, module):
-        if trainer.global_step == 10:
-            raise KeyError("on purpose")
-
-    # At the very step of a save that was left out, too.
-    sparse = best(dirpath=tmp_path, save_on_exception=True, monitor=None, every_n_train_steps=10)
-    with pytest.raises(KeyError):
-        fit(sparse, LambdaCallback(on_validation_start=fail))
-    (saved,) = tmp_path.glob("*.ckpt")
-    assert torch.load(saved, weights_only=True)["global_step"] == 10
-
-
-@works_with("a resumed run keeps the best models that it had")
-def test_resuming_keeps_the_best_models(fit, tmp_path):
-    first = best(save_top_k=2, save_last=True, dirpath=tmp_path)
-    fit(first)
-    resumed = best(save_top_k=2, save_last=True, dirpath=tmp_path)
-    fit(resumed, max_epochs=8, fit_kwargs={"ckpt_path": tmp_path / "last.ckpt"})
-    assert resumed.best_k_models == first.best_k_models
-    assert resumed.best_model_path == first.best_model_path
-    assert epochs(tmp_path) == [4, 5]
-
-
-@works_with("two with different sparsities, and a plain `ModelCheckpoint` beside them")
-def test_each_of_several_is_resumed_by_its_own(fit, tmp_path):
-    def make():
-        return [
-            best(dirpath=tmp_path / "final"),
-            best(dirpath=tmp_path / "half", sparsity=0.4),
-            ModelCheckpoint(tmp_path / "plain", monitor="score", mode="max", save_last=True),
-        ]
-
-    first, resumed = make(), make()
-    assert len({callback.state_key for callback in first}) == 3
-    fit(*first)
-    last = torch.load(tmp_path / "plain" / "last.ckpt", weights_only=True)
-    assert {callback.state_key for callback in first} <= set(last["callbacks"])
-    folders = [epochs(tmp_path / name) for name in ("final", "half", "plain")]
-    assert folders[0] == [4]
-    assert folders[2] == [0]
-    assert 0 < folders[1][0] < 3
-    trainer = fit(*first[:2])
-    trainer.save_checkpoint(tmp_path / "end.ckpt")
-    fit(*resumed[:2], max_epochs=7, fit_kwargs={"ckpt_path": tmp_path / "end.ckpt"})
-    for one, other in zip(first[:2], resumed[:2], strict=True):
-        assert other.best_model_path == one.best_model_path != ""
-
-
-class Checked(Classifier):
-    """Can be tested."""
-
-    def test_step(self, batch, batch_idx):
-        self.validation_step(batch, batch_idx)
-
-
-class Level(Checked):
-    """Is never better than it was."""
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_acc", 0.5)
-
-
-@works_with('`trainer.test(ckpt_path="best")` takes the sparse one')
-def test_the_trainer_tests_the_sparse_best(fit, make_model, loader, tmp_path):
-    model, sparse = Checked(), best(dirpath=tmp_path)
-    trainer = fit(sparse, model=model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(1.0)
-    trainer.test(model, loader, ckpt_path="best", verbose=False)
-    assert epochs(tmp_path) == [4]
-    assert sum(int((m.weight == 0).sum()) for m in model.net if isinstance(m, nn.Linear)) == ZEROS
-
-
 @works_with("a sparsity out of [0, 1]", refused=True)
 @pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan")])
 def test_a_sparsity_out_of_range_is_refused(sparsity):
@@ -393,106 +217,3 @@ def test_a_second_fit_is_judged_alone(fit, tmp_path):
 
 def test_a_trial_run_does_not_warn(fit):
     fit(best(), fast_dev_run=3)
-
-
-@works_with("LightningCLI YAML with the arguments of `ModelCheckpoint`")
-def test_a_config_takes_every_argument_of_a_model_checkpoint(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["lightning-prune"])
-    arguments = {
-        "sparsity": 0.8,
-        "dirpath": str(tmp_path),
-        "filename": "{epoch}-{sparsity:.2f}",
-        "monitor": "val_loss",
-        "verbose": True,
-        "save_last": "link",
-        "save_top_k": 2,
-        "save_on_exception": True,
-        "save_weights_only": True,
-        "mode": "max",
-        "auto_insert_metric_name": False,
-        "every_n_train_steps": None,
-        "train_time_interval": "0:10:00",
-        "every_n_epochs": None,
-        "save_on_train_epoch_end": False,
-        "enable_version_counter": False,
-    }
-
-    def parse(name="SparsityCheckpoint", **more):
-        callbacks = [
-            {"class_path": "lightning_prune.PruningCallback"},
-            {"class_path": name, "init_args": arguments | more},
-        ]
-        config = tmp_path / "config.yaml"
-        trainer = {"accelerator": "cpu", "logger": False, "callbacks": callbacks}
-        config.write_text(yaml.safe_dump({"trainer": trainer}))
-        return cli("--config", str(config))
-
-    def cli(*args):
-        return PruneCLI(
-            Classifier,
-            args=list(args),
-            run=False,
-            seed_everything_default=False,
-            parser_class=PruneArgumentParser,
-        )
-
-    for name in ("SparsityCheckpoint", "lightning_prune.SparsityCheckpoint"):
-        checkpoint = parse(name).trainer.checkpoint_callback
-        assert isinstance(checkpoint, SparsityCheckpoint)
-        assert checkpoint.sparsity == 0.8
-        assert checkpoint.save_last == "link"
-        assert checkpoint._train_time_interval == timedelta(minutes=10)
-    with pytest.raises(SystemExit):
-        parse("lightning_prune.SparsityCheckpoint", monitr="val_loss")
-    shown = capsys.readouterr().err
-    assert "did you mean 'monitor'? It can be: sparsity, dirpath, filename, monitor" in shown
-    with pytest.raises(SystemExit):
-        parse(sparsity=1.5)
-    assert "need 0 <= sparsity <= 1, got sparsity=1.5" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli("--trainer.callbacks.help=SparsityCheckpoint")
-    shown = capsys.readouterr().out
-    assert set(re.findall(r"--trainer\.callbacks\.(\w+)", shown)) >= set(arguments)
-
-
-def test_lightning_saves_its_best_models_through_the_one_method_that_is_overridden(fit, tmp_path):
-    """A private method of Lightning's: where it is gone, every model would be considered."""
-
-    class Deaf(ModelCheckpoint):
-        def _save_topk_checkpoint(self, trainer, monitor_candidates):
-            assert "score" in monitor_candidates
-
-    private = {name for name in vars(SparsityCheckpoint) if hasattr(ModelCheckpoint, name)}
-    assert {name for name in private if re.match("_[a-z]", name)} == {"_save_topk_checkpoint"}
-    fit(Deaf(tmp_path / "deaf", monitor="score"), best(dirpath=tmp_path / "best"))
-    assert epochs(tmp_path / "deaf") == []
-    assert epochs(tmp_path / "best") == [4]
-
-
-def blocks() -> list[str]:
-    section = PAGE.read_text().split(f"## {SECTION}\n")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-
-
-@works_with("`EarlyStopping` that begins when pruning has ended")
-def test_the_snippets_of_the_page_do_what_it_says(loader, tmp_path, monkeypatch):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    small = {"accelerator": "cpu", "default_root_dir": tmp_path, "limit_train_batches": 2}
-    monkeypatch.setattr("lightning.pytorch.Trainer", partial(Trainer, **quiet, **small))
-    names = {
-        "model": Level(),
-        **dict.fromkeys(("train_loader", "val_loader", "test_loader"), loader),
-    }
-    for block in blocks():
-        exec(block, names)
-    assert zeros(names["best"].best_model_path) == round(0.9 * (16 * 32 + 32 * 4))
-    # Pruning ends in epoch 15, the score of which three others do not better.
-    assert names["stopping"].stopped_epoch == 13
-
-
-def test_early_stopping_alone_stops_before_pruning_has_ended(make_trainer, loader):
-    stopping = EarlyStopping(monitor="val_acc", mode="max", patience=3)
-    trainer = make_trainer(PruningCallback(), stopping, max_epochs=20, limit_train_batches=2)
-    with pytest.warns(UserWarning, match="training stopped before the schedule's end"):
-        trainer.fit(Level(), loader, loader)
-    assert stopping.stopped_epoch == 3
