@@ -25,7 +25,7 @@ from lightning_prune import (
     UniformAllocation,
 )
 from tests.conftest import answers
-from tests.engine.test_pruner import OPTIMIZERS
+from tests.engine.training import OPTIMIZERS
 from tests.hooks import hooks
 
 STEPS = 8

@@ -22,7 +22,7 @@ from lightning_prune import (
     UniformAllocation,
     UnstructuredPattern,
 )
-from tests.engine.test_pruner import OPTIMIZERS, Net, train
+from tests.engine.training import OPTIMIZERS, Net, train
 
 STEPS = 24
 AT_ONCE = OneShotSchedule(end=0)
