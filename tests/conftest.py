@@ -11,7 +11,9 @@ from lightning_prune import _channel_selection
 from lightning_prune._coupling import Coupling
 from tests.processes import processes
 
-pytest.register_assert_rewrite("tests.callbacks.replicas", "tests.commands")
+pytest.register_assert_rewrite(
+    "tests.callbacks.replicas", "tests.commands", "tests.engine.zero_keeping"
+)
 
 _COUPLINGS: dict[str, Coupling] = {}
 
