@@ -32,7 +32,7 @@ from tests.callbacks.conftest import Classifier, Record
 from tests.callbacks.replicas import assert_equal, make_trainer, outcome
 from tests.callbacks.replicas import loader as replicas_loader
 from tests.callbacks.runs import STEPS, Save, fit
-from tests.post_training.test_oneshot import Model, trainer_with
+from tests.post_training.models import Model, trainer_with
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

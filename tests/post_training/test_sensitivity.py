@@ -19,7 +19,7 @@ from lightning_prune import (
 )
 from lightning_prune.sensitivity import check_plot
 from tests.hooks import registered
-from tests.post_training.test_oneshot import (
+from tests.post_training.models import (
     Gradient,
     Model,
     WeightTimesGradient,
