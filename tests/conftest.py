@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ def four() -> Iterator[Callable[..., list[Any]]]:
     """Run a function in four processes."""
     with processes(4) as run:
         yield run
+
+
+@pytest.fixture
+def prune_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run the command `lightning-prune` in this process."""
+    from lightning_prune import cli
+
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["lightning-prune", *map(str, arguments)])
+        cli.main()
+
+    return run
 
 
 @pytest.fixture(scope="session")

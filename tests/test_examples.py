@@ -1,13 +1,11 @@
 """Every config and every example, at small size."""
 
 import gzip
-import sys
 
 import pytest
 import torch
 import yaml
 
-from lightning_prune import cli
 from tests.commands import ROOT, run_python
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -15,14 +13,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, capsys):
+def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, prune_cli, capsys):
     monkeypatch.chdir(ROOT)
     arguments = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
-    arguments += ["--trainer.logger.save_dir", str(tmp_path), "--trainer.enable_progress_bar", "no"]
-    monkeypatch.setattr(
-        sys, "argv", ["lightning-prune", "fit", "--config", str(config), *arguments]
-    )
-    cli.main()
+    arguments += ["--trainer.logger.save_dir", tmp_path, "--trainer.enable_progress_bar", "no"]
+    prune_cli("fit", "--config", config, *arguments)
     printed = capsys.readouterr().out.splitlines()
     reached, final = next(row for row in reversed(printed) if row.startswith("│ all")).split("│")[
         -3:-1
@@ -32,7 +27,7 @@ def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch, capsys):
+def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch, prune_cli, capsys):
     monkeypatch.chdir(ROOT)
     (tmp_path / "dense.yaml").write_text(
         (ROOT / "configs" / "digits.yaml").read_text().replace("sparsity: 0.9", "sparsity: 0.0")
@@ -40,10 +35,8 @@ def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch,
 
     def main(command, config, *arguments):
         arguments += ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "no")
-        arguments += ("--trainer.logger.save_dir", str(tmp_path))
-        monkeypatch.setattr(sys, "argv", ["lightning-prune", command, "--config", *arguments])
-        sys.argv.insert(3, str(config))
-        cli.main()
+        arguments += ("--trainer.logger.save_dir", tmp_path)
+        prune_cli(command, "--config", config, *arguments)
 
     main("fit", tmp_path / "dense.yaml", "--trainer.max_epochs", "2")
     (dense,) = tmp_path.glob("**/last.ckpt")

@@ -1,6 +1,5 @@
 """What a teacher adds to the loss, and what it leaves alone."""
 
-import sys
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 
-from lightning_prune import DistillationCallback, PruningCallback, cli
+from lightning_prune import DistillationCallback, PruningCallback
 from tests.callbacks.conftest import Classifier
 from tests.callbacks.runs import fit, frozen
 from tests.callbacks.teaching import Forwarding, Noisy, by_hand, close, make, soft_loss, teach_by
@@ -273,20 +272,19 @@ data: examples.digits.DigitsDataModule
 
 @pytest.mark.slow
 @pytest.mark.parametrize("features", ["{net.2: 0.5}", "[net.2, net.5]", "null"])
-def test_yaml_says_it_all(features, tmp_path, monkeypatch):
+def test_yaml_says_it_all(features, tmp_path, monkeypatch, prune_cli):
     from examples.digits import DigitsClassifier
 
     torch.save(DigitsClassifier().state_dict(), tmp_path / "dense.pt")
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(teacher=tmp_path / "dense.pt", features=features))
-    monkeypatch.setattr(sys, "argv", ["lightning-prune", "fit", "--config", str(config)])
     taught = []
     monkeypatch.setattr(
         DistillationCallback,
         "on_train_end",
         lambda self, trainer, module: taught.append((self, dict(trainer.callback_metrics))),
     )
-    cli.main()
+    prune_cli("fit", "--config", config)
     ((distillation, metrics),) = taught
     assert distillation.temperature == 2
     assert distillation.features.get("net.2") == {"{": 0.5, "[": 1.0, "n": None}[features[0]]

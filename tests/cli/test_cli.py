@@ -5,7 +5,6 @@ import pytest
 import torch
 import yaml
 
-from lightning_prune import cli
 from tests.commands import run_command
 
 MODULE = """
@@ -70,22 +69,13 @@ data: toy.Data
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "toy.py").write_text(MODULE)
-    (tmp_path / "recipe.yaml").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "toy", raising=False)
-    return tmp_path
+def folder(project):
+    return project("toy", MODULE, CONFIG)
 
 
 @pytest.fixture
-def main(folder, monkeypatch):
-    def run(arguments):
-        monkeypatch.setattr(sys, "argv", ["lightning-prune", *arguments])
-        cli.main()
-
-    return run
+def main(folder, prune_cli):
+    return lambda arguments: prune_cli(*arguments)
 
 
 def test_fit_runs_code_of_the_current_directory(folder):

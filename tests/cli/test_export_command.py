@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 import torch
 
-from lightning_prune import cli, load_sparse
+from lightning_prune import load_sparse
 from tests.commands import ROOT
 
 MODULE = """
@@ -70,14 +70,8 @@ data: deployed.Data
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "deployed.py").write_text(MODULE)
-    (tmp_path / "model.yaml").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.delitem(sys.modules, "deployed", raising=False)
-    return tmp_path
+def folder(project):
+    return project("deployed", MODULE, CONFIG)
 
 
 @pytest.fixture
@@ -93,13 +87,9 @@ def model(folder):
 
 
 @pytest.fixture
-def export(model, monkeypatch):
-    def run(*arguments, ckpt_path="best.ckpt"):
-        command = ["lightning-prune", "export", "--config", "model.yaml", "--ckpt_path", ckpt_path]
-        monkeypatch.setattr(sys, "argv", [*command, *arguments])
-        cli.main()
-
-    return run
+def export(model, prune_cli):
+    given = ["export", "--config", "recipe.yaml", "--ckpt_path", "best.ckpt"]
+    return lambda *arguments: prune_cli(*given, *arguments)
 
 
 @pytest.fixture
@@ -226,16 +216,13 @@ def test_help_explains_what_is_written(export, capsys):
 
 
 @pytest.mark.slow
-def test_the_demo_is_exported(tmp_path, monkeypatch, capsys):
+def test_the_demo_is_exported(tmp_path, monkeypatch, prune_cli, capsys):
     monkeypatch.chdir(ROOT)
 
     def main(command, *arguments):
         arguments += ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "no")
-        arguments += ("--trainer.logger.save_dir", str(tmp_path))
-        monkeypatch.setattr(
-            sys, "argv", ["lightning-prune", command, "--config", "configs/digits.yaml", *arguments]
-        )
-        cli.main()
+        arguments += ("--trainer.logger.save_dir", tmp_path)
+        prune_cli(command, "--config", "configs/digits.yaml", *arguments)
 
     main("fit", "--trainer.max_epochs", "1")
     (checkpoint,) = tmp_path.glob("**/last.ckpt")

@@ -1,12 +1,9 @@
 import csv
 import importlib.util
 import json
-import sys
 
 import pytest
 import torch
-
-from lightning_prune import cli
 
 MODULE = """
 import torch
@@ -69,12 +66,8 @@ data: small.Data
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "small.py").write_text(MODULE)
-    (tmp_path / "small.yaml").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "small", raising=False)
+def folder(project):
+    folder = project("small", MODULE, CONFIG)
     weight = torch.randn(6, 16)
     weight[:, :8] = 0
     state = {"net.0.weight": weight, "net.0.bias": torch.randn(6), "net.1.weight": torch.ones(6)}
@@ -82,17 +75,13 @@ def folder(tmp_path, monkeypatch):
     state |= {"net.1.running_var": torch.ones(6), "net.1.num_batches_tracked": torch.tensor(3)}
     state |= {"net.2.weight": torch.randn(4, 6), "net.2.bias": torch.zeros(4)}
     torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.0"}, "sparse.ckpt")
-    return tmp_path
+    return folder
 
 
 @pytest.fixture
-def main(folder, monkeypatch):
-    def run(*arguments):
-        given = ["report", "--config", "small.yaml", "--ckpt_path", "sparse.ckpt"]
-        monkeypatch.setattr(sys, "argv", ["lightning-prune", *given, *arguments])
-        cli.main()
-
-    return run
+def main(folder, prune_cli):
+    given = ["report", "--config", "recipe.yaml", "--ckpt_path", "sparse.ckpt"]
+    return lambda *arguments: prune_cli(*given, *arguments)
 
 
 def test_a_checkpoint_is_reported_on_and_only_read(main, folder, capsys):

@@ -1,11 +1,8 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-from lightning_prune import cli
 
 MODULE = """
 import torch
@@ -57,17 +54,13 @@ data: shrunk_by_command.Data
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    (tmp_path / "shrunk_by_command.py").write_text(MODULE)
-    (tmp_path / "recipe.yaml").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "shrunk_by_command", raising=False)
+def _project(project):
+    project("shrunk_by_command", MODULE, CONFIG)
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["lightning-prune", *arguments])
-    cli.main()
+@pytest.fixture
+def command(prune_cli):
+    return lambda name, *arguments: prune_cli(name, "--config", "recipe.yaml", *arguments)
 
 
 def checkpoint(zero_channels):
@@ -85,13 +78,9 @@ def checkpoint(zero_channels):
     return model.eval()
 
 
-def command(monkeypatch, name, *arguments):
-    run(monkeypatch, name, "--config", "recipe.yaml", *arguments)
-
-
-def test_a_shrunk_checkpoint_is_written_tested_trained_and_reported(monkeypatch, capsys):
+def test_a_shrunk_checkpoint_is_written_tested_trained_and_reported(command, capsys):
     model = checkpoint(16)
-    command(monkeypatch, "shrink", "--ckpt_path", "model.ckpt")
+    command("shrink", "--ckpt_path", "model.ckpt")
     said = capsys.readouterr().out
     assert "parameters: 556 before, 188 after" in said
     assert "written: model-shrunk.ckpt" in said
@@ -101,32 +90,32 @@ def test_a_shrunk_checkpoint_is_written_tested_trained_and_reported(monkeypatch,
     assert state["state_dict"]["net.0.weight"].shape == (8, 16)
     assert (state["epoch"], state["global_step"]) == (0, 0)
 
-    command(monkeypatch, "test", "--ckpt_path", "model-shrunk.ckpt")
+    command("test", "--ckpt_path", "model-shrunk.ckpt")
     assert "val_loss" in capsys.readouterr().out
     fit = ("--trainer.max_epochs", "1", "--trainer.default_root_dir", "fit")
-    command(monkeypatch, "fit", *fit, "--ckpt_path", "model-shrunk.ckpt")
+    command("fit", *fit, "--ckpt_path", "model-shrunk.ckpt")
     capsys.readouterr()
     report = ("--ckpt_path", "model-shrunk.ckpt", "--latency", "false", "--output", "report.json")
-    command(monkeypatch, "report", *report)
+    command("report", *report)
     written = json.loads(Path("report.json").read_text())
     assert (written["total"]["dense_macs"], written["total"]["effective_macs"]) == (480, 160)
     assert torch.equal(model.net[0].weight[8:], torch.zeros(16, 16))
 
 
-def test_what_was_saved_is_adopted_in_python(monkeypatch):
+def test_what_was_saved_is_adopted_in_python(command):
     import shrunk_by_command
 
     from lightning_prune import adopt
 
     model = checkpoint(16)
-    command(monkeypatch, "shrink", "--ckpt_path", "model.ckpt", "--output", "small.ckpt")
+    command("shrink", "--ckpt_path", "model.ckpt", "--output", "small.ckpt")
     fresh = shrunk_by_command.Model()
     adopt(fresh, torch.load("small.ckpt", weights_only=True))
     values = torch.randn(5, 16)
     torch.testing.assert_close(fresh.eval()(values), model(values))
 
 
-def test_other_checkpoints_are_left_to_lightning(monkeypatch):
+def test_other_checkpoints_are_left_to_lightning(command, monkeypatch):
     import shrunk_by_command
 
     def configured_too_early(self):
@@ -137,7 +126,7 @@ def test_other_checkpoints_are_left_to_lightning(monkeypatch):
     del state["loops"]
     torch.save(state, "model.ckpt")
     monkeypatch.setattr(shrunk_by_command.Model, "configure_model", configured_too_early)
-    command(monkeypatch, "test", "--ckpt_path", "model.ckpt")
+    command("test", "--ckpt_path", "model.ckpt")
 
 
 REFUSALS = {
@@ -156,9 +145,9 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("error", REFUSALS)
-def test_errors_come_without_a_traceback_and_leave_no_file(error, monkeypatch, capsys, tmp_path):
+def test_errors_come_without_a_traceback_and_leave_no_file(error, command, capsys, tmp_path):
     checkpoint(0)
     with pytest.raises(SystemExit):
-        command(monkeypatch, "shrink", *REFUSALS[error])
+        command("shrink", *REFUSALS[error])
     assert error in capsys.readouterr().err
     assert not list(tmp_path.glob("*shrunk.ckpt"))
