@@ -1,5 +1,9 @@
 """Importing the package costs nothing until something of it is asked for."""
 
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
 import lightning_prune
@@ -38,14 +42,27 @@ def test_dir_lists_the_public_names_without_importing_a_room():
 def test_the_engine_imports_no_room_that_traces_and_no_lightning():
     modules = imported("from lightning_prune import Pruner")
     assert "lightning_prune.pruner" in modules
-    assert not modules & {f"lightning_prune.{room}" for room in TRACING}
+    tracing = {f"lightning_prune.{room}" for room in TRACING}
+    assert all(find_spec(name) for name in tracing)
+    assert not modules & tracing
     assert not {name.split(".")[0] for name in modules} & {"lightning", "pytorch_lightning"}
 
 
+def rooms():
+    """Yield the public names with the rooms where type checkers look for them."""
+    path = Path(lightning_prune.__file__)
+    stub = path.with_suffix(".pyi")
+    for node in ast.walk(ast.parse((stub if stub.exists() else path).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            room = f"lightning_prune.{node.module}" if node.level else node.module
+            if room.startswith("lightning_prune."):
+                yield from ((alias.name, room) for alias in node.names)
+
+
 def test_every_public_name_is_found_in_the_room_it_is_said_to_be_in():
-    assert set(lightning_prune._ROOMS) == set(lightning_prune.__all__)
-    for name in lightning_prune.__all__:
-        assert getattr(lightning_prune, name).__module__.startswith("lightning_prune.")
+    assert {name for name, _ in rooms()} == set(lightning_prune.__all__)
+    for name, room in rooms():
+        assert f"{getattr(lightning_prune, name).__module__}.".startswith(f"{room}.")
 
 
 def test_a_star_import_brings_all_public_names():

@@ -5,6 +5,8 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from lightning_prune import DistillationCallback, PruningCallback
@@ -67,9 +69,12 @@ def test_scaled_gradients_are_those_of_both_losses(teacher, make_trainer, loader
 @pytest.mark.works_with(SECTION, "`bf16-true`")
 def test_bf16_true_teaches_in_its_precision(teacher, make_trainer, loader):
     model = make()
-    distillation = DistillationCallback(teacher, output="net")
-    make_trainer(distillation, precision="bf16-true").fit(model, loader)
-    assert {p.dtype for p in distillation._model.parameters()} == {torch.bfloat16}
+    distillation, called = DistillationCallback(teacher, output="net"), set()
+    with register_module_forward_hook(lambda module, *_: called.add(module)):
+        make_trainer(distillation, precision="bf16-true").fit(model, loader)
+    layers = [module for module in called if isinstance(module, nn.Linear)]
+    assert len(layers) == 2 * 2  # of the student and of the teacher
+    assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
     assert model.net[0].weight.isfinite().all()
 
 

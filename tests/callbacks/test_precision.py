@@ -202,7 +202,7 @@ class Counting:
     """A backend of torch.compile that keeps the graphs it was given and runs them as they are."""
 
     def __init__(self):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         self.graphs = 0
 
     def __call__(self, graph, inputs):
@@ -274,7 +274,7 @@ def test_a_compiled_step_is_not_compiled_again(make_trainer, loader):
 @pytest.mark.works_with(SECTION, "`torch.compile` with its own backend, inductor")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_inductor_trains_the_pruned_network(make_model, make_trainer, loader):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     compiled, eager = make_model(), make_model()
     for model in (torch.compile(compiled), eager):

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
@@ -103,7 +104,8 @@ def test_of_a_convolution_each_weight_has_the_inputs_that_it_meets(model, shape)
     x = torch.randn(shape)
     # The convolution is linear in its weights, so this adds up what each is multiplied with.
     weights = torch.zeros_like(model.weight, requires_grad=True)
-    model._conv_forward(x.square(), weights, None).sum().backward()
+    alone = {"weight": weights, "bias": torch.zeros_like(model.bias)}
+    functional_call(model, alone, x.square()).sum().backward()
     optimizer, pruner = attached(model)
     step(model, optimizer, pruner, x)
     by_hand = model.weight.detach().abs() * weights.grad.sqrt()
