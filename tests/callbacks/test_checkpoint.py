@@ -10,14 +10,6 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning_prune import OneShotSchedule, PolynomialSchedule, PruningCallback, SparsityCheckpoint
 from tests.callbacks.best_models import ZEROS, best, epochs, works_with, zeros
 
-TRIGGERS = {
-    "every_n_epochs": {"every_n_epochs": 2},
-    "every_n_train_steps": {"every_n_train_steps": 2},
-    "train_time_interval": {"train_time_interval": timedelta(0)},
-    "save_on_train_epoch_end": {"save_on_train_epoch_end": True},
-    "after validation": {"save_on_train_epoch_end": False},
-}
-
 
 @works_with("the best model is the best of those at the final sparsity")
 def test_the_best_is_the_best_of_the_sparse_ones(fit, tmp_path):
