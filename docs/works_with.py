@@ -38,9 +38,16 @@ def rows_by_section(results: Path) -> dict[str, dict[str, list[dict]]]:
 
 
 def table(cases: dict[str, list[dict]], before: str) -> str:
-    """Return a Markdown table with one row a case; what was not run keeps the row it had before."""
+    """Return a Markdown table with one row a case.
+
+    A row keeps the place that it had before, and what was not run keeps the row that it had before.
+    New rows follow in the order of the test files.
+    """
     lines = ["", "| case | outcome | shown by |", "|---|---|---|"]
-    for case, rows in cases.items():
+    places = [line.split(" | ")[0].removeprefix("| ") for line in before.splitlines()]
+    for case, rows in sorted(
+        cases.items(), key=lambda item: places.index(item[0]) if item[0] in places else len(places)
+    ):
         tests = sorted({f"`{Path(row['order'][0]).name}::{row['test']}`" for row in rows})
         row = f"| {case} | {outcome(rows)} | {', '.join(tests)} |"
         if outcome(rows) == NOT_RUN:

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from hypothesis import settings
 from lightning_prune.channels.coupling import Coupling
 from lightning_prune.engine import channel_selection
 from tests.processes import processes
+
+pytest.register_assert_rewrite(
+    "tests.callbacks.replicas", "tests.commands", "tests.engine.zero_keeping"
+)
 
 _COUPLINGS: dict[str, Coupling] = {}
 
@@ -73,6 +78,18 @@ def four() -> Iterator[Callable[..., list[Any]]]:
     """Run a function in four processes."""
     with processes(4) as run:
         yield run
+
+
+@pytest.fixture
+def prune_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run the command `lightning-prune` in this process."""
+    from lightning_prune import cli
+
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["lightning-prune", *map(str, arguments)])
+        cli.main()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,30 +1,23 @@
 """Every config and every example, at small size."""
 
 import gzip
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from lightning_prune import cli
+from tests.commands import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, capsys):
+def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, prune_cli, capsys):
     monkeypatch.chdir(ROOT)
     arguments = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
-    arguments += ["--trainer.logger.save_dir", str(tmp_path), "--trainer.enable_progress_bar", "no"]
-    monkeypatch.setattr(
-        sys, "argv", ["lightning-prune", "fit", "--config", str(config), *arguments]
-    )
-    cli.main()
+    arguments += ["--trainer.logger.save_dir", tmp_path, "--trainer.enable_progress_bar", "no"]
+    prune_cli("fit", "--config", config, *arguments)
     printed = capsys.readouterr().out.splitlines()
     reached, final = next(row for row in reversed(printed) if row.startswith("│ all")).split("│")[
         -3:-1
@@ -34,7 +27,7 @@ def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch, capsys):
+def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch, prune_cli, capsys):
     monkeypatch.chdir(ROOT)
     (tmp_path / "dense.yaml").write_text(
         (ROOT / "configs" / "digits.yaml").read_text().replace("sparsity: 0.9", "sparsity: 0.0")
@@ -42,10 +35,8 @@ def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch,
 
     def main(command, config, *arguments):
         arguments += ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "no")
-        arguments += ("--trainer.logger.save_dir", str(tmp_path))
-        monkeypatch.setattr(sys, "argv", ["lightning-prune", command, "--config", *arguments])
-        sys.argv.insert(3, str(config))
-        cli.main()
+        arguments += ("--trainer.logger.save_dir", tmp_path)
+        prune_cli(command, "--config", config, *arguments)
 
     main("fit", tmp_path / "dense.yaml", "--trainer.max_epochs", "2")
     (dense,) = tmp_path.glob("**/last.ckpt")
@@ -74,13 +65,7 @@ def test_every_config_says_what_it_shows(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("example", ["plain_loop", "fabric"])
 def test_every_example_lands(example):
-    run = subprocess.run(
-        [sys.executable, "-m", f"examples.{example}", "--epochs", "2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = run_python("-m", f"examples.{example}", "--epochs", "2")
     assert "at sparsity 0.9000" in run.stdout.splitlines()[-1]
 
 
@@ -88,13 +73,7 @@ def test_every_example_lands(example):
 def test_the_transformer_loses_heads_and_units(tmp_path):
     output = tmp_path / "transformer.onnx"
     size = ["--epochs", "2", "--width", "32", "--depth", "1", "--output", str(output)]
-    run = subprocess.run(
-        [sys.executable, "-m", "examples.transformer", *size],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = run_python("-m", "examples.transformer", *size)
     before, after = (
         int(line.split()[1].replace(",", ""))
         for line in run.stdout.splitlines()
@@ -108,51 +87,25 @@ def test_the_transformer_loses_heads_and_units(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_of_accuracy_runs():
-    run = subprocess.run(
-        [sys.executable, "benchmarks/digits_accuracy.py", "--seeds", "1", "--epochs", "6"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "the price of sparsity 0.9" in run.stdout, run.stderr
-    assert run.returncode == 0
+    run = run_python("benchmarks/digits_accuracy.py", "--seeds", "1", "--epochs", "6")
+    assert "the price of sparsity 0.9" in run.stdout
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_zeros_in_place_runs():
-    run = subprocess.run(
-        [sys.executable, "benchmarks/zeros_in_place.py", "--repeats", "3"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = run_python("benchmarks/zeros_in_place.py", "--repeats", "3")
     assert "dense over sparse" in run.stdout
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_distillation_runs():
-    run = subprocess.run(
-        [sys.executable, "benchmarks/distillation.py", "--seeds", "1", "--epochs", "2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "gain over alone" in run.stdout, run.stderr
-    assert run.returncode == 0
+    run = run_python("benchmarks/distillation.py", "--seeds", "1", "--epochs", "2")
+    assert "gain over alone" in run.stdout
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_patterns_runs():
-    run = subprocess.run(
-        [sys.executable, "benchmarks/digits_patterns.py", "--seeds", "1", "--epochs", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = run_python("benchmarks/digits_patterns.py", "--seeds", "1", "--epochs", "1")
     assert "blocks of 4 x 1, 0.9" in run.stdout
 
 
@@ -171,10 +124,7 @@ def test_the_benchmark_of_recipes_judges(learnable, tmp_path):
     command = ["benchmarks/mnist.py", "--root", str(tmp_path), "--seeds", "1", "--epochs", "10"]
     command += ["--csv", str(tmp_path / "runs.csv"), "--plot", str(tmp_path / "plot.png")]
     command += ["--recipes", "dense", "gradual, ERK", "gradual, global", "--sparsities", "0.95"]
-    run = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == (0 if learnable else 1), run.stdout + run.stderr
+    run = run_python(*command, codes=[0 if learnable else 1])
     assert ("NO" in run.stdout) != learnable
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 4
     assert (tmp_path / "plot.png").exists()
@@ -187,23 +137,14 @@ def write_idx(path, values):
 
 @pytest.mark.slow
 def test_the_benchmark_of_lottery_tickets_runs():
-    run = subprocess.run(
-        [sys.executable, "benchmarks/lottery_ticket.py", "--seeds", "1", "--rounds", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    run = run_python("benchmarks/lottery_ticket.py", "--seeds", "1", "--rounds", "1")
     assert run.stdout.count("winning ticket") == 2
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_channels_runs():
     networks = ["--networks", "U-Net", "BERT", "--scale", "0.125"]
-    command = [sys.executable, "benchmarks/channels.py", *networks, "--steps", "6", "--blocks", "6"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+    run = run_python("benchmarks/channels.py", *networks, "--steps", "6", "--blocks", "6")
     assert "| U-Net | 0.50 |" in run.stdout
     assert "    - width of a LayerNorm: `words.weight`" in run.stdout
     assert "every bar is met" in run.stdout
@@ -211,10 +152,8 @@ def test_the_benchmark_of_channels_runs():
 
 @pytest.mark.slow
 def test_the_benchmark_of_half_the_channels_judges():
-    command = ["benchmarks/digits_channels.py", "--seeds", "1", "--epochs", "8", "--blocks", "6"]
-    run = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    size = ["--seeds", "1", "--epochs", "8", "--blocks", "6"]
+    run = run_python("benchmarks/digits_channels.py", *size, codes=(0, 1))
     said = run.stdout.splitlines()[-4:]
     assert [line.split(":")[0].split()[-1] for line in said] == ["fast", "points", "more", "one"]
     assert run.returncode == int("NO" in run.stdout), run.stderr

@@ -1,7 +1,5 @@
 """The examples with YOLO26; they need Ultralytics, which is no dependency of this package."""
 
-import os
-import subprocess
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
@@ -11,8 +9,9 @@ import pytest
 import torch
 
 from examples.shapes_data import SHAPES, draw_shapes, to_batch
+from tests.commands import run_python
+from tests.hooks import hooks
 
-ROOT = Path(__file__).resolve().parent.parent
 needs_ultralytics = pytest.mark.skipif(
     find_spec("ultralytics") is None, reason="needs ultralytics; the README says how it was run"
 )
@@ -20,22 +19,12 @@ needs_ultralytics = pytest.mark.skipif(
 
 def run(folder, *arguments):
     environment = {
-        **os.environ,
         "YOLO_OFFLINE": "true",
         "YOLO_AUTOINSTALL": "false",
         "YOLO_CONFIG_DIR": str(folder),
         "COLUMNS": "120",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments, "--folder", str(folder)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    done = run_python("-m", *arguments, "--folder", str(folder), environment=environment)
     return done.stdout
 
 
@@ -133,9 +122,7 @@ def interrupt_and_resume(folder):
         options = {"imgsz": 64, "nms": False, "plots": False, "warmup_epochs": 1, "nbs": 32}
         with suppress(KeyboardInterrupt):
             model.train(epochs=3, **places, **options, **arguments)
-        optimizer = model.trainer.optimizer
-        assert not optimizer._optimizer_step_pre_hooks
-        assert not optimizer._optimizer_step_post_hooks
+        assert not hooks(model.trainer.optimizer)
 
     train("yolo26n.yaml")
     weights = folder / "train" / "weights"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from lightning_prune.reporting import tables
+from lightning_prune.reporting.report import tables
 from lightning_prune.reporting.latency import Latency
 
 

@@ -1,11 +1,15 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_prune import PolynomialSchedule, PruningCallback
 
 PRUNABLE = 16 * 32 + 32 * 4
 
@@ -62,6 +66,14 @@ def make_model() -> Callable[..., Classifier]:
 
 
 @pytest.fixture
+def teacher(make_model: Callable[..., Classifier], tmp_path: Path) -> Path:
+    """A checkpoint of other weights than those that training begins with."""
+    path = tmp_path / "teacher.pt"
+    torch.save(make_model(seed=7).state_dict(), path)
+    return path
+
+
+@pytest.fixture
 def loader() -> DataLoader:
     """Ten batches of eight."""
     generator = torch.Generator().manual_seed(0)
@@ -86,3 +98,36 @@ def make_trainer(tmp_path) -> Callable[..., Trainer]:
         return Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
 
     return make
+
+
+# Best while dense; of those from epoch 3 on, which are at the final sparsity, epoch 4 is.
+SCORES = [0.99, 0.98, 0.97, 0.5, 0.7, 0.6, 0.4, 0.3]
+
+
+@pytest.fixture(name="fit")
+def fit_six_epochs(
+    make_model: Callable[..., Classifier], make_trainer: Callable[..., Trainer], loader: DataLoader
+) -> Callable[..., Trainer]:
+    """Train six epochs, of which the first three are not at the final sparsity."""
+    scores = LambdaCallback(
+        on_validation_epoch_end=lambda trainer, module: module.log(
+            "score", SCORES[trainer.current_epoch]
+        )
+    )
+
+    def run(
+        *callbacks: Any,
+        pruning: Any = None,
+        fit_kwargs: Any = None,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> Trainer:
+        pruning = pruning or PruningCallback(
+            sparsity=0.75, schedule=PolynomialSchedule(begin=0, end=3, unit="epoch", power=1)
+        )
+        defaults = {"max_epochs": 6, "enable_checkpointing": True}
+        trainer = make_trainer(pruning, scores, *callbacks, **{**defaults, **kwargs})
+        trainer.fit(model or make_model(), loader, loader, **(fit_kwargs or {}))
+        return trainer
+
+    return run

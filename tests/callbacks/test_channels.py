@@ -29,14 +29,9 @@ from lightning_prune import (
     prune_once,
 )
 from tests.callbacks.conftest import Classifier, Record
+from tests.callbacks.replicas import assert_equal, loader as replicas_loader, make_trainer, outcome
 from tests.callbacks.runs import STEPS, Save, fit
-from tests.callbacks.test_distributed import (
-    assert_equal,
-    loader as replicas_loader,
-    make_trainer,
-    outcome,
-)
-from tests.test_oneshot import Model, trainer_with
+from tests.post_training.models import Model, trainer_with
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

@@ -1,10 +1,7 @@
 import errno
-import os
 import pickle
 import resource
 import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,7 @@ from torch import nn
 from lightning_prune import MagnitudeCriterion, PruningCallback
 from tests.callbacks.conftest import Classifier
 from tests.callbacks.runs import SaliencySum, Save, fit
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import run_python
 
 
 def pruning() -> PruningCallback:
@@ -87,15 +83,13 @@ fit(SmallDisk(full_at=7), keep(Path(sys.argv[1])), pruning=pruning())
 def test_a_kill_during_the_write_leaves_the_last_checkpoint_as_it_was(tmp_path):
     folder, scratch = tmp_path / "checkpoints", tmp_path / "scratch"
     scratch.mkdir()
-    victim = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_WRITING, folder],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(scratch)},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    run_python(
+        "-c",
+        KILLED_WHILE_WRITING,
+        folder,
+        codes=[-signal.SIGKILL],
+        environment={"TMPDIR": str(scratch)},
     )
-    assert victim.returncode == -signal.SIGKILL, victim.stderr
     assert [path.stat().st_size for path in scratch.iterdir()] == [4096]  # half a checkpoint
     assert_resumes_exactly(folder / "last.ckpt", 6, keep(folder))
 

@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_prune import PruningCallback, SparsityMonitor
+from tests.hooks import registered
 
 
 class Remember(Logger):
@@ -157,11 +158,6 @@ def called(make_model):
     return model
 
 
-def hooks(model):
-    kinds = [name for name in vars(nn.Module()) if "hooks" in name]
-    return [len(getattr(module, kind) or ()) for module in model.modules() for kind in kinds]
-
-
 def test_a_report_of_the_pruned_model_ends_the_training(
     called, make_trainer, loader, tmp_path, no_onnx
 ):
@@ -187,7 +183,7 @@ def test_a_report_changes_nothing(called, make_trainer, loader, no_onnx):
             "tensors": {name: t.clone() for name, t in called.state_dict().items()},
             "gradients": [p.grad.clone() for p in called.parameters()],
             "modes": [module.training for module in called.modules()],
-            "hooks": hooks(called),
+            "hooks": [id(hook) for hook in registered(called)],
             "random": torch.get_rng_state(),
         }
 
@@ -199,7 +195,7 @@ def test_a_report_changes_nothing(called, make_trainer, loader, no_onnx):
             super().on_fit_end(trainer, pl_module)
             self.after = state()
 
-    monitor, unhooked = Before(report=True), hooks(called)
+    monitor, unhooked = Before(report=True), [id(hook) for hook in registered(called)]
     make_trainer(monitor, PruningCallback()).fit(called, loader, loader)
     torch.testing.assert_close(monitor.after, monitor.before, rtol=0, atol=0)
     assert monitor.after["hooks"] == unhooked
@@ -226,7 +222,7 @@ def test_a_report_that_is_not_possible_is_no_reason_to_lose_a_training(
     with pytest.warns(UserWarning, match="no report: need an example .* Classifier.example_input"):
         trainer.fit(model, loader, loader)
     assert trainer.state.finished
-    assert not any(hooks(model))
+    assert not registered(model)
     model.example_input_array = torch.randn(1, 3)  # of another shape than the model takes
     model.forward = model.net.forward
     trainer = make_trainer(PruningCallback(sparsity=0.75), SparsityMonitor(report=True))

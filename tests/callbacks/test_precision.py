@@ -14,6 +14,7 @@ from lightning_prune import (
     PruningCallback,
 )
 from tests.callbacks.conftest import PRUNABLE, Classifier, Record, zeros
+from tests.callbacks.models import half_precision
 
 SECTION = "Precision and compilation"
 
@@ -37,12 +38,6 @@ def test_every_precision_lands_exactly_and_holds_its_zeros(
     assert model.net[0].weight.dtype == dtype
     assert zeros(model) == round(PRUNABLE * 0.75)
     assert record.sparsities == sorted(record.sparsities)
-
-
-def half_precision():
-    """Sixteen bits with a scale so huge that the first steps are skipped."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
-    return MixedPrecision("16-mixed", device="cpu", scaler=scaler)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +202,7 @@ class Counting:
     """A backend of torch.compile that keeps the graphs it was given and runs them as they are."""
 
     def __init__(self):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         self.graphs = 0
 
     def __call__(self, graph, inputs):
@@ -283,7 +278,7 @@ def test_inductor_trains_the_pruned_network(
 ):
     # What a run for another instruction set has left in the shared folder computes nonsense.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     compiled, eager = make_model(), make_model()
     for model in (torch.compile(compiled), eager):

@@ -1,6 +1,4 @@
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,8 @@ from lightning_prune import (
     UniformAllocation,
 )
 from tests.callbacks.conftest import PRUNABLE, Record, zeros
+from tests.commands import run_python
+from tests.hooks import hooks
 
 PAIRS = [
     {"schedule": CosineSchedule(begin=0, end=1), "allocation": UniformAllocation()},
@@ -95,10 +95,7 @@ net.load_state_dict({{name.removeprefix("net."): value for name, value in state.
 assert "lightning_prune" not in sys.modules
 print(sum(int((net[i].weight == 0).sum()) for i in (0, 2)))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert int(run.stdout) == round(PRUNABLE * 0.75)
+    assert int(run_python("-c", code, folder=tmp_path).stdout) == round(PRUNABLE * 0.75)
 
 
 def test_two_pruning_callbacks_are_refused(make_model, make_trainer, loader):
@@ -128,7 +125,7 @@ def test_an_exception_leaves_zeros_and_no_hooks(make_model, make_trainer, loader
     with pytest.raises(KeyError):
         trainer.fit(model, loader)
     assert zeros(model) == round(PRUNABLE * pruning.sparsity) > 0
-    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+    assert not hooks(*trainer.optimizers)
 
 
 class Configured(LightningModule):

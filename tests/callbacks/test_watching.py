@@ -6,9 +6,8 @@ from lightning.pytorch import Callback
 
 from lightning_prune import OneShotSchedule, PruningCallback, WandaCriterion
 from tests.callbacks.conftest import Classifier
-from tests.callbacks.test_loops import LateFinder, Tuned
-from tests.callbacks.test_precision import half_precision
-from tests.test_inputs import hooks
+from tests.callbacks.models import LateFinder, Tuned, half_precision
+from tests.hooks import hooks
 
 
 class Watched(Callback):

@@ -1,0 +1,274 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.commands import run_command
+
+MODULE = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Model(LightningModule):
+    def __init__(self, learning_rate: float = 0.01):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.net = nn.Linear(16, 4)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    test_step = validation_step
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), self.learning_rate)
+
+
+class Data(LightningDataModule):
+    def __init__(self, batch_size: int = 8):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self):
+        y = torch.arange(80) % 4
+        return DataLoader(TensorDataset(torch.randn(80, 16), y), batch_size=self.batch_size)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+"""
+
+CONFIG = """
+seed_everything: 1
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  logger: {class_path: CSVLogger, init_args: {save_dir: logs}}
+  enable_progress_bar: false
+  callbacks:
+    - class_path: lightning_prune.PruningCallback
+      init_args:
+        sparsity: {"*": 0.75, "*.bias": null}
+        schedule: {class_path: PolynomialSchedule, init_args: {begin: 0.1, end: 0.7}}
+        allocation: GlobalAllocation
+        criterion: RandomCriterion
+        pattern: {class_path: NMPattern, init_args: {n: 1, m: 4}}
+    - class_path: lightning_prune.SparsityMonitor
+model: toy.Model
+data: toy.Data
+"""
+
+
+@pytest.fixture
+def folder(project):
+    return project("toy", MODULE, CONFIG)
+
+
+@pytest.fixture
+def main(folder, prune_cli):
+    return lambda arguments: prune_cli(*arguments)
+
+
+def test_fit_runs_code_of_the_current_directory(folder):
+    command = Path(sys.executable).with_name("lightning-prune")
+    arguments = ["--config", "recipe.yaml", "--trainer.enable_checkpointing", "true"]
+    run = run_command(command, "fit", *arguments, environment={"COLUMNS": "120"})
+    assert "To be pruned" in run.stdout
+    assert "0.7500" in run.stdout
+    assert "dense (sparsity null): net.bias" in run.stdout
+
+
+def test_the_other_subcommands_work_on_its_checkpoint(main, folder, capsys):
+    main(["fit", "--config", "recipe.yaml"])
+    (checkpoint,) = folder.glob("**/*.ckpt")
+    for command in ("validate", "test", "predict"):
+        main([command, "--config", "recipe.yaml", "--ckpt_path", str(checkpoint)])
+    assert capsys.readouterr().out.count("val_acc") >= 2
+
+
+def printed_config(main, capsys, name):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", name, "--print_config"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_print_config_round_trips(main, folder, capsys):
+    printed = printed_config(main, capsys, "recipe.yaml")
+    (folder / "printed.yaml").write_text(printed)
+    assert printed_config(main, capsys, "printed.yaml") == printed
+    recipe = yaml.safe_load(printed)["trainer"]["callbacks"][0]["init_args"]
+    assert recipe["sparsity"] == {"*": 0.75, "*.bias": None}
+    assert recipe["schedule"]["init_args"]["begin"] == 0.1
+    assert recipe["pattern"]["class_path"] == "lightning_prune.NMPattern"
+
+
+def test_help_names_the_callbacks(main, folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--help"])
+    assert end.value.code == 0
+    assert "PruningCallback" in capsys.readouterr().out
+
+
+def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
+    text = CONFIG.replace('{"*": 0.75, "*.bias": null}', '"0.75"')
+    (folder / "recipe.yaml").write_text(text)
+    main(["fit", "--config", "recipe.yaml"])
+    assert "0.7500" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("PolynomialSchedule", "PolinomialSchedule", "did you mean 'PolynomialSchedule'?"),
+        ("GlobalAllocation", "GlobalAlocation", "did you mean 'GlobalAllocation'?"),
+        ("NMPattern", "NPattern", "did you mean 'NMPattern'? It can be: BlockPattern"),
+        ("prune.PruningCallback", "prune.PrunningCallback", "did you mean 'PruningCallback'?"),
+        ("lightning_prune.PruningC", "PrunningC", "did you mean 'PruningCallback'?"),
+        ("begin: 0.1", "beginn: 0.1", "did you mean 'begin'? It can be: begin, end, every"),
+        ("sparsity: {", "sparsty: {", "unknown argument 'sparsty' of lightning_prune.Pruning"),
+        ("max_epochs", "max_epoch", "did you mean 'trainer.max_epochs'?"),
+        ("toy.Model", "toy.Modell", "did you mean 'Model'?"),
+        ("toy.Model", "toyy.Model", "unknown module 'toyy'"),
+        ("begin: 0.1", "begin: 0.8", "need end >= begin=0.8, got end=0.7"),
+        ("0.75,", "1.5,", "need 0 <= sparsity <= 1, got sparsity={'*': 1.5}"),
+        ("0.75,", "0.5,", "need sparsity 0 or at least 1 - n/m = 0.75 for 1:4"),
+    ],
+)
+def test_a_wrong_config_gets_an_error_that_names_the_candidates(
+    right, wrong, message, main, folder, capsys
+):
+    assert right in CONFIG
+    (folder / "recipe.yaml").write_text(CONFIG.replace(right, wrong))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "recipe.yaml"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Does not validate against any" not in error
+
+
+def test_a_second_pruning_callback_is_refused(main, folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "recipe.yaml", "--trainer.callbacks+=PruningCallback"])
+    assert end.value.code == 2
+    assert "need one PruningCallback in a Trainer, got two" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkpoint(main, folder):
+    config = CONFIG.replace('{"*": 0.75, "*.bias": null}', "0.0")
+    (folder / "dense.yaml").write_text(config)
+    main(["fit", "--config", "dense.yaml"])
+    (path,) = folder.glob("**/*.ckpt")
+    return path.rename(folder / "dense.ckpt")
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache" not in str(path)
+    }
+
+
+@pytest.mark.slow
+def test_prune_writes_a_checkpoint_that_test_and_fit_take(main, folder, checkpoint, capsys):
+    before = files(folder)
+    main(["prune", "--config", "recipe.yaml", "--ckpt_path", "dense.ckpt"])
+    assert files(folder) - before == {"dense-pruned.ckpt"}
+    printed = capsys.readouterr().out
+    assert "at sparsity 0.7500" in printed
+    assert "written: dense-pruned.ckpt" in printed
+    weight = torch.load("dense-pruned.ckpt", weights_only=True)["state_dict"]["net.weight"]
+    assert (weight == 0).float().mean() == 0.75
+    main(["test", "--config", "recipe.yaml", "--ckpt_path", "dense-pruned.ckpt"])
+    assert "val_acc" in capsys.readouterr().out
+    main(["fit", "--config", "recipe.yaml", "--ckpt_path", "dense-pruned.ckpt"])
+    (trained,) = folder.glob("logs/**/*.ckpt")
+    trained = torch.load(trained, weights_only=True)
+    assert trained["global_step"] == 20
+    assert torch.equal(trained["state_dict"]["net.weight"] == 0, weight == 0)
+
+
+@pytest.mark.slow
+def test_sensitivity_writes_what_a_config_takes(main, folder, checkpoint, capsys):
+    before, state = files(folder), checkpoint.read_bytes()
+    arguments = ["--ckpt_path", "dense.ckpt", "--monitor", "val_acc", "--mode", "max"]
+    arguments += ["--sparsities", "[0.75, 0.9]", "--tolerance", "1", "--output", "out/new"]
+    main(["sensitivity", "--config", "recipe.yaml", *arguments])
+    names = {f"out/new/sensitivity.{kind}" for kind in ("csv", "yaml", "png")}
+    assert files(folder) - before == {"out", "out/new", *names}
+    assert checkpoint.read_bytes() == state
+    printed = capsys.readouterr().out
+    assert "val_acc with one tensor pruned" in printed
+    assert "within 1" in printed
+    sparsity = (folder / "out/new/sensitivity.yaml").read_text()
+    assert yaml.safe_load(sparsity) == {"sparsity": {"net.weight": 0.9}}
+    config = yaml.safe_load(CONFIG)
+    config["trainer"]["callbacks"][0]["init_args"].update(yaml.safe_load(sparsity))
+    (folder / "next.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "next.yaml"])
+    assert "0.9062" in capsys.readouterr().out  # 58 of 64, as 1:4 allows
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("prune", ["--ckpt_path", "--output", "--batches", "--train_mode"]),
+        (
+            "sensitivity",
+            ["--monitor", "--mode {max,min}", "--sparsities", "--tolerance", "--plot"],
+        ),
+    ],
+)
+def test_help_explains_what_is_not_training(command, options, main, folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    own = printed[printed.rindex("validate") - 200 :]
+    for option in options:
+        assert option in own
+    assert "--model" in printed
+    assert "--datamodule" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune"], "the following arguments are required: prune.ckpt_path"),
+        (["prune", "--ckpt_path", "no.ckpt"], "need an existing checkpoint, got ckpt_path='no.ck"),
+        (["prune", "--ckpt_path", "x", "--outptu", "y"], "did you mean 'output'?"),
+        (["prune", "--ckpt_path", "x", "--batches", "0"], "need batches >= 1, got batches=0"),
+        (["sensitivity", "--tolerance", "-1"], "need a finite tolerance >= 0, got tolerance=-1.0"),
+        (["sensitivity", "--tolerence", "1"], "did you mean 'tolerance'?"),
+        (["sensitivity", "--mode", "maxx"], "maxx"),
+        (["sensitivity", "--output", "toy.py"], "need a folder to write to, got the file output"),
+        (["sensitivity", "--sparsities", "[0.5]"], "need sparsity 0 or at least 1 - n/m = 0.75"),
+        (["sensitivity", "--trainer.callbacks", "null"], "need a PruningCallback among the"),
+    ],
+)
+def test_what_is_not_training_explains_a_wrong_option(arguments, message, main, folder, capsys):
+    command, *rest = arguments
+    given = ["--config", "recipe.yaml"]
+    if command == "sensitivity":
+        given += ["--ckpt_path", "x", "--monitor", "val_acc", "--mode", "max"]
+    with pytest.raises(SystemExit) as end:
+        main([command, *given, *rest])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_metric_that_is_not_logged_is_explained(main, folder, checkpoint, capsys):
+    arguments = ["--ckpt_path", "dense.ckpt", "--monitor", "val_ac", "--mode", "max"]
+    with pytest.raises(SystemExit):
+        main(["sensitivity", "--config", "recipe.yaml", *arguments, "--sparsities", "[0.75]"])
+    assert "got monitor='val_ac'; it logs 'val_acc'" in capsys.readouterr().err

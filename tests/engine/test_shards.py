@@ -1,0 +1,305 @@
+"""The masks of a sharded model are those of one process, to the entry."""
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_prune import (
+    BlockPattern,
+    ChannelPattern,
+    CosineSchedule,
+    Criterion,
+    ERKAllocation,
+    GlobalAllocation,
+    GradientCriterion,
+    LAMPAllocation,
+    MagnitudeCriterion,
+    NMPattern,
+    OneShotSchedule,
+    Pruner,
+    RandomCriterion,
+    Regrow,
+    Sparsity,
+    TaylorCriterion,
+    UniformAllocation,
+    UnstructuredPattern,
+)
+from lightning_prune.tensors.bits import unpack_mask
+from lightning_prune.tensors.shards import local_part
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+SECTION = "Replicas and shards"
+RECIPES = list(
+    itertools.product(
+        (UniformAllocation(), ERKAllocation(), GlobalAllocation()),
+        (MagnitudeCriterion(), RandomCriterion(), GradientCriterion()),
+        (0.3, 0.97),
+    )
+)
+
+
+def make_net():
+    """Return a net whose weights are full of ties; 33 rows divide by nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 8, bias=False), nn.Conv1d(8, 2, 1)
+    )
+    for parameter in net.parameters():
+        parameter.data = (parameter.data * 8).round() / 8
+    return net
+
+
+def by_fsdp(net):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    fully_shard(net[0], mesh=mesh)
+    return fully_shard(net, mesh=mesh)
+
+
+def by_tensor(net, mesh=None):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = mesh or init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for module, axis in ((net[0], 0), (net[2], 1)):
+        cut = distribute_tensor(module.weight.data, mesh, [Shard(axis)])
+        module.weight = nn.Parameter(cut)
+    return net
+
+
+def by_both(net):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    return fully_shard(by_tensor(net, mesh["tensor"]), mesh=mesh["data"])
+
+
+def by_hybrid(net):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    return fully_shard(net, mesh=mesh)
+
+
+def pruned_once(net, allocation, criterion, sparsity, state=None):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pruner = Pruner(
+        sparsity=sparsity,
+        schedule=OneShotSchedule(end=0),
+        allocation=allocation,
+        criterion=criterion,
+        keep_zeros=True,
+    )
+    if state is not None:
+        pruner.load_state_dict(state)
+    pruner.attach(net, optimizer, steps=1)
+    for parameter in net.parameters():
+        parameter.grad = torch.cos(3 * parameter.detach())
+    pruner.before_step(optimizer)
+    return pruner
+
+
+def masks_of(pruner):
+    state = pruner.state_dict()
+    return {name: unpack_mask(bits, state["shapes"][name]) for name, bits in state["masks"].items()}
+
+
+def masks_by_recipe(shard=lambda net: net):
+    return [masks_of(pruned_once(shard(make_net()), *recipe)) for recipe in RECIPES]
+
+
+def assert_same(recipes, ones, others):
+    for recipe, one, other in zip(recipes, ones, others, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), (recipe, name)
+
+
+SHOWS = pytest.mark.works_with(
+    SECTION, "FSDP2, tensor parallelism, both, hybrid: the masks of one process"
+)
+
+
+@SHOWS
+@pytest.mark.parametrize("layout", [by_fsdp, by_tensor])
+def test_two_processes_choose_the_masks_of_one(layout, two):
+    whole = masks_by_recipe()
+    for masks in two(masks_by_recipe, layout):
+        assert_same(RECIPES, whole, masks)
+
+
+@SHOWS
+@pytest.mark.parametrize("layout", [by_both, by_hybrid])
+def test_four_processes_choose_the_masks_of_one(layout, four):
+    whole = masks_by_recipe()
+    for masks in four(masks_by_recipe, layout):
+        assert_same(RECIPES, whole, masks)
+
+
+def regrown(layout):
+    """Return the masks after five steps of RigL and five of SET."""
+    masks = []
+    for criterion in (GradientCriterion(), RandomCriterion()):
+        net = layout(make_net())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        exchange = CosineSchedule(begin=1, end=5, every=1, unit="step")
+        pruner = Pruner(
+            sparsity=0.8,
+            schedule=OneShotSchedule(end=0),
+            regrow=Regrow(criterion=criterion, schedule=exchange),
+        )
+        pruner.attach(net, optimizer, steps=5)
+        for step in range(5):
+            for parameter in net.parameters():
+                parameter.grad = (parameter.detach() * 7 + step).sin()
+            pruner.before_step(optimizer)
+            optimizer.step()
+        masks.append(masks_of(pruner))
+    return masks
+
+
+@pytest.mark.works_with(SECTION, "RigL and SET on shards: the masks of one process")
+@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), ("four", by_both)])
+def test_shards_regrow_the_masks_of_one_process(world, layout, request):
+    whole = regrown(lambda net: net)
+    for masks in request.getfixturevalue(world)(regrown, layout):
+        assert_same(["RigL", "SET"], whole, masks)
+
+
+FURTHER = (GlobalAllocation(), MagnitudeCriterion(), 0.9)
+
+
+def masks_after(state, layout):
+    return masks_of(pruned_once(layout(make_net()), *FURTHER, state))
+
+
+@pytest.mark.works_with(SECTION, "Resume on another number of processes")
+def test_masks_go_on_from_any_number_of_processes(two, four):
+    first = (UniformAllocation(), RandomCriterion(), 0.5)
+    state = pruned_once(make_net(), *first).state_dict()
+    whole = masks_after(state, lambda net: net)
+    assert all(
+        not (mask & ~before).any()
+        for mask, before in zip(
+            whole.values(), masks_of(pruned_once(make_net(), *first)).values(), strict=True
+        )
+    )
+    for run, layout in ((two, by_fsdp), (two, by_tensor), (four, by_both)):
+        for masks in run(masks_after, state, layout):
+            assert_same([first], [whole], [masks])
+
+
+class FloatSizes(TorchDispatchMode):
+    """Notes the largest floating-point tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        answer = function(*args, **(kwargs or {}))
+        for tensor in answer if isinstance(answer, tuple | list) else [answer]:
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                self.largest = max(self.largest, local_part(tensor).numel())
+        return answer
+
+
+def largest_while_ranking(allocation):
+    net = by_fsdp(nn.Sequential(nn.Linear(40, 33, bias=False), nn.Linear(33, 8, bias=False)))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pruner = Pruner(sparsity=0.5, schedule=OneShotSchedule(end=0), allocation=allocation)
+    pruner.attach(net, optimizer, steps=1)
+    with FloatSizes() as sizes:
+        pruner.before_step(optimizer)
+    assert pruner.sparsity == 0.5
+    return sizes.largest, max(p.to_local().numel() for p in net.parameters())
+
+
+@pytest.mark.works_with(SECTION, "No process holds more of a weight than its shard")
+@pytest.mark.parametrize("allocation", [UniformAllocation(), GlobalAllocation(), ERKAllocation()])
+def test_nothing_larger_than_a_shard_is_made_while_ranking(allocation, two):
+    for largest, shard in two(largest_while_ranking, allocation):
+        assert 0 < largest <= shard
+
+
+def error_of(sharded, **recipe):
+    net = by_fsdp(make_net()) if sharded else make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        Pruner(**recipe).attach(net, optimizer, steps=1)
+    return str(caught.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatheringCriterion(Criterion):
+    def observe(self, tensor, state):
+        return {"sum": state.get("sum", 0) + tensor.parameter.grad}
+
+    def score(self, tensor, state):
+        return state["sum"]
+
+
+@pytest.mark.works_with(
+    SECTION,
+    "LAMP, N:M, blocks, channels, per row, a criterion that gathers: on shards",
+    refused=True,
+)
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [
+        ({"allocation": LAMPAllocation()}, "LAMPAllocation()"),
+        ({"pattern": NMPattern(), "sparsity": 0.5}, "NMPattern(n=2, m=4)"),
+        ({"pattern": BlockPattern()}, "BlockPattern(shape=(4, 1))"),
+        (
+            {"pattern": ChannelPattern(), "allocation": UniformAllocation()},
+            "ChannelPattern(round_to=8, scope='inner')",
+        ),
+        ({"pattern": UnstructuredPattern(per_row=True)}, "UnstructuredPattern(per_row=True)"),
+        ({"criterion": GatheringCriterion()}, "GatheringCriterion()"),
+        ({"criterion": TaylorCriterion()}, "TaylorCriterion()"),
+    ],
+)
+def test_what_is_not_exact_on_shards_is_refused_by_name(recipe, named, two):
+    for error in two(partial(error_of, True, **recipe)):
+        assert f"need whole parameters for {named}, got the sharded '0.weight'" in error
+        assert "use DDP" in error
+
+
+def error_of_a_nan():
+    net = make_net()
+    net[0].weight.data[32, 0] = float("nan")  # in the last shard
+    with pytest.raises(ValueError, match="diverged") as caught:
+        pruned_once(by_fsdp(net), *FURTHER)
+    return str(caught.value)
+
+
+@pytest.mark.works_with("Faults", "NaN in a weight when an update is due")
+def test_a_nan_in_one_shard_is_an_error_on_all_processes(two):
+    for error in two(error_of_a_nan):
+        assert "got 1 NaN or infinite ones of 396" in error
+
+
+def seen_of_masks(layout):
+    net = layout(make_net())
+    pruner = pruned_once(net, *FURTHER)
+    whole = {name: mask.full_tensor() for name, mask in pruner.masks.items()}
+    metric = Sparsity()
+    metric.update(net)
+    pruner.detach()
+    return whole, pruner.sparsity, metric.compute()
+
+
+@pytest.mark.works_with(SECTION, "`masks`, `sparsity` and `Sparsity` speak of the whole")
+def test_masks_are_sharded_as_the_parameters_and_counted_whole(two):
+    pruner = pruned_once(make_net(), *FURTHER)
+    for masks, sparsity, audited in two(seen_of_masks, by_fsdp):
+        assert_same([FURTHER], [pruner.masks], [masks])
+        assert sparsity == pruner.sparsity
+        assert audited.item() == pytest.approx(sparsity)

@@ -1,0 +1,299 @@
+"""Pruning without training."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_prune import (
+    Criterion,
+    GlobalAllocation,
+    PruningCallback,
+    RandomCriterion,
+    UniformAllocation,
+    prune_once,
+)
+from tests.conftest import answers
+from tests.hooks import registered
+from tests.post_training.models import Gradient, Model, WeightTimesGradient, state_of, trainer_with
+
+
+class GAN(Model):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = nn.Linear(8, 4)
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+        for index, (optimizer, net) in enumerate([(first, self.net), (second, self.other)]):
+            if index == 1 and batch_idx % 2 == 1:
+                continue
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(net(batch[0]), batch[1]))
+            optimizer.step()
+            assert optimizer.param_groups[0]["lr"] == 0.1
+        self.modes.append(self.training)
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(net.parameters(), lr=0.1) for net in (self.net, self.other)]
+
+
+def test_magnitudes_need_no_training_batch():
+    model = Model()
+    callback = PruningCallback(sparsity=0.75, allocation=UniformAllocation())
+    report = prune_once(trainer_with(callback), model)
+    assert model.modes == []
+    for layer in (model.net[0], model.net[4]):
+        assert (layer.weight == 0).float().mean() == 0.75
+    assert report.pruner.sparsity == 0.75
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+@pytest.mark.parametrize("kind", [Model, GAN])
+def test_only_what_is_pruned_changes(kind, train_mode):
+    model = kind()
+    model.net[0].eval()
+    before, hooks = state_of(model), registered(model)
+    modes = [module.training for module in model.modules()]
+    callback = PruningCallback(sparsity=0.5, criterion=WeightTimesGradient())
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    report = prune_once(trainer_with(callback), model, batches=5, train_mode=train_mode)
+    assert torch.equal(torch.rand(1), expected)
+    assert model.modes == [train_mode] * 5
+    masks = report.pruner.masks
+    assert report.pruner.sparsity == pytest.approx(0.5, abs=0.01)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name] * masks.get(name, 1)), name
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert registered(model) == hooks
+
+
+@pytest.mark.parametrize("criterion", answers(Criterion))
+def test_every_criterion_prunes_without_training(criterion):
+    model = Model()
+    hooks, modes = registered(model), [module.training for module in model.modules()]
+    callback = PruningCallback(sparsity=0.5, criterion=criterion(), allocation=UniformAllocation())
+    report = prune_once(trainer_with(callback), model, batches=3)
+    assert report.pruner.sparsity == 0.5
+    assert registered(model) == hooks
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_scores_are_those_of_a_plain_loop_in_eval_mode():
+    model = Model()
+    model.net(torch.randn(32, 8))  # statistics that differ from those of a batch
+    model.eval()
+    scores = dict.fromkeys(("net.0.weight", "net.4.weight"), 0.0)
+    for images, labels in list(model.train_dataloader())[:3]:
+        model.zero_grad()
+        nn.functional.cross_entropy(model.net(images), labels).backward()
+        for name in scores:
+            weight = model.get_parameter(name)
+            scores[name] = scores[name] + (weight * weight.grad).detach().abs()
+    threshold = torch.cat([score.flatten() for score in scores.values()]).sort().values[96]
+    model.zero_grad()
+    callback = PruningCallback(
+        sparsity=0.5, criterion=WeightTimesGradient(), allocation=GlobalAllocation()
+    )
+    report = prune_once(trainer_with(callback), model, batches=3)
+    for name, mask in report.pruner.masks.items():
+        assert torch.equal(mask, scores[name] >= threshold)
+
+
+def test_a_criterion_that_gathers_nothing_sees_the_gradient_of_all_batches():
+    model = Model()
+    model.eval()
+    for images, labels in list(model.train_dataloader())[:3]:
+        nn.functional.cross_entropy(model.net(images), labels).backward()
+    scores = model.net[0].weight.grad.abs()
+    mask = scores >= scores.flatten().sort().values[64]
+    model.zero_grad()
+    callback = PruningCallback(sparsity=0.5, criterion=Gradient(), allocation=UniformAllocation())
+    report = prune_once(trainer_with(callback), model, batches=3)
+    assert torch.equal(report.pruner.masks["net.0.weight"], mask)
+
+
+def test_the_weights_of_each_optimizer_have_their_own_budget():
+    model = GAN()
+    callback = PruningCallback(
+        sparsity=0.5, criterion=WeightTimesGradient(), allocation=GlobalAllocation()
+    )
+    prune_once(trainer_with(callback), model, batches=4)
+    assert (model.other.weight == 0).sum() == 16
+
+
+def test_metrics_are_those_of_validation_before_and_after(capsys):
+    model = Model()
+    trainer = trainer_with(PruningCallback(sparsity=0.9))
+    (before,) = trainer.validate(model, verbose=False)
+    report = prune_once(trainer, model)
+    (after,) = trainer.validate(model, verbose=False)
+    assert (report.before, report.after) == (before, after)
+    assert before != after
+    printed = capsys.readouterr().out
+    change = after["val_loss"] - before["val_loss"]
+    for shown in ("To be pruned", "Pruned", "at sparsity 0.9", "val_acc", f"{change:+.4f}"):
+        assert shown in printed
+
+
+def test_the_checkpoint_is_a_plain_one_that_fit_resumes_sparse(tmp_path):
+    dense, sparse = tmp_path / "dense.ckpt", tmp_path / "sparse.ckpt"
+    trained = Model()
+    trainer = trainer_with(EarlyStopping("val_loss"))
+    trainer.fit(trained)
+    trainer.save_checkpoint(dense, weights_only=False)
+    report = prune_once(
+        trainer_with(
+            PruningCallback(sparsity=0.75, criterion=WeightTimesGradient()),
+            EarlyStopping("val_loss"),
+        ),
+        Model(),
+        batches=2,
+        ckpt_path=dense,
+        output=sparse,
+    )
+    checkpoint = torch.load(sparse, weights_only=True)
+    assert list(checkpoint["callbacks"]) == ["PruningCallback"]
+    plain = Model()
+    plain.load_state_dict(checkpoint["state_dict"], strict=True)
+    for name, mask in report.pruner.masks.items():
+        assert torch.equal(plain.get_parameter(name), trained.get_parameter(name) * mask)
+
+    callback = PruningCallback(sparsity=0.75, criterion=RandomCriterion())
+    trainer = trainer_with(callback, max_epochs=1)
+    resumed = Model()
+    trainer.fit(resumed, ckpt_path=sparse)
+    assert trainer.global_step == 6
+    assert callback.pruner.steps == [6]
+    for name, mask in report.pruner.masks.items():
+        assert torch.equal(callback.masks[name], mask)
+        assert torch.equal(resumed.get_parameter(name) != 0, mask)
+        assert not torch.equal(resumed.get_parameter(name), plain.get_parameter(name))
+
+
+def test_nothing_of_an_earlier_training_is_in_the_checkpoint(tmp_path):
+    trainer, model = trainer_with(PruningCallback(), EarlyStopping("val_loss")), Model()
+    trainer.fit(model)
+    prune_once(trainer, model, output=tmp_path / "pruned.ckpt")
+    checkpoint = torch.load(tmp_path / "pruned.ckpt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (0, 0)
+    assert (checkpoint["optimizer_states"], checkpoint["lr_schedulers"]) == ([], [])
+    assert list(checkpoint["callbacks"]) == ["PruningCallback"]
+    assert "loops" not in checkpoint
+
+
+def test_schedulers_of_the_learning_rate_do_not_run(monkeypatch):
+    model = Model()
+
+    def configure_optimizers():
+        optimizer = torch.optim.SGD(model.parameters())
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"},
+        }
+
+    monkeypatch.setattr(model, "configure_optimizers", configure_optimizers)
+    trainer = trainer_with(PruningCallback(sparsity=0.5, criterion=WeightTimesGradient()))
+    assert prune_once(trainer, model, batches=6).pruner.sparsity == 0.5
+
+
+def test_nothing_is_logged_and_the_trainer_is_given_back(tmp_path):
+    logger = CSVLogger(tmp_path)
+    callback = PruningCallback(sparsity=0.5, criterion=WeightTimesGradient())
+    trainer = trainer_with(callback, logger=logger)
+    model = Model()
+    prune_once(trainer, model, batches=2)
+    assert trainer.loggers == [logger]
+    assert model.trainer is trainer
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_in_the_training_step_leaves_the_model_as_it_was(monkeypatch):
+    model = Model()
+    trainer = trainer_with(PruningCallback(sparsity=0.5, criterion=WeightTimesGradient()))
+    step = model.training_step
+
+    def failing(batch, batch_idx):
+        if batch_idx == 1:
+            raise RuntimeError("not in eval mode")
+        model.net[1](torch.randn(4, 16))
+        return step(batch, batch_idx)
+
+    monkeypatch.setattr(model, "training_step", failing)
+    before, modes = state_of(model), [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError, match="not in eval mode"):
+        prune_once(trainer, model, train_mode=True, batches=4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert model.trainer is trainer
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from [(torch.randn(8, 8), torch.arange(8) % 4)] * 3
+
+
+@pytest.mark.parametrize("stream", [None, Stream()])
+def test_too_few_batches_are_refused(stream, monkeypatch):
+    model = Model()
+    if stream is not None:
+        loader = DataLoader(stream, batch_size=None)
+        monkeypatch.setattr(model, "train_dataloader", lambda: loader)
+        monkeypatch.setattr(
+            model, "configure_optimizers", lambda: torch.optim.SGD(model.parameters())
+        )
+    trainer = trainer_with(PruningCallback(criterion=WeightTimesGradient()))
+    found = 6 if stream is None else 3
+    with pytest.raises(ValueError, match=f"need at least batches=16 training .* got {found}"):
+        prune_once(trainer, model)
+    assert len(model.modes) == (0 if stream is None else 3)
+
+
+def test_what_cannot_work_is_refused_before_anything_happens(tmp_path):
+    pruning = trainer_with(PruningCallback())
+    (tmp_path / "dense.ckpt").write_text("")
+    for trainer, arguments, message in [
+        (trainer_with(), {}, "need a PruningCallback .* got none"),
+        (trainer_with(PruningCallback(), devices=2), {}, "need one process .* got world_size=2"),
+        (pruning, {"batches": 0}, "need batches >= 1, got batches=0"),
+        (pruning, {"ckpt_path": tmp_path / "no"}, "need an existing checkpoint, got ckpt_path="),
+        (pruning, {"output": tmp_path}, "need the name of a file to write, got the folder"),
+        (
+            pruning,
+            {"ckpt_path": tmp_path / "dense.ckpt", "output": f"{tmp_path}/./dense.ckpt"},
+            "need an output other than ckpt_path, got output=",
+        ),
+    ]:
+        model = Model()
+        with pytest.raises(ValueError, match=message):
+            prune_once(trainer, model, **arguments)
+        with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):
+            model.trainer  # noqa: B018
+
+
+def test_zeros_stay_with_keep_zeros():
+    model = Model()
+    nn.init.zeros_(model.net[0].weight[:4])
+    callback = PruningCallback(
+        sparsity=0.5, criterion=RandomCriterion(), allocation=UniformAllocation(), keep_zeros=True
+    )
+    prune_once(trainer_with(callback), model)
+    assert (model.net[0].weight[:4] == 0).all()
+    assert (model.net[0].weight == 0).sum() == 64
+
+
+def test_the_schedule_of_the_recipe_is_left_alone():
+    callback = PruningCallback(sparsity=0.5, criterion=WeightTimesGradient())
+    schedule = callback.pruner.recipe.schedule
+    report = prune_once(trainer_with(callback, max_steps=1), Model(), batches=2)
+    assert report.pruner.sparsity == 0.5
+    assert callback.pruner.recipe.schedule is schedule
+    assert callback.pruner.tensors == ()

@@ -1,0 +1,149 @@
+import dataclasses
+import math
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from lightning_prune.tensors import ranking
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+TINY = 1e-40  # a denormal in single precision
+values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, TINY, -TINY, 3.0, math.inf, -math.inf]) | (
+    st.floats(-10, 10, width=16)
+)
+lists = st.lists(values, min_size=1, max_size=40)
+
+
+def twin(scores, keep):
+    """The k best by a full stable sort."""
+    order = scores.double().flatten().argsort(descending=True, stable=True)
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[order[:keep]] = True
+    return mask.view(scores.shape)
+
+
+# So small that a few values take every turn of the search: pieces, samples, brackets.
+TINY_STEPS = {"_PIECE": 4, "_SORTED": 2, "_HELD": 2, "_SPREAD": 0.3}
+SMALL = [
+    TINY_STEPS,
+    TINY_STEPS | {"_HELD": 1000},
+    TINY_STEPS | {"_SPREAD": 0.0},
+    TINY_STEPS | {"_array": lambda values: values},  # as on an accelerator
+]
+STEPS = [(dtype, {"_PIECE": 1 << 16}) for dtype in DTYPES]
+STEPS += [(torch.float32, steps) for steps in SMALL]
+
+
+def test_ranking_meets_the_reference(vectors):
+    for case in vectors["ranking"]["cases"]:
+        mask = ranking.choose_best(torch.tensor(case["scores"], dtype=torch.float32), case["keep"])
+        assert mask.int().tolist() == case["mask"]
+
+
+@pytest.mark.parametrize(("dtype", "steps"), STEPS)
+@given(numbers=lists, data=st.data())
+def test_best_is_the_top_of_a_stable_sort(dtype, steps, numbers, data):
+    scores = torch.tensor(numbers, dtype=dtype)
+    keep = data.draw(st.integers(0, len(numbers)))
+    with mock.patch.multiple(ranking, **steps):
+        assert torch.equal(ranking.choose_best(scores, keep), twin(scores, keep))
+
+
+@pytest.mark.parametrize(("dtype", "steps"), STEPS)
+@given(pool=st.lists(lists, min_size=1, max_size=4), data=st.data())
+def test_a_pool_is_ranked_as_if_it_were_one_tensor(dtype, steps, pool, data):
+    tensors = [torch.tensor(numbers, dtype=dtype) for numbers in pool]
+    sizes = [len(numbers) for numbers in pool]
+    keep = data.draw(st.integers(0, sum(sizes)))
+    expected = [int(part.sum()) for part in twin(torch.cat(tensors), keep).split(sizes)]
+    with mock.patch.multiple(ranking, **steps):
+        parts = [ranking.Part.of(scores) for scores in tensors]
+        assert ranking.best_of_pool(parts, keep) == expected
+
+
+@pytest.mark.parametrize("few", [math.inf, 1.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_few_values_that_no_sample_has_seen_are_found(sign, few):
+    scores = torch.zeros(200_000)
+    scores[[77_777, 123_456]] = sign * few
+    for keep in (1, 2, 3, 199_997, 199_998, 199_999):
+        assert torch.equal(ranking.choose_best(scores, keep), twin(scores, keep))
+
+
+def least_of(scores, least):
+    return dataclasses.replace(ranking.Part.of(scores), least=least)
+
+
+@given(pool=st.lists(lists, min_size=1, max_size=5), data=st.data())
+def test_a_tensor_keeps_its_least_as_if_its_best_were_protected(pool, data):
+    tensors = [torch.tensor(numbers).clamp(-100, 100) for numbers in pool]
+    sizes = [len(numbers) for numbers in pool]
+    protected = [scores.clone() for scores in tensors]
+    for scores in protected:
+        scores[int(twin(scores, 1).nonzero())] = math.inf
+    keep = data.draw(st.integers(len(pool), sum(sizes)))
+    expected = [int(part.sum()) for part in twin(torch.cat(protected), keep).split(sizes)]
+    assert ranking.best_of_pool([least_of(scores, 1) for scores in tensors], keep) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "kind", ["normal", "few values", "zeros", "sorted", "denormal", "half -inf"]
+)
+@pytest.mark.parametrize("share", [1e-5, 0.1, 0.5, 0.999])
+def test_many_values_are_ranked_as_by_a_stable_sort(kind, dtype, share):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(100_000, generator=generator, dtype=torch.float64)
+    if kind == "few values":
+        values = values.round()
+    elif kind == "zeros":
+        values = values * (torch.rand(len(values), generator=generator) < 0.1)
+    elif kind == "sorted":
+        values = values.sort().values
+    elif kind == "denormal":
+        values = values * 1e-40
+    elif kind == "half -inf":
+        values[torch.rand(len(values), generator=generator) < 0.5] = -math.inf
+    scores = values.to(dtype).view(500, 200)
+    keep = round(share * scores.numel())
+    assert torch.equal(ranking.choose_best(scores, keep), twin(scores, keep))
+    assert torch.equal(ranking.choose_best(scores.T, keep), twin(scores.T, keep))
+
+
+def test_a_pool_may_mix_dtypes():
+    pool = [torch.tensor([1.0, 3.0], dtype=torch.bfloat16), torch.tensor([2.0], dtype=torch.double)]
+    assert ranking.best_of_pool([ranking.Part.of(scores) for scores in pool], 2) == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    rows=st.lists(st.lists(values, min_size=5, max_size=5), min_size=1, max_size=5), data=st.data()
+)
+def test_rows_are_ranked_alone(dtype, rows, data):
+    scores = torch.tensor(rows, dtype=dtype)
+    keep = [data.draw(st.integers(0, 5)) for _ in rows]
+    masks = ranking.choose_best_of_rows(scores, torch.tensor(keep))
+    for row, mask, k in zip(scores, masks, keep, strict=True):
+        assert torch.equal(mask, twin(row, k))
+
+
+@given(st.integers(0, 10**9), st.floats(0, 1))
+def test_the_number_kept_is_the_one_rounding_rule(atoms, sparsity):
+    assert ranking.number_kept(atoms, sparsity) == round(atoms * (1 - sparsity))
+
+
+@pytest.mark.slow
+def test_more_entries_than_quantile_takes_are_ranked_exactly():
+    scores = torch.rand(2**24 + 5)
+    keep = 12_345_678
+    mask = ranking.choose_best(scores, keep)
+    assert int(mask.sum()) == keep
+    assert scores[mask].min() >= scores[~mask].max()
+    assert ranking.best_of_pool(
+        [ranking.Part.of(scores[:1000]), ranking.Part.of(scores[1000:])], keep
+    ) == [
+        int(mask[:1000].sum()),
+        int(mask[1000:].sum()),
+    ]
