@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_prune.channels.flow import Cut, Flow
-from lightning_prune.channels.labels import UNLABELLED, Classes
+from lightning_prune.channels.labels import NO_CHANNEL, Labels
 from lightning_prune.channels.operations import Stored
 from lightning_prune.channels.walk import walk
 from lightning_prune.models.calls import as_call
@@ -96,13 +96,13 @@ def couple(module: nn.Module, example: Any) -> Coupling:
     Raises:
         ValueError: If the module cannot be traced with this example.
     """
-    classes = Classes()
-    stored = _stored(module, classes)
-    flow = Flow(classes)
+    labels = Labels()
+    stored = _stored(module, labels)
+    flow = Flow(labels)
     for program in _programs(module, example):
         walk(flow, program, stored)
     flow.settle()
-    cuts = [replace(cut, labels=classes.roots(cut.labels)) for cut in flow.cuts]
+    cuts = [replace(cut, labels=labels.representatives(cut.labels)) for cut in flow.cuts]
     return Coupling(groups=tuple(_groups(flow, stored, cuts)), cuts=tuple(cuts))
 
 
@@ -168,7 +168,7 @@ def _plainly() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _stored(module: nn.Module, classes: Classes) -> dict[str, Stored]:
+def _stored(module: nn.Module, labels: Labels) -> dict[str, Stored]:
     """Return parameters and buffers with new labels for each axis; tied ones share them."""
     known: dict[int, Stored] = {}
     found: dict[str, Stored] = {}
@@ -177,7 +177,7 @@ def _stored(module: nn.Module, classes: Classes) -> dict[str, Stored]:
         if id(tensor) not in known:
             known[id(tensor)] = Stored(
                 name=plain_name(name),
-                axes=tuple(classes.new(size) for size in tensor.shape),
+                axes=tuple(labels.create(size) for size in tensor.shape),
                 order=tuple(range(tensor.ndim)),
                 is_parameter=isinstance(tensor, nn.Parameter),
             )
@@ -193,7 +193,7 @@ def _groups(
     Only then does what one of them can do tell what the others can.
     """
     places = [
-        (tensor.name, axis, flow.classes.roots(labels))
+        (tensor.name, axis, flow.labels.representatives(labels))
         for tensor in dict.fromkeys(stored.values())
         for axis, labels in enumerate(tensor.axes)
     ]
@@ -209,15 +209,15 @@ def _groups(
         alike[tuple(its_spans), its_parts].append(root)
     for (its_places, _), members in alike.items():
         slices = tuple(_slices(flow, places[index], members) for index, _ in its_places)
-        if not any(its.is_output for its in slices) or UNLABELLED in members:
+        if not any(its.is_output for its in slices) or NO_CHANNEL in members:
             continue
-        reasons = [why for root in members if (why := flow.classes.why_dense(root))]
+        reasons = [why for root in members if (why := flow.labels.why_dense(root))]
         if not reasons and len(members) == 1 and _is_whole(slices):
             reasons = ["all its channels go together"]
         yield CoupledChannels(
             slices=slices,
             labels=torch.tensor(members),
-            is_residual=flow.classes.is_residual(members),
+            is_residual=flow.labels.is_residual(members),
             why_dense=reasons[0] if reasons else None,
         )
 

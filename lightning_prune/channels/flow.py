@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.labels import UNLABELLED, Classes, along, has_labels, spread, thin
+from lightning_prune.channels.labels import (
+    Labels,
+    collect_rows,
+    has_channels,
+    narrow_expanded_axes,
+    spread_along_axis,
+)
 from lightning_prune.channels.operations import Call, Stored, Value
 
 
@@ -29,11 +35,11 @@ class Flow:
     a tensor stays a box only if a class fills whole slices of one axis: `settle` sees to it.
 
     Args:
-        classes: Where labels are joined.
+        labels: The labels of the model; rules join them.
     """
 
-    def __init__(self, classes: Classes) -> None:
-        self.classes = classes
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
         self.output_axes: dict[str, set[int]] = {}
         """The axes along which each weight makes channels, by name."""
         self.cuts: list[Cut] = []
@@ -46,7 +52,7 @@ class Flow:
         """Whether any of this can belong to a channel."""
         if isinstance(value, list):
             return any(self.has_channels(part) for part in value)
-        return isinstance(value, Stored) or (isinstance(value, Tensor) and has_labels(value))
+        return isinstance(value, Stored) or (isinstance(value, Tensor) and has_channels(value))
 
     def entries(self, value: Value, partner: Tensor | None = None) -> Tensor:
         """Return labels for each entry.
@@ -68,17 +74,17 @@ class Flow:
         chosen = self._axis_of_channels(value, partner)
         for axis, labels in enumerate(value.axes):
             if axis != chosen and len(labels) > 1:
-                self.classes.keep_dense(labels, "is used as a value")
+                self.labels.keep_dense(labels, "is used as a value")
         if chosen is None:
             return torch.zeros(value.shape, dtype=torch.long)
-        labels = spread(value.axes[chosen], chosen, value.shape)
+        labels = spread_along_axis(value.axes[chosen], chosen, value.shape)
         return labels if value.is_parameter else -labels
 
     def _axis_of_channels(self, value: Stored, partner: Tensor | None) -> int | None:
         large = [axis for axis, size in enumerate(value.shape) if size > 1]
         if partner is not None:
             ahead = partner.ndim - len(value.axes)
-            varying = self.classes.varying(partner)
+            varying = self.labels.varying_axes(partner)
             telling = [
                 axis
                 for axis in large
@@ -99,12 +105,12 @@ class Flow:
                 self.keep_dense(part, reason)
         elif value is not None:
             for labels in value.axes if isinstance(value, Stored) else [value]:
-                self.classes.keep_dense(labels, reason)
+                self.labels.keep_dense(labels, reason)
 
     def refuse_one_class(self, labels: Tensor, reason: str) -> None:
         """Keep dense what is one channel altogether: nothing would be left without it."""
-        if not self.classes.varying(labels):
-            self.classes.keep_dense(labels, reason)
+        if not self.labels.varying_axes(labels):
+            self.labels.keep_dense(labels, reason)
 
     # -- what layers do --------------------------------------------------------------------------
 
@@ -119,9 +125,9 @@ class Flow:
             inputs: Its labels for each index, ``(indices, some)``.
         """
         inputs = inputs.reshape(len(rows), -1)
-        self.classes.join_rows(torch.cat([rows, inputs], 1), "reads the network input")
+        self.labels.join_rows(torch.cat([rows, inputs], 1), "reads the network input")
         if not weight.is_parameter:
-            self.classes.keep_dense(rows[rows < 0], "is read by a buffer")
+            self.labels.keep_dense(rows[rows < 0], "is read by a buffer")
 
     def make(self, weight: Stored, axis: int, bias: Value, labels: Tensor) -> Tensor:
         """Return the labels that a weight's output channels have, zero where weight and bias are.
@@ -136,11 +142,11 @@ class Flow:
         if is_zero:
             self.output_axes.setdefault(weight.name, set()).add(weight.order[axis])
         if isinstance(bias, Stored) and bias.shape[-1:] == labels.shape:
-            self.classes.join(bias.axes[-1], labels)
+            self.labels.join(bias.axes[-1], labels)
             is_zero = is_zero and bias.is_parameter
         elif bias is not None:
             self.keep_dense(bias, "is used as a value")
-            self.classes.keep_dense(labels, "its bias is computed")
+            self.labels.keep_dense(labels, "its bias is computed")
         return labels if is_zero else -labels
 
     # -- what must hold in the end ---------------------------------------------------------------
@@ -149,8 +155,8 @@ class Flow:
         """Remember how many channels the code that makes this call may count on."""
         if call.module is None:
             return
-        for axis in self.classes.varying(labels):
-            self.cuts.append(Cut(module=call.module, labels=along(labels, axis).abs()))
+        for axis in self.labels.varying_axes(labels):
+            self.cuts.append(Cut(module=call.module, labels=collect_rows(labels, axis).abs()))
 
     def note_crossing(self, labels: Tensor, kept: int | None = None) -> None:
         """Remember entries whose classes differ along several axes.
@@ -159,13 +165,13 @@ class Flow:
             labels: Entries.
             kept: The axis along which they may still differ in the end; None for the last.
         """
-        if len(self.classes.varying(labels)) > 1:
-            self._crossings.append((thin(labels), kept))
+        if len(self.labels.varying_axes(labels)) > 1:
+            self._crossings.append((narrow_expanded_axes(labels), kept))
 
     def note_pick(self, labels: Tensor, axis: int) -> None:
         """Remember that entries are picked along an axis by a number, which must not shift."""
-        if axis % labels.ndim in self.classes.varying(labels):
-            self._picks.append(along(labels, axis))
+        if axis % labels.ndim in self.labels.varying_axes(labels):
+            self._picks.append(collect_rows(labels, axis))
 
     def settle(self) -> None:
         """Make whole slices of what differs along several axes, where nothing else has done so."""
@@ -173,25 +179,13 @@ class Flow:
         while before != (before := sum(self._settle(*each) for each in self._crossings)):
             pass
         for rows in self._picks:
-            if 0 in self.classes.varying(rows):
-                self.classes.keep_dense(rows, "is picked by its number")
+            if 0 in self.labels.varying_axes(rows):
+                self.labels.keep_dense(rows, "is picked by its number")
 
     def _settle(self, labels: Tensor, kept: int | None) -> int:
-        varying = self.classes.varying(labels)
+        varying = self.labels.varying_axes(labels)
         if len(varying) > 1:
             axis = kept if kept in varying else varying[-1]
             assert axis is not None
-            self.classes.join_rows(along(labels, axis), "cut into pieces")
-        return len(torch.unique(self.classes.roots(labels)))
-
-
-def is_junk(labels: Tensor) -> bool:
-    """Whether any channel is not zero where it is pruned."""
-    return bool((thin(labels) < UNLABELLED).any())
-
-
-def collapsed(labels: Tensor, axis: int) -> Tensor:
-    """Return one index of an axis along which the class is the same, not zero if any is not."""
-    shape = list(labels.shape)
-    shape[axis] = 1
-    return thin(labels).amin(axis, keepdim=True).expand(shape)
+            self.labels.join_rows(collect_rows(labels, axis), "cut into pieces")
+        return len(torch.unique(self.labels.representatives(labels)))

@@ -21,7 +21,7 @@ from lightning_prune.channels.coupling import (
     undisturbed,
     with_two_samples,
 )
-from lightning_prune.channels.labels import UNLABELLED
+from lightning_prune.channels.labels import NO_CHANNEL
 from lightning_prune.models.calls import as_call, example_of
 from lightning_prune.models.names import named_modules, named_tensors, plain_name
 
@@ -275,8 +275,8 @@ def _adaptations(module: nn.Module, coupling: Coupling, removal: Removal) -> Ite
     removed = torch.cat([coupling.groups[i].labels[gone] for i, gone in removal.items()])
     sizes: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for cut in coupling.cuts:
-        is_gone = (torch.isin(cut.labels, removed) | (cut.labels == UNLABELLED)).all(1)
-        is_gone &= (cut.labels != UNLABELLED).any(1)
+        is_gone = (torch.isin(cut.labels, removed) | (cut.labels == NO_CHANNEL)).all(1)
+        is_gone &= (cut.labels != NO_CHANNEL).any(1)
         sizes[cut.module][len(is_gone)].add(len(is_gone) - int(is_gone.sum()))
     children = dict(module.named_modules())
     certain: Numbers = []

@@ -1,6 +1,6 @@
 """How channels run through a model: a walk over its graph, with a rule for each operation.
 
-Each entry of an activation carries the label of the channel it belongs to (`_labels.Classes`); a
+Each entry of an activation carries the label of the channel it belongs to (`_labels.Labels`); a
 rule says which labels the entries of a result have, and joins those that must go together. What
 an operation without a rule is given stays dense.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from lightning_prune.channels.flow import Flow
-from lightning_prune.channels.labels import folded, has_labels
+from lightning_prune.channels.labels import expand_repeats, has_channels
 from lightning_prune.channels.operations import (
     Call,
     Stored,
@@ -139,7 +139,9 @@ def _kept_apart(value: Value, *, is_expanded: bool) -> Value:
         return [_kept_apart(part, is_expanded=is_expanded) for part in value]
     if not isinstance(value, Tensor) or is_expanded:
         return value
-    return folded(value) if has_labels(value) else torch.zeros(value.shape, dtype=torch.long)
+    return (
+        expand_repeats(value) if has_channels(value) else torch.zeros(value.shape, dtype=torch.long)
+    )
 
 
 def _rule(call: Call) -> Rule | None:

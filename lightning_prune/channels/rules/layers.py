@@ -9,8 +9,13 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.flow import Flow, collapsed
-from lightning_prune.channels.labels import along, spread
+from lightning_prune.channels.flow import Flow
+from lightning_prune.channels.labels import (
+    collapse_axis,
+    collect_rows,
+    mark_nonzero,
+    spread_along_axis,
+)
 from lightning_prune.channels.operations import Call, Stored, Value
 
 
@@ -36,8 +41,8 @@ def dense_layer(
     flow: Flow, call: Call, source: Tensor, weight: Stored, bias: Value, made: int
 ) -> Tensor:
     """Inputs, along the last axis, times a stored matrix that makes outputs along an axis."""
-    flow.read(along(source, -1), weight, weight.axes[1 - made])
-    return spread(flow.make(weight, made, bias, weight.axes[made]), -1, call.shape)
+    flow.read(collect_rows(source, -1), weight, weight.axes[1 - made])
+    return spread_along_axis(flow.make(weight, made, bias, weight.axes[made]), -1, call.shape)
 
 
 def convolution(flow: Flow, call: Call) -> Value:
@@ -52,7 +57,7 @@ def convolution(flow: Flow, call: Call) -> Value:
     transposed = "transpose" in call.name or call.option("transposed", False)
     groups = call.option("groups", 1)
     axis = source.ndim - len(weight.axes) + 1  # 0 without a batch
-    rows = along(source, axis)
+    rows = collect_rows(source, axis)
     first, second = weight.axes[:2]
     made = 1 if transposed else 0
     if groups == 1:
@@ -62,7 +67,7 @@ def convolution(flow: Flow, call: Call) -> Value:
         flow.read(rows, weight, first.view(groups, -1))
         labels = first.repeat_interleave(len(second)) if transposed else first
         made = 0
-        flow.classes.keep_dense(second, "is used as a value")
+        flow.labels.keep_dense(second, "is used as a value")
     else:
         slots = rows.view(groups, len(rows) // groups, -1).movedim(1, 0).flatten(1)
         if transposed:
@@ -70,9 +75,9 @@ def convolution(flow: Flow, call: Call) -> Value:
             labels = second.repeat(groups)
         else:
             flow.read(slots, weight, second)
-            flow.classes.join_rows(first.view(groups, -1).T, "groups")
+            flow.labels.join_rows(first.view(groups, -1).T, "groups")
             labels = first
-    return spread(flow.make(weight, made, call["bias"], labels), axis, call.shape)
+    return spread_along_axis(flow.make(weight, made, call["bias"], labels), axis, call.shape)
 
 
 def embedding(flow: Flow, call: Call) -> Value:
@@ -81,9 +86,9 @@ def embedding(flow: Flow, call: Call) -> Value:
     if not isinstance(weight, Stored):
         return None
     flow.keep_dense(call["indices"], "is used as an index")
-    flow.classes.keep_dense(weight.axes[0], "is picked by its number")
+    flow.labels.keep_dense(weight.axes[0], "is picked by its number")
     labels = weight.axes[1]
-    return spread(labels if weight.is_parameter else -labels, -1, call.shape)
+    return spread_along_axis(labels if weight.is_parameter else -labels, -1, call.shape)
 
 
 def prelu(flow: Flow, call: Call) -> Value:
@@ -92,8 +97,8 @@ def prelu(flow: Flow, call: Call) -> Value:
     if not isinstance(weight, Stored):
         return None
     if len(weight.axes[0]) > 1:
-        flow.classes.join_rows(
-            torch.cat([along(labels, 1), weight.axes[0][:, None]], 1), "meets other values"
+        flow.labels.join_rows(
+            torch.cat([collect_rows(labels, 1), weight.axes[0][:, None]], 1), "meets other values"
         )
     return labels
 
@@ -106,16 +111,16 @@ def batch_norm(flow: Flow, call: Call) -> Value:
 
     Without these it is not zero in evaluation, as the running mean is taken off.
     """
-    return _normalised(flow, call, along(flow.entries(call["input"]), 1))
+    return _normalised(flow, call, collect_rows(flow.entries(call["input"]), 1))
 
 
 def group_norm(flow: Flow, call: Call) -> Value:
     """The channels of a group are normalised by what all of them hold, so a group goes whole."""
     groups, labels = call.option("num_groups"), flow.entries(call["input"])
-    rows = along(labels, 1)
-    flow.classes.join_rows(rows.reshape(groups, -1), "a part of a norm group")
+    rows = collect_rows(labels, 1)
+    flow.labels.join_rows(rows.reshape(groups, -1), "a part of a norm group")
     flow.refuse_one_class(rows, "width of a GroupNorm")
-    return _normalised(flow, call, along(labels, 1))
+    return _normalised(flow, call, collect_rows(labels, 1))
 
 
 def layer_norm(flow: Flow, call: Call) -> Value:
@@ -126,13 +131,13 @@ def layer_norm(flow: Flow, call: Call) -> Value:
     labels = flow.entries(call["input"])
     width = len(call.option("normalized_shape"))
     reason = f"width of {'a LayerNorm' if 'bias' in call else 'an RMSNorm'}"
-    flow.classes.join_rows(labels.reshape(-1, math.prod(labels.shape[-width:])), reason)
+    flow.labels.join_rows(labels.reshape(-1, math.prod(labels.shape[-width:])), reason)
     flow.refuse_one_class(labels, reason)
     bias = call["bias"]
     flow.keep_dense([call["weight"], bias], reason)
     for axis in range(-width, 0):
-        labels = collapsed(labels, axis)
-    return (labels if bias is None else -labels.abs()).expand(call.shape)
+        labels = collapse_axis(labels, axis)
+    return (labels if bias is None else mark_nonzero(labels)).expand(call.shape)
 
 
 def _normalised(flow: Flow, call: Call, rows: Tensor) -> Tensor | None:
@@ -141,11 +146,11 @@ def _normalised(flow: Flow, call: Call, rows: Tensor) -> Tensor | None:
     if not all(isinstance(value, Stored) for value in given.values()):
         return None
     stored = {name: value for name, value in given.items() if isinstance(value, Stored)}
-    flow.classes.join_rows(
+    flow.labels.join_rows(
         torch.cat([rows, *(value.axes[0][:, None] for value in stored.values())], 1),
         "normalises other values",
     )
     made_zero = all(n in stored and stored[n].is_parameter for n in ("weight", "bias"))
-    labels = flow.classes.roots(rows[:, 0])
+    labels = flow.labels.representatives(rows[:, 0])
     flow.note_cut(call, labels)
-    return spread(labels if made_zero else -labels, 1, call.shape)
+    return spread_along_axis(labels if made_zero else -labels, 1, call.shape)

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as padded_with_zeros
 
-from lightning_prune.channels.flow import Flow, collapsed, is_junk
-from lightning_prune.channels.labels import along, thin
+from lightning_prune.channels.flow import Flow
+from lightning_prune.channels.labels import (
+    collapse_axis,
+    collect_rows,
+    has_nonzero_entries,
+    mark_nonzero,
+    narrow_expanded_axes,
+)
 from lightning_prune.channels.operations import Call, Stored, Value, reordered
 
 
@@ -71,7 +77,7 @@ def roll(flow: Flow, call: Call) -> Value:
     """As a move, along axes where the channel is the same: others would be shifted by a number."""
     labels = flow.entries(call[0])
     axes = [axis % labels.ndim for axis in call.option("dims", [])]
-    varying = flow.classes.varying(labels)
+    varying = flow.labels.varying_axes(labels)
     if varying and (not axes or set(axes) & set(varying)):
         return None
     return move(flow, call)
@@ -96,7 +102,7 @@ def slices(flow: Flow, call: Call) -> Value:
     """A part of an axis, cut by numbers in code; in steps only where the channel is the same."""
     labels = flow.entries(call[0])
     axis = call.option("dim", 0) % labels.ndim
-    if call.option("step", 1) != 1 and axis in flow.classes.varying(labels):
+    if call.option("step", 1) != 1 and axis in flow.labels.varying_axes(labels):
         return None
     return _moved(flow, call, labels, call.run([labels]))
 
@@ -127,10 +133,10 @@ def index(flow: Flow, call: Call) -> Value:
             return None
         axis, indices = axes[0], given[axes[0]]
         rank = len(call.shape) - labels.ndim + 1
-    if axis in flow.classes.varying(labels):
+    if axis in flow.labels.varying_axes(labels):
         return None
     flow.keep_dense(indices, "is used as an index")
-    one = collapsed(labels, axis).squeeze(axis)
+    one = collapse_axis(labels, axis).squeeze(axis)
     for _ in range(rank):
         one = one.unsqueeze(axis)
     return one.expand(call.shape)
@@ -141,7 +147,7 @@ def cat(flow: Flow, call: Call) -> Value:
     parts = [flow.entries(value) for value in call.inputs]
     joined: Tensor = call.run(parts)
     axis = call.option("dim", 0) % joined.ndim
-    varying = [each for each in flow.classes.varying(joined) if each != axis]
+    varying = [each for each in flow.labels.varying_axes(joined) if each != axis]
     flow.note_crossing(joined, varying[-1] if varying else None)
     return joined
 
@@ -155,10 +161,10 @@ def split(flow: Flow, call: Call) -> Value:
     parts = list(call.run([labels]))
     axis = call.option("dim", 0) % labels.ndim
     is_even = len({part.shape for part in parts}) == 1
-    if axis in flow.classes.varying(labels):
+    if axis in flow.labels.varying_axes(labels):
         if is_even:
-            rows = [along(part, axis).flatten() for part in parts]
-            flow.classes.join_rows(torch.stack(rows, 1), "cut into pieces")
+            rows = [collect_rows(part, axis).flatten() for part in parts]
+            flow.labels.join_rows(torch.stack(rows, 1), "cut into pieces")
         elif call.name != "split_with_sizes":
             return None
     for part in (labels, *parts):
@@ -171,13 +177,13 @@ def pad(flow: Flow, call: Call) -> Value:
     labels, widths = flow.entries(call[0]), call.option("pad")
     value, mode = call.option("value", 0), call.option("mode", "constant")
     axes = [labels.ndim - 1 - i // 2 for i, width in enumerate(widths) if width]
-    if set(axes) & set(flow.classes.varying(labels)):
+    if set(axes) & set(flow.labels.varying_axes(labels)):
         is_added = mode == "constant" and min(widths) >= 0
         return padded_with_zeros(labels, widths) if is_added else None
     for axis in axes:
-        labels = collapsed(labels, axis)
+        labels = collapse_axis(labels, axis)
     labels = labels.expand(call.shape)
-    return -labels.abs() if value else labels
+    return mark_nonzero(labels) if value else labels
 
 
 def _moved(flow: Flow, call: Call, before: Tensor, after: Tensor) -> Tensor:
@@ -205,15 +211,15 @@ def reduce(flow: Flow, call: Call) -> Value:
     axes = call.option("dim", [])
     axes = [axes] if isinstance(axes, int) else list(axes) or list(range(labels.ndim))
     axes = [axis % labels.ndim for axis in axes]
-    varying = flow.classes.varying(labels)
+    varying = flow.labels.varying_axes(labels)
     if varying and set(varying) <= set(axes):
         order = call.option("ord", call.option("p", 2))
-        if name not in _ZERO_ADDS_NOTHING or is_junk(labels) or order <= 0:
-            flow.classes.keep_dense(labels, f"{name} over its channels")
+        if name not in _ZERO_ADDS_NOTHING or has_nonzero_entries(labels) or order <= 0:
+            flow.labels.keep_dense(labels, f"{name} over its channels")
         return torch.zeros(call.shape, dtype=torch.long)
     shape = [1 if axis in axes else size for axis, size in enumerate(labels.shape)]
     result = _reduced(flow, labels, axes, shape, f"{name} over its channels").reshape(call.shape)
-    return -result.abs() if name in _NOT_ZERO_OF_ZEROS else result
+    return mark_nonzero(result) if name in _NOT_ZERO_OF_ZEROS else result
 
 
 def _reduced(
@@ -221,10 +227,10 @@ def _reduced(
 ) -> Tensor:
     """Join what is reduced to one entry, and return the labels of the result."""
     axes = [axis % labels.ndim for axis in axes]
-    small = thin(labels)
+    small = narrow_expanded_axes(labels)
     rest = [axis for axis in range(labels.ndim) if axis not in axes]
     rows = small.permute(*rest, *axes).flatten(len(rest)) if rest else small.reshape(1, -1)
-    flow.classes.join_rows(rows.reshape(-1, rows.shape[-1]), reason)
+    flow.labels.join_rows(rows.reshape(-1, rows.shape[-1]), reason)
     for axis in axes:
-        labels = collapsed(labels, axis)
+        labels = collapse_axis(labels, axis)
     return labels.expand(tuple(shape))

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from lightning_prune.channels.flow import Flow
-from lightning_prune.channels.labels import UNLABELLED, has_labels, is_spread, thin
+from lightning_prune.channels.labels import (
+    NO_CHANNEL,
+    has_channels,
+    is_unexpanded,
+    narrow_expanded_axes,
+)
 from lightning_prune.channels.operations import Call, Value
 
 _NO_CHANNELS = "meets values that are no channels"
@@ -35,20 +40,20 @@ def combined(
         outcome: What comes out of zeros.
         added: Whether activations that meet are a residual stream.
     """
-    partner = next((v for v in values if isinstance(v, Tensor) and has_labels(v)), None)
+    partner = next((v for v in values if isinstance(v, Tensor) and has_channels(v)), None)
     operands = _without_gates(flow, [flow.entries(value, partner) for value in values], shape)
-    small = [thin(each, *operands) for each in operands]
-    result = torch.stack([flow.classes.roots(operand) for operand in small]).amax(0)
+    small = [narrow_expanded_axes(each, *operands) for each in operands]
+    result = torch.stack([flow.labels.representatives(operand) for operand in small]).amax(0)
     for operand, each in zip(operands, small, strict=True):
-        if not has_labels(each):
+        if not has_channels(each):
             meet_unlabelled(flow, operand, result)
     for value, operand in zip(values, small, strict=True):
-        flow.classes.join(operand, result, residual=added and isinstance(value, Tensor))
-    result = flow.classes.roots(result)
+        flow.labels.join(operand, result, by_addition=added and isinstance(value, Tensor))
+    result = flow.labels.representatives(result)
     for operand in small:
-        if has_labels(operand):
-            clash = (operand == UNLABELLED) & (result != UNLABELLED)
-            flow.classes.keep_dense(result[clash], _NO_CHANNELS)
+        if has_channels(operand):
+            clash = (operand == NO_CHANNEL) & (result != NO_CHANNEL)
+            flow.labels.keep_dense(result[clash], _NO_CHANNELS)
     is_zero = _is_zero(flow, result, small, outcome)
     return torch.where(is_zero, result, -result).expand(tuple(shape))
 
@@ -63,33 +68,33 @@ def meet_unlabelled(flow: Flow, operand: Tensor, labels: Tensor) -> None:
         operand: The entries without channels, expanded.
         labels: Those that they meet, possibly thin.
     """
-    axes = [axis for axis in flow.classes.varying(labels) if is_spread(operand, axis)]
+    axes = [axis for axis in flow.labels.varying_axes(labels) if is_unexpanded(operand, axis)]
     if axes:
         rest = [axis for axis in range(labels.ndim) if axis not in axes]
         size = math.prod(labels.shape[axis] for axis in axes)
-        flow.classes.join_rows(labels.permute(*rest, *axes).reshape(-1, size), _NO_CHANNELS)
+        flow.labels.join_rows(labels.permute(*rest, *axes).reshape(-1, size), _NO_CHANNELS)
         flow.refuse_one_class(labels, _NO_CHANNELS)
 
 
 def glu(flow: Flow, call: Call) -> Value:
     """Halves that are multiplied go together: zero where the half is that is no gate."""
     value, gate = flow.entries(call[0]).chunk(2, call.option("dim", -1))
-    small = thin(value, gate)
-    pairs = torch.stack([small.flatten(), thin(gate, value).flatten()], 1)
-    flow.classes.join_rows(pairs, _NO_CHANNELS)
+    small = narrow_expanded_axes(value, gate)
+    pairs = torch.stack([small.flatten(), narrow_expanded_axes(gate, value).flatten()], 1)
+    flow.labels.join_rows(pairs, _NO_CHANNELS)
     return value
 
 
 def _without_gates(flow: Flow, operands: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
     """Expand operands; keep dense a single channel that all channels of another meet: a gate."""
     expanded = [operand.expand(tuple(shape)) for operand in operands]
-    axes = [set(flow.classes.varying(operand)) for operand in expanded]
+    axes = [set(flow.labels.varying_axes(operand)) for operand in expanded]
     for index, operand in enumerate(operands):
         others = set().union(*axes[:index], *axes[index + 1 :])
         ahead = len(shape) - operand.ndim
         is_one = any(axis < ahead or operand.shape[axis - ahead] == 1 for axis in others)
-        if is_one and not axes[index] and has_labels(operand):
-            flow.classes.keep_dense(operand, _NO_CHANNELS)
+        if is_one and not axes[index] and has_channels(operand):
+            flow.labels.keep_dense(operand, _NO_CHANNELS)
             expanded[index] = torch.zeros(operand.shape, dtype=torch.long).expand(tuple(shape))
     return expanded
 
@@ -105,7 +110,7 @@ def _is_zero(flow: Flow, result: Tensor, operands: Sequence[Tensor], outcome: Ou
         if is_zero:
             found |= codes == code
         if code and not is_finite:
-            flow.classes.keep_dense(result[codes == code], "is not finite where it is pruned")
+            flow.labels.keep_dense(result[codes == code], "is not finite where it is pruned")
     return found
 
 

@@ -4,15 +4,21 @@ They are written in einsum's letters: a letter that the result lacks is summed o
 are seen on one grid that has an axis for each letter, expanded along those that they lack.
 """
 
-import math
 from collections.abc import Sequence
 from string import ascii_letters
 
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.flow import Flow, collapsed
-from lightning_prune.channels.labels import along, has_labels, is_spread, spread, thin
+from lightning_prune.channels.flow import Flow
+from lightning_prune.channels.labels import (
+    collapse_axis,
+    collect_rows,
+    has_channels,
+    is_unexpanded,
+    mark_nonzero,
+    spread_along_axis,
+)
 from lightning_prune.channels.operations import Call, Stored, Value
 from lightning_prune.channels.rules.pointwise import combined, meet_unlabelled
 
@@ -82,13 +88,13 @@ def _product(
         _on_grid(flow.entries(value), term, grid, sizes)
         for value, term in zip(operands, terms, strict=True)
     )
-    if has_labels(first) and has_labels(second):
+    if has_channels(first) and has_channels(second):
         batch = [i for i, c in enumerate(result) if c in terms[0] and c in terms[1]]
-        rows = [_rows(labels, batch) for labels in (first, second)]
+        rows = [collect_rows(labels, *batch) for labels in (first, second)]
         labels = together(flow, rows, zero=rows)
         shape = [size if axis in batch else 1 for axis, size in enumerate(call.shape)]
         return labels.view(shape).expand(call.shape)
-    if has_labels(second):
+    if has_channels(second):
         first, second = second, first
     return _weighted_sum(flow, call, first, second)
 
@@ -96,11 +102,11 @@ def _product(
 def _weighted_sum(flow: Flow, call: Call, labels: Tensor, other: Tensor) -> Value:
     """Sums of a channel's own entries, such as over positions: zero if all of these are."""
     rank = len(call.shape)
-    for axis in flow.classes.varying(labels):
-        if axis >= rank or is_spread(other, axis):
+    for axis in flow.labels.varying_axes(labels):
+        if axis >= rank or is_unexpanded(other, axis):
             return None
     for axis in range(rank, labels.ndim):
-        labels = collapsed(labels, axis)
+        labels = collapse_axis(labels, axis)
     return labels.reshape(labels.shape[:rank])
 
 
@@ -118,13 +124,13 @@ def _stored_product(
     """
     term, other, result, grid = letters
     summed = [c for c in term if c in other and c not in result]
-    shared = [grid[a] for a in flow.classes.varying(labels) if grid[a] in term] or summed[:1]
+    shared = [grid[a] for a in flow.labels.varying_axes(labels) if grid[a] in term] or summed[:1]
     if len(shared) > 1:
         return None
     for letter in shared:
         read = weight.axes[term.index(letter)]
-        flow.read(along(labels, grid.index(letter)), weight, read)
-    varying = {grid[axis] for axis in flow.classes.varying(labels)}
+        flow.read(collect_rows(labels, grid.index(letter)), weight, read)
+    varying = {grid[axis] for axis in flow.labels.varying_axes(labels)}
     if varying - set(result) - set(shared):
         return None
     passed = varying & set(result)
@@ -132,19 +138,19 @@ def _stored_product(
     made = None if passed else next((c for c in free if len(weight.axes[term.index(c)]) > 1), None)
     for letter, its_labels in zip(term, weight.axes, strict=True):
         if letter != made and letter not in shared:
-            flow.classes.keep_dense(its_labels, "is used as a value")
+            flow.labels.keep_dense(its_labels, "is used as a value")
     if made:
         axis = term.index(made)
         if not shared:
             flow.keep_dense(labels, "multiplied with other values")
         channels = flow.make(weight, axis, None, weight.axes[axis])
-        return spread(channels, result.index(made), call.shape)
+        return spread_along_axis(channels, result.index(made), call.shape)
     if not passed:
         if not shared:
             flow.keep_dense(labels, "multiplied with other values")
         return torch.zeros(call.shape, dtype=torch.long)
     for axis in range(len(result), len(grid)):
-        labels = collapsed(labels, axis)
+        labels = collapse_axis(labels, axis)
     return labels.reshape(labels.shape[: len(result)])
 
 
@@ -155,16 +161,16 @@ def attention(flow: Flow, call: Call) -> Value:
     if batch != value.shape[:-2] or batch != key.shape[:-2]:
         return None
     axes = range(len(batch))
-    rows = [_rows(labels, axes) for labels in (query, key, value)]
+    rows = [collect_rows(labels, *axes) for labels in (query, key, value)]
     mask = flow.entries(call["attn_mask"])
     scores = (*batch, query.shape[-2], key.shape[-2])
-    is_labelled = has_labels(mask)
+    is_labelled = has_channels(mask)
     if is_labelled:
-        rows.append(_rows(mask.expand(scores), axes))
+        rows.append(collect_rows(mask.expand(scores), *axes))
     labels = together(flow, rows, zero=rows[2:3]).view(*batch, 1, 1)
     if not is_labelled:
         meet_unlabelled(flow, mask.expand(scores), labels.expand(scores))
-    return flow.classes.roots(labels).mul(labels.sign()).expand(call.shape)
+    return flow.labels.representatives(labels).mul(labels.sign()).expand(call.shape)
 
 
 def softmax(flow: Flow, call: Call) -> Value:
@@ -172,9 +178,9 @@ def softmax(flow: Flow, call: Call) -> Value:
     labels = flow.entries(call[0])
     reason = "softmax over its channels"
     dim = call.option("dim", -1)
-    flow.classes.join_rows(labels.movedim(dim, -1).flatten(0, -2), reason)
+    flow.labels.join_rows(labels.movedim(dim, -1).flatten(0, -2), reason)
     flow.refuse_one_class(labels, reason)
-    return -labels.abs()
+    return mark_nonzero(labels)
 
 
 def together(flow: Flow, operands: Sequence[Tensor], zero: Sequence[Tensor]) -> Tensor:
@@ -185,19 +191,12 @@ def together(flow: Flow, operands: Sequence[Tensor], zero: Sequence[Tensor]) -> 
         operands: Labels, each ``(rows, some)``.
         zero: Those of which one makes the row zero.
     """
-    flow.classes.join_rows(torch.cat(list(operands), 1), "multiplied with other values")
-    roots = flow.classes.roots(operands[0][:, 0])
+    flow.labels.join_rows(torch.cat(list(operands), 1), "multiplied with other values")
+    roots = flow.labels.representatives(operands[0][:, 0])
     is_zero = torch.zeros_like(roots, dtype=torch.bool)
     for operand in zero:
         is_zero |= (operand > 0).all(1)
     return torch.where(is_zero, roots, -roots)
-
-
-def _rows(labels: Tensor, axes: Sequence[int]) -> Tensor:
-    """Return a row for each index of some of the first axes, with all labels that are there."""
-    rest = [axis for axis in range(labels.ndim) if axis not in axes]
-    rows = math.prod(labels.shape[axis] for axis in axes)
-    return thin(labels, keep=axes).permute(*axes, *rest).reshape(rows, -1)
 
 
 def _on_grid(labels: Tensor, term: str, grid: str, sizes: dict[str, int]) -> Tensor:
