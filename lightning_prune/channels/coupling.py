@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.channels.flow import Cut, Flow
+from lightning_prune.channels.flow import CountedAxis, Flow
 from lightning_prune.channels.labels import NO_CHANNEL, Labels
-from lightning_prune.channels.operations import Stored
+from lightning_prune.channels.operations import StoredTensor
 from lightning_prune.channels.walk import walk
 from lightning_prune.models.calls import as_call
 from lightning_prune.models.names import plain_name
@@ -44,7 +44,7 @@ class CoupledChannels:
 
     Args:
         slices: Where they lie, in the order of the model; a tensor may come twice, for two axes.
-        labels: One for each channel, the same as in `Coupling.cuts`.
+        labels: One for each channel, the same as in `Coupling.counted_axes`.
         is_residual: Whether an addition of two activations joins their makers.
         why_dense: Why they cannot be removed exactly; None if they can.
     """
@@ -77,11 +77,11 @@ class Coupling:
 
     Args:
         groups: Those that have a maker, in the order of the model.
-        cuts: Where the model's code may count on their number.
+        counted_axes: Where the model's code may count on their number.
     """
 
     groups: tuple[CoupledChannels, ...]
-    cuts: tuple[Cut, ...]
+    counted_axes: tuple[CountedAxis, ...]
 
 
 def couple(module: nn.Module, example: Any) -> Coupling:
@@ -102,8 +102,12 @@ def couple(module: nn.Module, example: Any) -> Coupling:
     for program in _programs(module, example):
         walk(flow, program, stored)
     flow.settle()
-    cuts = [replace(cut, labels=labels.representatives(cut.labels)) for cut in flow.cuts]
-    return Coupling(groups=tuple(_groups(flow, stored, cuts)), cuts=tuple(cuts))
+    counted_axes = [
+        replace(cut, labels=labels.representatives(cut.labels)) for cut in flow.counted_axes
+    ]
+    return Coupling(
+        groups=tuple(_groups(flow, stored, counted_axes)), counted_axes=tuple(counted_axes)
+    )
 
 
 def with_two_samples(example: Any) -> Any:
@@ -168,17 +172,17 @@ def _plainly() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _stored(module: nn.Module, labels: Labels) -> dict[str, Stored]:
+def _stored(module: nn.Module, labels: Labels) -> dict[str, StoredTensor]:
     """Return parameters and buffers with new labels for each axis; tied ones share them."""
-    known: dict[int, Stored] = {}
-    found: dict[str, Stored] = {}
+    known: dict[int, StoredTensor] = {}
+    found: dict[str, StoredTensor] = {}
     parameters = list(module.named_parameters(remove_duplicate=False))
     for name, tensor in [*parameters, *module.named_buffers(remove_duplicate=False)]:
         if id(tensor) not in known:
-            known[id(tensor)] = Stored(
+            known[id(tensor)] = StoredTensor(
                 name=plain_name(name),
-                axes=tuple(labels.create(size) for size in tensor.shape),
-                order=tuple(range(tensor.ndim)),
+                axis_labels=tuple(labels.create(size) for size in tensor.shape),
+                model_axes=tuple(range(tensor.ndim)),
                 is_parameter=isinstance(tensor, nn.Parameter),
             )
         found[name] = known[id(tensor)]
@@ -186,7 +190,7 @@ def _stored(module: nn.Module, labels: Labels) -> dict[str, Stored]:
 
 
 def _groups(
-    flow: Flow, stored: Mapping[str, Stored], cuts: Sequence[Cut]
+    flow: Flow, stored: Mapping[str, StoredTensor], counted_axes: Sequence[CountedAxis]
 ) -> Iterator[CoupledChannels]:
     """Put together the channels that lie along the same axes, and in the same parts of what is cut.
 
@@ -195,14 +199,14 @@ def _groups(
     places = [
         (tensor.name, axis, flow.labels.representatives(labels))
         for tensor in dict.fromkeys(stored.values())
-        for axis, labels in enumerate(tensor.axes)
+        for axis, labels in enumerate(tensor.axis_labels)
     ]
     spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for index, (_, _, roots) in enumerate(places):
         found, counts = torch.unique(roots, return_counts=True)
         for root, count in zip(found.tolist(), counts.tolist(), strict=True):
             spans[root].append((index, count))
-    parts = {frozenset(torch.unique(cut.labels).tolist()) for cut in cuts}
+    parts = {frozenset(torch.unique(cut.labels).tolist()) for cut in counted_axes}
     alike: dict[Any, list[int]] = defaultdict(list)
     for root, its_spans in sorted(spans.items()):
         its_parts = frozenset(part for part in parts if root in part)

@@ -160,7 +160,8 @@ def collect_rows(labels: Tensor, *axes: int) -> Tensor:
     axes = tuple(axis % labels.ndim for axis in axes)
     others = [axis for axis in range(labels.ndim) if axis not in axes]
     moved = narrow_expanded_axes(labels, keep=axes).permute(*axes, *others)
-    return moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
+    rows, columns = math.prod(moved.shape[: len(axes)]), math.prod(moved.shape[len(axes) :])
+    return moved.reshape(rows, columns)
 
 
 def spread_along_axis(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:

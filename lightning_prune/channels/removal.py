@@ -274,7 +274,7 @@ def _adaptations(module: nn.Module, coupling: Coupling, removal: Removal) -> Ite
     """
     removed = torch.cat([coupling.groups[i].labels[gone] for i, gone in removal.items()])
     sizes: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for cut in coupling.cuts:
+    for cut in coupling.counted_axes:
         is_gone = (torch.isin(cut.labels, removed) | (cut.labels == NO_CHANNEL)).all(1)
         is_gone &= (cut.labels != NO_CHANNEL).any(1)
         sizes[cut.module][len(is_gone)].add(len(is_gone) - int(is_gone.sum()))
