@@ -25,7 +25,11 @@ def groups_of(module, batch=None):
 
 
 def places(group):
-    return {(its.name, its.axis) for its in group.slices}
+    return {(place.name, place.axis) for place in group.places}
+
+
+def channels_along(group, name):
+    return next(place.channel_of_index.tolist() for place in group.places if place.name == name)
 
 
 class Recurrent(nn.Module):
@@ -84,8 +88,8 @@ def test_a_channel_goes_with_its_bias_its_norm_and_the_columns_that_read_it():
 
 
 def test_a_flattened_channel_is_several_columns():
-    columns = {its.name: its for its in groups_of(plain())["3.weight"].slices}["7.weight"]
-    assert columns.channel.tolist() == [index // 16 for index in range(8 * 16)]
+    columns = channels_along(groups_of(plain())["3.weight"], "7.weight")
+    assert columns == [index // 16 for index in range(8 * 16)]
 
 
 def test_what_is_added_goes_together_and_is_called_residual():
@@ -106,17 +110,14 @@ def test_depthwise_filters_go_with_their_channel():
 def test_concatenated_channels_stay_apart():
     groups = groups_of(MODELS["dense"]())
     first, second = groups["body.0.weight"], groups["body.1.layers.0.2.weight"]
-    columns = [
-        next(its.channel.tolist() for its in group.slices if its.name == "head.weight")
-        for group in (first, second)
-    ]
+    columns = [channels_along(group, "head.weight") for group in (first, second)]
     assert columns[0] == [*range(8), *[-1] * 16]
     assert columns[1] == [*[-1] * 8, *range(8), *[-1] * 8]
 
 
 def test_halves_of_a_chunk_lose_the_same_channels():
     group = groups_of(MODELS["chunked"]())["body.1.first.0.weight"]
-    assert group.slices[0].channel.tolist() == [*range(8), *range(8)]
+    assert group.places[0].channel_of_index.tolist() == [*range(8), *range(8)]
     assert group.width == 1  # the inner convolution makes them one by one
 
 
@@ -124,19 +125,19 @@ def test_halves_of_a_chunk_lose_the_same_channels():
 def test_attention_is_pruned_by_whole_heads(attention):
     groups = groups_of(Encoder(attention()))
     group = next(g for name, g in groups.items() if name.startswith("attention.q"))
-    assert (group.channels, group.why_dense) == (4, None)
+    assert (group.size, group.why_dense) == (4, None)
     assert ("attention.out.weight", 1) in places(group)
 
 
 def test_groups_of_a_convolution_lose_the_same_slots():
     groups = groups_of(MODELS["grouped"]())
-    assert groups["body.0.0.weight"].slices[0].channel.tolist() == [0, 1, 2, 3] * 4
-    assert groups["body.1.0.weight"].slices[0].channel.tolist() == [0, 1, 2, 3] * 4
+    assert groups["body.0.0.weight"].places[0].channel_of_index.tolist() == [0, 1, 2, 3] * 4
+    assert groups["body.1.0.weight"].places[0].channel_of_index.tolist() == [0, 1, 2, 3] * 4
 
 
 def test_norm_groups_go_whole():
     group = groups_of(MODELS["norm groups"]())["body.0.weight"]
-    assert group.slices[0].channel.tolist() == [i // 4 for i in range(16)]
+    assert group.places[0].channel_of_index.tolist() == [i // 4 for i in range(16)]
 
 
 REASONS = {
@@ -295,14 +296,14 @@ def test_all_that_a_transposed_depthwise_filter_makes_goes_with_its_channel():
     module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 16, 3, groups=8)), 16)
     groups = groups_of(module)
     assert "body.1.weight" not in groups
-    columns = {its.name: its.channel for its in groups["body.0.weight"].slices}["head.weight"]
-    assert columns.tolist() == [index // 2 for index in range(16)]
+    columns = channels_along(groups["body.0.weight"], "head.weight")
+    assert columns == [index // 2 for index in range(16)]
 
 
 def test_parts_of_a_slice_are_told_apart():
     module = Calling(lambda x: x + x[:, :4].sum(1, keepdim=True))
     groups = [g for g in couple(module, example()).groups if g.why_dense is None]
-    assert [group.slices[0].channel.tolist() for group in groups] == [
+    assert [group.places[0].channel_of_index.tolist() for group in groups] == [
         [0, 1, 2, 3, *[-1] * 4],
         [*[-1] * 4, 0, 1, 2, 3],
     ]
@@ -315,16 +316,16 @@ def test_a_gate_of_one_channel_leaves_those_that_it_opens_apart():
 
     module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Gate(8, 1, 1)), 8)
     groups = groups_of(module)
-    assert (groups["body.0.weight"].channels, groups["body.0.weight"].why_dense) == (8, None)
+    assert (groups["body.0.weight"].size, groups["body.0.weight"].why_dense) == (8, None)
     assert groups["body.1.weight"].why_dense == "meets values that are no channels"
 
 
 def test_attention_in_letters_is_pruned_by_whole_heads():
     groups = groups_of(EinsumAttention())
-    assert (groups["first.weight"].channels, groups["first.weight"].why_dense) == (8, None)
+    assert (groups["first.weight"].size, groups["first.weight"].why_dense) == (8, None)
     heads = groups["query"]
     assert places(heads) == {("query", 1), ("key", 1), ("value", 1), ("out", 1)}
-    assert (heads.channels, heads.why_dense) == (4, None)
+    assert (heads.size, heads.why_dense) == (4, None)
 
 
 def test_weights_that_are_computed_stay_dense():

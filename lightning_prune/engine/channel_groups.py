@@ -11,7 +11,7 @@ from lightning_prune.engine.groups import Group, member_scores
 from lightning_prune.recipe.tensor import PrunedTensor, Score
 
 if TYPE_CHECKING:
-    from lightning_prune.channels.coupling import Slices
+    from lightning_prune.channels.coupling import ChannelPlace
 
 
 @dataclass(kw_only=True, eq=False)
@@ -28,7 +28,7 @@ class ChannelGroup(Group):
             attention head.
     """
 
-    slices: "Sequence[Slices]"
+    slices: "Sequence[ChannelPlace]"
     channels: int
     width: int
     _kept: int = field(init=False)
@@ -43,8 +43,8 @@ class ChannelGroup(Group):
 
         Such are the halves of a layer whose output is cut in two.
         """
-        indices = (self.slices[self._first].channel >= 0).nonzero().flatten()
-        if len(indices) == len(self.slices[self._first].channel):
+        indices = (self.slices[self._first].channel_of_index >= 0).nonzero().flatten()
+        if len(indices) == len(self.slices[self._first].channel_of_index):
             return self.members[0].name
         return f"{self.members[0].name}[{int(indices[0])}:{int(indices[-1]) + 1}]"
 
@@ -113,7 +113,7 @@ class ChannelGroup(Group):
         name = self.members[0].name
         return next(i for i, its in enumerate(self.slices) if its.is_output and its.name == name)
 
-    def _places(self) -> "Iterator[tuple[PrunedTensor, Slices]]":
+    def _places(self) -> "Iterator[tuple[PrunedTensor, ChannelPlace]]":
         """Yield each slice with the member that it is in."""
         members = {member.name: member for member in self.members}
         return ((members[its.name], its) for its in self.slices)
@@ -128,14 +128,14 @@ class ChannelGroup(Group):
     def _entries(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with a mask that spreads over it; what is no channel is kept."""
         for member, its in self._places():
-            kept = torch.cat([atoms, atoms.new_ones(1)])[its.channel.to(atoms.device)]
+            kept = torch.cat([atoms, atoms.new_ones(1)])[its.channel_of_index.to(atoms.device)]
             shape = [1] * len(member.masking.shape)
             shape[its.axis] = len(kept)
             yield member, kept.view(shape).to(member.masking.device)
 
-    def _of_channels(self, of_index: Tensor, its: "Slices") -> Tensor:
+    def _of_channels(self, of_index: Tensor, its: "ChannelPlace") -> Tensor:
         """Return the values of each channel's indices, ``(channels, most)``, with 0 beyond."""
-        table = _table(its.channel, self.channels).to(of_index.device)
+        table = _table(its.channel_of_index, self.channels).to(of_index.device)
         padded = torch.cat([of_index, of_index.new_zeros(1)])[table]
         return padded.to(self.members[0].masking.device)
 

@@ -66,8 +66,8 @@ def select_channels(
             ChannelGroup(
                 members=tuple(tensors[one.name] for one in coupled.members),
                 pattern=pattern,
-                slices=coupled.channels.slices,
-                channels=coupled.channels.channels,
+                slices=coupled.channels.places,
+                channels=coupled.channels.size,
                 width=coupled.channels.width,
             )
         )
@@ -108,13 +108,13 @@ class _Reason:
 def _coupled(channels: CoupledChannels, by_name: Mapping[str, Candidate]) -> _Coupled:
     slices = tuple(
         replace(its, name=by_name[its.name].name)
-        for its in channels.slices
+        for its in channels.places
         if its.name in by_name  # buffers hold nothing to prune
     )
     producers = dict.fromkeys(its.name for its in slices if its.is_output)
     members = dict.fromkeys([*producers, *(its.name for its in slices)])
     return _Coupled(
-        channels=replace(channels, slices=slices),
+        channels=replace(channels, places=slices),
         members=tuple(by_name[name] for name in members),
         producers=tuple(by_name[name] for name in producers),
     )
@@ -138,7 +138,7 @@ def _why_dense(coupled: _Coupled, pattern: ChannelPattern) -> _Reason | None:
                 why=f"another optimizer than that of '{coupled.members[0].name}' owns it",
                 culprit=one.name,
             )
-    if pattern.round_kept(0, channels.channels, channels.width) == channels.channels:
+    if pattern.round_kept(0, channels.size, channels.width) == channels.size:
         return _Reason(why=f"no more channels than round_to={pattern.round_to} keeps")
     return None
 
