@@ -148,25 +148,25 @@ REASONS = {
     "width of an RMSNorm": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(192, 8), nn.RMSNorm(8), nn.Linear(8, 2)
     ),
-    "softmax over its channels": lambda: nn.Sequential(
+    "softmax over channels": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Softmax2d(), nn.Conv2d(8, 8, 3)
     ),
-    "mean over its channels": lambda: Calling(lambda x: x - x.mean(1, keepdim=True)),
-    "max over its channels": lambda: Calling(lambda x: x / x.max(1, keepdim=True).values),
+    "mean over channels": lambda: Calling(lambda x: x - x.mean(1, keepdim=True)),
+    "max over channels": lambda: Calling(lambda x: x / x.max(1, keepdim=True).values),
     "passes through cumsum": lambda: Calling(lambda x: x.cumsum(1)),
     "passes through fft_rfft": lambda: Calling(lambda x: torch.fft.rfft(x).real),
-    "meets values that are no channels": lambda: Calling(
+    "meets values without channels": lambda: Calling(
         lambda x: x * torch.arange(8.0).view(1, 8, 1, 1)
     ),
     "network output": lambda: nn.Conv2d(3, 8, 3),
     # a sigmoid is not 0 where the channel is pruned
-    "sum over its channels": lambda: Calling(lambda x: x + x.sigmoid().sum(1, keepdim=True)),
-    "argmax over its channels": lambda: Calling(lambda x: x + x.argmax(1, keepdim=True)),
-    "std over its channels": lambda: Calling(lambda x: x / x.std(1, keepdim=True)),
+    "sum over channels": lambda: Calling(lambda x: x + x.sigmoid().sum(1, keepdim=True)),
+    "argmax over channels": lambda: Calling(lambda x: x + x.argmax(1, keepdim=True)),
+    "std over channels": lambda: Calling(lambda x: x / x.std(1, keepdim=True)),
     "passes through max": lambda: Calling(lambda x: x + x.max(3, keepdim=True).indices),
-    "is not finite where it is pruned": lambda: Calling(lambda x: x.abs().log()),
+    "is not finite if it is pruned": lambda: Calling(lambda x: x.abs().log()),
     # what is left would be picked, shifted or cut by the same number
-    "is picked by its number": lambda: Calling(lambda x: x + x[:, 6, None]),
+    "is picked by number": lambda: Calling(lambda x: x + x[:, 6, None]),
     "passes through slice": lambda: Calling(lambda x: x[:, ::2].repeat(1, 2, 1, 1)),
     "passes through roll": lambda: Calling(lambda x: x.roll(1, 1)),
     "passes through chunk": lambda: Calling(lambda x: torch.cat(x.chunk(3, 1)[::-1], 1)),
@@ -178,7 +178,7 @@ REASONS = {
         lambda x: functional.fold(functional.unfold(x, 3), (6, 6), 3)
     ),
     "passes through lstm": Recurrent,
-    "all its channels go together": lambda: Calling(
+    "all channels go together": lambda: Calling(
         lambda x: x.view(2, 16, 18).transpose(1, 2).reshape(2, 8, 6, 6)
     ),
 }
@@ -232,7 +232,7 @@ def test_what_is_written_through_a_view_stays_dense():
         return x
 
     reason = groups_of(Calling(through_a_view))["first.weight"].why_dense
-    assert reason == "written into through a view"
+    assert reason == "is written through a view"
 
 
 def test_what_was_seen_before_it_was_written_stays_dense():
@@ -242,7 +242,7 @@ def test_what_was_seen_before_it_was_written_stays_dense():
         return x + rows.sum(1).view(2, 1, 6, 6)
 
     reason = groups_of(Calling(stale))["first.weight"].why_dense
-    assert reason == "written into through a view"
+    assert reason == "is written through a view"
 
 
 def test_what_runs_without_gradients_is_not_followed():
@@ -261,7 +261,7 @@ def test_a_weight_that_is_also_a_value_stays_dense():
 
     module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Regularised(8, 6, 3)), 6)
     groups = groups_of(module)
-    assert groups["body.0.weight"].why_dense == "mean over its channels"
+    assert groups["body.0.weight"].why_dense == "mean over channels"
     assert groups["body.1.weight"].why_dense == "is used as a value"
 
 
@@ -278,7 +278,7 @@ def test_words_are_looked_up_by_number_wherever_they_are_tied():
 
     coupling = couple(Tied(), torch.randint(0, 11, (2, 5)))
     words = next(g for g in coupling.groups if ("words.weight", 0) in places(g))
-    assert words.why_dense == "is picked by its number"
+    assert words.why_dense == "is picked by number"
 
 
 def test_a_buffer_does_not_make_a_channel_zero():
@@ -289,7 +289,7 @@ def test_a_buffer_does_not_make_a_channel_zero():
             return x + x.sum(1, keepdim=True)
 
     groups = groups_of(Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Frozen(8)), 8))
-    assert groups["body.0.weight"].why_dense == "sum over its channels"
+    assert groups["body.0.weight"].why_dense == "sum over channels"
 
 
 def test_all_that_a_transposed_depthwise_filter_makes_goes_with_its_channel():
@@ -317,7 +317,7 @@ def test_a_gate_of_one_channel_leaves_those_that_it_opens_apart():
     module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Gate(8, 1, 1)), 8)
     groups = groups_of(module)
     assert (groups["body.0.weight"].size, groups["body.0.weight"].why_dense) == (8, None)
-    assert groups["body.1.weight"].why_dense == "meets values that are no channels"
+    assert groups["body.1.weight"].why_dense == "meets values without channels"
 
 
 def test_attention_in_letters_is_pruned_by_whole_heads():

@@ -28,7 +28,7 @@ class ChannelPlace:
     Args:
         name: The qualified name of the parameter or buffer.
         axis: The axis.
-        channel_of_index: For each index of the axis, its channel in the group; -1 for none.
+        channel_of_index: For each index of the axis, the channel in the group; -1 for none.
         is_output: Whether a weight produces the channels along this axis.
     """
 
@@ -67,9 +67,9 @@ class CoupledChannels:
 
     @property
     def width(self) -> int:
-        """Number of indices of a channel on the output axes; for an attention head, its size.
+        """Number of indices of a channel along the output axes, such as the size of a head.
 
-        If the axes differ, it is their greatest common divisor.
+        If the axes differ, it is the greatest common divisor.
         """
         outputs = [place.channel_of_index for place in self.places if place.is_output]
         return math.gcd(*(int((channels == 0).sum()) for channels in outputs))
@@ -276,4 +276,4 @@ def _find_reason(flow: Flow, places: Sequence[ChannelPlace], channels: Sequence[
             return reason
     outputs = [place.channel_of_index for place in places if place.is_output]
     fills_outputs = all(bool((indices == 0).all()) for indices in outputs)
-    return "all its channels go together" if len(channels) == 1 and fills_outputs else None
+    return "all channels go together" if len(channels) == 1 and fills_outputs else None

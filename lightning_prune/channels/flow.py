@@ -1,4 +1,4 @@
-"""What is known of a model's channels while its graphs are walked; rules read it and add to it."""
+"""The state of a walk: the labels of a model, and the requirements that rules add."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ class Flow:
     def produce(self, weight: StoredTensor, axis: int, bias: Value, labels: Tensor) -> Tensor:
         """Return the labels of the channels that a weight produces.
 
-        A pruned channel is zero if its part of the weight and its bias are parameters.
+        A pruned channel is zero if weight and bias are parameters, since both are zero there then.
 
         Args:
             weight: The stored tensor that produces the channels.
@@ -145,7 +145,7 @@ class Flow:
             is_zero = is_zero and bias.is_parameter
         elif bias is not None:
             self.keep_dense(bias, "is used as a value")
-            self.labels.keep_dense(labels, "its bias is computed")
+            self.labels.keep_dense(labels, "the bias is computed")
         return labels if is_zero else -labels
 
     # -- requirements ----------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Flow:
             before, number = number, self._join_for_single_axes()
         for rows in self._same_channels:
             if 0 in self.labels.varying_axes(rows):
-                self.labels.keep_dense(rows, "is picked by its number")
+                self.labels.keep_dense(rows, "is picked by number")
 
     def _join_for_single_axes(self) -> int:
         """Join channels for each requirement; return the number of channels that are left."""
@@ -193,7 +193,7 @@ class Flow:
             varying = self.labels.varying_axes(labels)
             if len(varying) > 1:
                 kept = axis if axis in varying else varying[-1]
-                self.labels.join_rows(collect_rows(labels, kept), "cut into pieces")
+                self.labels.join_rows(collect_rows(labels, kept), "is cut into pieces")
             number += len(torch.unique(self.labels.representatives(labels)))
         return number
 

@@ -129,12 +129,12 @@ def has_channels(labels: Tensor) -> bool:
 
 
 def has_nonzero_entries(labels: Tensor) -> bool:
-    """Whether any entry may be nonzero if its channel is pruned."""
+    """Whether any entry may be nonzero if the channel is pruned."""
     return bool((narrow_expanded_axes(labels) < NO_CHANNEL).any())
 
 
 def mark_nonzero(labels: Tensor) -> Tensor:
-    """Return the labels of entries that may be nonzero if their channels are pruned."""
+    """Return the same labels for entries that may be nonzero if the channel is pruned."""
     return -labels.abs()
 
 

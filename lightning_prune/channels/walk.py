@@ -169,7 +169,7 @@ def _relabel_written(
             values[other] = after
         elif any(positions[user] > positions[node] for user in other.users):
             for value in (before, values[other], after):
-                flow.keep_dense(value, "written into through a view")
+                flow.keep_dense(value, "is written through a view")
 
 
 def _find_written(node: fx.Node) -> fx.Node:

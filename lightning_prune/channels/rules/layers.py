@@ -1,8 +1,8 @@
 """Rules for layers, which read channels with stored weights, produce them or normalize them.
 
-A pruned channel is zero where it is produced: its row of the weight is zero, and so is its bias. A
-pruned channel is ignored where it is read: its column of the weight is zero. So the channel may
-hold any values there.
+A pruned channel is zero where it is produced: a row of the weight is zero, and so is the bias. A
+pruned channel is ignored where it is read: a column of the weight is zero. So the channel may hold
+any values there.
 """
 
 import math
@@ -71,14 +71,14 @@ def embedding(flow: Flow, operation: Operation) -> Value:
     if not isinstance(weight, StoredTensor):
         return None
     flow.keep_dense(operation["indices"], "is used as an index")
-    flow.labels.keep_dense(weight.axis_labels[0], "is picked by its number")
+    flow.labels.keep_dense(weight.axis_labels[0], "is picked by number")
     labels = weight.axis_labels[1]
     labels = labels if weight.is_parameter else -labels
     return spread_along_axis(labels, -1, operation.result_shape)
 
 
 def prelu(flow: Flow, operation: Operation) -> Value:
-    """Exact: zero stays zero, and a channel has a slope of its own or shares the only slope."""
+    """Exact: zero stays zero; a channel and the slope go together, unless all share one slope."""
     labels, slopes = flow.label_entries(operation[0]), operation[1]
     if not isinstance(slopes, StoredTensor):
         return None
@@ -125,7 +125,7 @@ def _read_grouped(
         flow.read(slots, weight, first_slots)
         return second.repeat(groups)
     flow.read(slots, weight, second)
-    flow.labels.join_rows(first_slots, "groups")
+    flow.labels.join_rows(first_slots, "shares a convolution group")
     return first
 
 
@@ -146,7 +146,7 @@ def group_norm(flow: Flow, operation: Operation) -> Value:
     """Exact for whole norm groups: the channels of a group share their mean and deviation."""
     groups, labels = operation.option("num_groups"), flow.label_entries(operation["input"])
     rows = collect_rows(labels, 1)
-    flow.labels.join_rows(rows.reshape(groups, -1), "a part of a norm group")
+    flow.labels.join_rows(rows.reshape(groups, -1), "is part of a norm group")
     flow.keep_dense_if_single(rows, "width of a GroupNorm")
     return _normalize_channels(flow, operation, rows)
 
@@ -169,7 +169,7 @@ def layer_norm(flow: Flow, operation: Operation) -> Value:
 
 
 def _normalize_channels(flow: Flow, operation: Operation, rows: Tensor) -> Tensor | None:
-    """Join each channel with its scale, its shift and its running statistics.
+    """Join each channel with the scale, the shift and the running statistics of the channel.
 
     Args:
         flow: The labels of the model.
@@ -182,7 +182,7 @@ def _normalize_channels(flow: Flow, operation: Operation, rows: Tensor) -> Tenso
     if len(stored) < len(given):
         return None
     columns = [value.axis_labels[0][:, None] for value in stored.values()]
-    flow.labels.join_rows(torch.cat([rows, *columns], 1), "normalises other values")
+    flow.labels.join_rows(torch.cat([rows, *columns], 1), "is normalized with other values")
     is_zero = all(n in stored and stored[n].is_parameter for n in ("weight", "bias"))
     labels = flow.labels.representatives(rows[:, 0])
     flow.note_counted_axes(operation, labels)

@@ -159,7 +159,7 @@ def split(flow: Flow, operation: Operation) -> Value:
     if axis in flow.labels.varying_axes(labels):
         if is_even:
             rows = [collect_rows(part, axis).flatten() for part in parts]
-            flow.labels.join_rows(torch.stack(rows, 1), "cut into pieces")
+            flow.labels.join_rows(torch.stack(rows, 1), "is cut into pieces")
         elif operation.name != "split_with_sizes":
             return None
     for part in (labels, *parts):

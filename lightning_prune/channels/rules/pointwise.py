@@ -17,7 +17,7 @@ from lightning_prune.channels.labels import (
 )
 from lightning_prune.channels.operations import Operation, Value
 
-_NO_CHANNELS = "meets values that are no channels"
+_NO_CHANNELS = "meets values without channels"
 _SAMPLES = 64  # random values on which an operation is tried
 
 
@@ -50,7 +50,7 @@ def pointwise(flow: Flow, operation: Operation) -> Value:
 
 
 def glu(flow: Flow, operation: Operation) -> Value:
-    """Exact: a channel goes with its gate, and is zero where it is, whatever the gate is."""
+    """Exact: a channel and the gate go together; the product is zero if the channel is."""
     labels, gates = flow.label_entries(operation[0]).chunk(2, operation.option("dim", -1))
     small, small_gates = narrow_expanded_axes(labels, gates), narrow_expanded_axes(gates, labels)
     pairs = torch.stack([small.flatten(), small_gates.flatten()], 1)
@@ -97,7 +97,7 @@ def combine_entries(
 def join_along_unlabeled(flow: Flow, operand: Tensor, labels: Tensor) -> None:
     """Join all channels along the axes on which an operand without channels varies.
 
-    The operand keeps its length along these axes, so that channels go all together or not at all.
+    The operand keeps this length, so either all channels along these axes go, or no channel.
 
     Args:
         flow: The labels of the model.
@@ -127,7 +127,7 @@ def _expand_operands(flow: Flow, operands: Sequence[Tensor], shape: Sequence[int
 
 
 def _find_zeros(flow: Flow, result: Tensor, operands: Sequence[Tensor], trial: Trial) -> Tensor:
-    """Return where the result is zero if its channel is pruned.
+    """Return where the result is zero if the channel is pruned.
 
     Where the result cannot be finite then, the channel stays dense.
     """
@@ -140,7 +140,7 @@ def _find_zeros(flow: Flow, result: Tensor, operands: Sequence[Tensor], trial: T
         if outcome.is_zero:
             is_zero |= codes == code
         if code and not outcome.is_finite:
-            flow.labels.keep_dense(result[codes == code], "is not finite where it is pruned")
+            flow.labels.keep_dense(result[codes == code], "is not finite if it is pruned")
     return is_zero
 
 

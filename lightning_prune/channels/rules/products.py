@@ -110,7 +110,7 @@ def einsum(flow: Flow, operation: Operation) -> Value:
 
 
 def attention(flow: Flow, operation: Operation) -> Value:
-    """Exact for whole heads: a head is zero if its values are, whatever its scores are."""
+    """Exact for whole heads: a head is zero if the values are zero, for any scores."""
     query, key, value = (flow.label_entries(operation[name]) for name in ("query", "key", "value"))
     batch = query.shape[:-2]
     if batch != value.shape[:-2] or batch != key.shape[:-2]:
@@ -132,7 +132,7 @@ def attention(flow: Flow, operation: Operation) -> Value:
 def softmax(flow: Flow, operation: Operation) -> Value:
     """Exact for entries that sum to one and go together; none of them is zero."""
     labels = flow.label_entries(operation[0])
-    reason = "softmax over its channels"
+    reason = "softmax over channels"
     dim = operation.option("dim", -1)
     flow.labels.join_rows(labels.movedim(dim, -1).flatten(0, -2), reason)
     flow.keep_dense_if_single(labels, reason)
@@ -193,7 +193,7 @@ def _multiply_by_stored(
     Args:
         flow: The labels of the model.
         operation: The product.
-        equation: Its letters.
+        equation: The letters of the product.
         labels: The labels of the other operand, on the grid.
         weight: The stored tensor.
         position: Which operand the stored tensor is.
@@ -219,7 +219,7 @@ def _multiply_by_stored(
     if has_passed:
         return _collapse_summed(labels, len(result))
     if not read:
-        flow.keep_dense(labels, "multiplied with other values")
+        flow.keep_dense(labels, "is multiplied by other values")
     if produced is None:
         return torch.zeros(operation.result_shape, dtype=torch.long)
     axis = term.index(produced)
@@ -266,7 +266,7 @@ def _join_factors(flow: Flow, factors: Sequence[Tensor], zeroing: Sequence[Tenso
         factors: Labels, each ``(rows, labels)``.
         zeroing: The factors which make the product zero if they are zero.
     """
-    flow.labels.join_rows(torch.cat(list(factors), 1), "multiplied with other values")
+    flow.labels.join_rows(torch.cat(list(factors), 1), "is multiplied by other values")
     labels = flow.labels.representatives(factors[0][:, 0])
     is_zero = torch.zeros_like(labels, dtype=torch.bool)
     for factor in zeroing:

@@ -28,7 +28,9 @@ def pool(flow: Flow, operation: Operation) -> Value:
     labels = flow.label_entries(operation[0])
     positions = next(int(digit) for digit in "123" if f"{digit}d" in operation.name)
     axes = range(-positions, 0)
-    return _join_reduced(flow, labels, axes, operation.result_shape, "pooled with other channels")
+    return _join_reduced(
+        flow, labels, axes, operation.result_shape, "is pooled with other channels"
+    )
 
 
 def reduce(flow: Flow, operation: Operation) -> Value:
@@ -37,7 +39,7 @@ def reduce(flow: Flow, operation: Operation) -> Value:
     Over all channels it is exact if zeros add nothing, as in a sum.
     """
     labels, name = flow.label_entries(operation[0]), operation.name
-    reason = f"{name} over its channels"
+    reason = f"{name} over channels"
     axes = operation.option("dim", [])
     axes = [axes] if isinstance(axes, int) else list(axes) or list(range(labels.ndim))
     axes = [axis % labels.ndim for axis in axes]
