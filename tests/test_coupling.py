@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_prune.channels.coupling import couple
+from lightning_prune.channels.walk import RULES, merge_rules
 from tests.coupled_models import (
     MODELS,
     Attention,
@@ -392,3 +393,8 @@ def test_residual_blocks_of_other_widths_are_joined_by_their_skip():
 def test_the_yolo_block_is_a_residual_stream():
     module = Headed(nn.Sequential(convolution(3, 16), ChunkedBlock(16)), 16)
     assert groups_of(module)["body.1.first.0.weight"].is_residual
+
+
+def test_an_operation_with_two_rules_is_refused():
+    with pytest.raises(ValueError, match=r"got two for \['linear'\]"):
+        merge_rules(RULES, {"linear": RULES["conv1d"]})

@@ -91,8 +91,8 @@ class Coupling:
 def couple(module: nn.Module, example: Any) -> Coupling:
     """Trace a module, and find the channels that go together.
 
-    The module is traced in training and in evaluation mode. If one of the modes cannot be traced,
-    the other is enough.
+    The module is traced in training and in evaluation mode; a single mode is enough if the other
+    cannot be traced.
 
     Args:
         module: The module; it is left as it is.
@@ -237,8 +237,8 @@ def _find_alike(
 ) -> list[tuple[list[int], list[int]]]:
     """Return alike channels, as positions of axes and representatives of the channels there.
 
-    Channels are alike if they lie along the same axes, with as many indices, and are parts of the
-    same counted axes. Then a trial with one of them shows whether the others can be removed.
+    Channels are alike if they lie along the same axes, with equally many indices, and in the same
+    counted axes. Then a trial with one channel shows whether the others can be removed.
     """
     spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for position, axis in enumerate(axes):

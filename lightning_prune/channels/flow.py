@@ -31,8 +31,8 @@ class CountedAxis:
 class Flow:
     """The labels of a model, and the requirements that joins must meet at the end of the walk.
 
-    If a channel is removed, all entries with its label go. The rest of a tensor is a tensor again
-    only if the entries of a channel fill whole slices of one axis; `settle` ensures this.
+    If a channel is removed, all entries with the label go. The rest is a tensor again only if the
+    entries fill whole slices of an axis; `settle` ensures this.
 
     Args:
         labels: The labels of the model; rules join them.
@@ -51,8 +51,8 @@ class Flow:
     def label_entries(self, value: Value, partner: Tensor | None = None) -> Tensor:
         """Return the label of each entry.
 
-        An entry of a stored tensor lies on several axes, but takes the label of one axis only.
-        The other axes then stay dense: their channels would take away the entry unnoticed.
+        An entry of a stored tensor takes the label of a single axis. The other axes stay dense,
+        since a channel along them would take the entry away unnoticed.
 
         Args:
             value: An activation or a stored tensor.
@@ -84,7 +84,7 @@ class Flow:
                 self.labels.keep_dense(labels, reason)
 
     def keep_dense_if_single(self, labels: Tensor, reason: str) -> None:
-        """Keep the channel of labels that are all of one channel: without it nothing is left."""
+        """Keep labels dense if all are of the same channel: without it nothing is left."""
         if not self.labels.varying_axes(labels):
             self.labels.keep_dense(labels, reason)
 
@@ -113,7 +113,7 @@ class Flow:
     def read(self, rows: Tensor, weight: StoredTensor, inputs: Tensor) -> None:
         """Join each input index of a weight with the channels that it reads.
 
-        This is exact: if such a channel is pruned, the weight is zero at this index. The channel
+        This is exact: if the channel is pruned, the weight is zero at this index. The channel
         is multiplied by zero then, and may hold any values.
 
         Args:
@@ -176,8 +176,8 @@ class Flow:
     def settle(self) -> None:
         """Join channels until all requirements are met.
 
-        A join for one tensor can meet the requirement of another, so they are tried in rounds
-        until the number of channels stays the same.
+        A join for one requirement can change another. So there are rounds of joins, until the
+        number of channels stays the same.
         """
         before, number = -1, self._join_for_single_axes()
         while number != before:
@@ -199,7 +199,7 @@ class Flow:
 
 
 Rule = Callable[[Flow, Operation], Value]
-"""What an operation does to labels: joins them, and returns those of the result.
+"""The effect of an operation on labels: it joins labels, and returns the labels of the result.
 
-A rule returns None where it can say nothing exact. Then the channels of all arguments stay dense.
+A rule returns None if no result is exact. Then the channels of all arguments stay dense.
 """

@@ -6,7 +6,8 @@ A tensor of labels has one label for each entry of an activation:
 - k: the entry belongs to the channel of label k. It is zero if the channel is pruned.
 - -k: the entry belongs to the channel of label k. It may be nonzero if the channel is pruned.
 
-Labels repeat along most axes. Such an axis is expanded (stride 0) and costs no memory.
+Labels repeat along most axes. These axes are expanded (stride 0) and cost no memory. Labels of
+entries without channels are expanded only along axes on which the entries themselves repeat.
 """
 
 import math

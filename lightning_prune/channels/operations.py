@@ -1,4 +1,4 @@
-"""One operation of a model's graph: its name, its arguments, and the labels of these."""
+"""An operation of a model's graph: the name, the arguments, and the labels of the arguments."""
 
 import operator
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class StoredTensor:
 
 
 Value = Tensor | StoredTensor | list[Any] | None
-"""Labels of an activation's entries, a stored tensor, or a list of these; None is not known."""
+"""Labels of an activation's entries, a stored tensor, or a list of these; None if unknown."""
 
 
 class Operation:

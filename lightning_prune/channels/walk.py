@@ -135,7 +135,7 @@ def _keep_arguments_dense(
 
 
 def _select_result(flow: Flow, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
-    """Return the labels of one of several results; if it has none, channels stay dense."""
+    """Return the labels of a selected result; if they are unknown, the channels stay dense."""
     source, position = node.args
     assert isinstance(source, fx.Node)
     assert isinstance(position, int)

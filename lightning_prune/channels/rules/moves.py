@@ -1,7 +1,7 @@
 """Rules for operations that only move entries, or join and split tensors.
 
-Such an operation is run on the labels of the entries. This is exact if it moves the remaining
-entries in the same way after a removal. An index that counts channels would not.
+The operation is run on the labels of the entries. This is exact if the operation moves the
+remaining entries in the same way after a removal. It would not if it counted channels.
 """
 
 import math

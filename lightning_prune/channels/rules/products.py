@@ -1,8 +1,8 @@
 """Rules for products that are summed over axes: matmul, einsum, attention, and softmax in between.
 
-A product is written in einsum's letters, one for each axis. The product is summed over a letter
-that the result lacks. All labels are placed on one grid, which has an axis for each letter; labels
-are expanded along the letters that their operand lacks.
+A product is written in einsum's letters, with a letter for each axis. A letter that the result
+lacks is summed over. All labels are placed on a grid with an axis for each letter; labels are
+expanded along the letters that their operand lacks.
 """
 
 from collections.abc import Sequence
@@ -130,7 +130,7 @@ def attention(flow: Flow, operation: Operation) -> Value:
 
 
 def softmax(flow: Flow, operation: Operation) -> Value:
-    """Exact for entries that sum to one and go together; none of them is zero."""
+    """Exact for entries that sum to one and go together; the results are not zero."""
     labels = flow.label_entries(operation[0])
     reason = "softmax over channels"
     dim = operation.option("dim", -1)
