@@ -8,13 +8,13 @@ from torch.nn.functional import dropout, linear, scaled_dot_product_attention
 
 
 class SlimMultiheadAttention(nn.Module):
-    """`torch.nn.MultiheadAttention` after heads were removed, which torch's own cannot be.
+    """`torch.nn.MultiheadAttention` after heads were removed, which torch's own class cannot be.
 
-    It takes, returns and stores the same under the same names. Only ``in_proj_weight``,
+    Arguments, results and names of parameters are the same. Only ``in_proj_weight``,
     ``(3 * heads * head size, embedding)``, and ``out_proj`` are smaller.
 
     Args:
-        original: What it replaces; its parameters are taken over.
+        original: The module that this module replaces; the parameters are taken over.
         head_size: Width of a head.
     """
 
@@ -32,7 +32,7 @@ class SlimMultiheadAttention(nn.Module):
 
     @property
     def num_heads(self) -> int:
-        """How many heads are left."""
+        """Number of heads that are left."""
         return len(self.in_proj_weight) // (3 * self.head_size)
 
     def forward(
@@ -46,7 +46,7 @@ class SlimMultiheadAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what `torch.nn.MultiheadAttention` would."""
+        """Return the result of `torch.nn.MultiheadAttention`."""
         is_batched = query.ndim == 3
         inputs = [query, key, value]
         if not is_batched:
@@ -54,24 +54,30 @@ class SlimMultiheadAttention(nn.Module):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
         elif not self.batch_first:
             inputs = [x.transpose(0, 1) for x in inputs]
-        mask = self._mask(key_padding_mask, attn_mask, query.dtype)
-        q, k, v = self._projected(inputs)
-        weights = None
-        rate = self.dropout if self.training else 0.0
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_size)
-            weights = (scores if mask is None else scores + mask).softmax(-1)
-            weights = dropout(weights, rate)
-            heads = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            heads = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+        mask = self._combine_masks(key_padding_mask, attn_mask, query.dtype)
+        heads, weights = self._attend(inputs, mask, need_weights)
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not is_batched:
             return output[0], None if weights is None else weights[0]
         return output if self.batch_first else output.transpose(0, 1), weights
 
-    def _projected(self, inputs: list[Tensor]) -> list[Tensor]:
+    def _attend(
+        self, inputs: list[Tensor], mask: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the heads and, if needed, the attention weights of each head."""
+        query, key, value = self._project(inputs)
+        rate = self.dropout if self.training else 0.0
+        if not need_weights:
+            heads = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
+            return heads, None
+        scores = query @ key.transpose(-2, -1) / math.sqrt(self.head_size)
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        weights = dropout(weights, rate)
+        return weights @ value, weights
+
+    def _project(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return queries, keys and values as ``(batch, heads, length, head size)``."""
         matrices = self.in_proj_weight.chunk(3)
         biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
@@ -80,17 +86,17 @@ class SlimMultiheadAttention(nn.Module):
             for x, matrix, bias in zip(inputs, matrices, biases, strict=True)
         ]
 
-    def _mask(
+    def _combine_masks(
         self, key_padding_mask: Tensor | None, attn_mask: Tensor | None, dtype: torch.dtype
     ) -> Tensor | None:
-        """Return what to add to the scores, for ``(batch, heads, queries, keys)``."""
+        """Return the sum of both masks, for scores ``(batch, heads, queries, keys)``."""
         mask = None
         if attn_mask is not None:
-            mask = _additive(attn_mask, dtype)
+            mask = _as_addend(attn_mask, dtype)
             if mask.ndim == 3:
                 mask = mask.view(-1, self.num_heads, *mask.shape[1:])
         if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, dtype)[:, None, None]
+            padding = _as_addend(key_padding_mask, dtype)[:, None, None]
             mask = padding if mask is None else mask + padding
         return mask
 
@@ -109,8 +115,8 @@ def _has_lost_heads(attention: nn.MultiheadAttention) -> bool:
     return fused is not None and len(fused) != 3 * attention.embed_dim and attention.bias_k is None
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask in which True forbids as one that is added."""
+def _as_addend(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask that is added to scores, from a mask whose True forbids a position."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)

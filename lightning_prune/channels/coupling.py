@@ -1,4 +1,4 @@
-"""Which channels of a model live or die together, read off the graphs of its forward pass."""
+"""Channels of a model that go together, found by a walk over the graphs of its forward pass."""
 
 import copy
 import math
@@ -13,62 +13,66 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.channels.flow import Cut, Flow
-from lightning_prune.channels.labels import UNLABELLED, Classes
-from lightning_prune.channels.operations import Stored
+from lightning_prune.channels.flow import CountedAxis, Flow
+from lightning_prune.channels.labels import Labels
+from lightning_prune.channels.operations import StoredTensor
 from lightning_prune.channels.walk import walk
 from lightning_prune.models.calls import as_call
 from lightning_prune.models.names import plain_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Slices:
-    """Where the channels of a group lie in one parameter or buffer.
+class ChannelPlace:
+    """An axis of a parameter or buffer along which the channels of a group lie.
 
     Args:
-        name: Its qualified name.
-        axis: The axis that they lie along.
-        channel: Which channel of the group each index of the axis belongs to; -1 for none.
-        is_output: Whether this is the output axis of a layer that makes the channels.
+        name: The qualified name of the parameter or buffer.
+        axis: The axis.
+        channel_of_index: For each index of the axis, the channel in the group; -1 for none.
+        is_output: Whether a weight produces the channels along this axis.
     """
 
     name: str
     axis: int
-    channel: Tensor
+    channel_of_index: Tensor
     is_output: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoupledChannels:
-    """Channels that can be told apart and removed one by one, with all that goes with them.
+    """A group of alike channels: each can be removed alone, from all places where it lies.
 
     Args:
-        slices: Where they lie, in the order of the model; a tensor may come twice, for two axes.
-        labels: One for each channel, the same as in `Coupling.cuts`.
-        is_residual: Whether an addition of two activations joins their makers.
-        why_dense: Why they cannot be removed exactly; None if they can.
+        places: Where the channels lie, in the order of the model. A tensor with two axes of
+            channels comes twice.
+        labels: The label of each channel, as in `Coupling.counted_axes`.
+        is_residual: Whether an addition of two activations has joined the channels.
+        why_dense: Why the channels cannot be removed exactly; None if they can.
     """
 
-    slices: tuple[Slices, ...]
+    places: tuple[ChannelPlace, ...]
     labels: Tensor
     is_residual: bool
     why_dense: str | None
 
     @property
-    def channels(self) -> int:
-        """How many there are."""
+    def size(self) -> int:
+        """Number of channels."""
         return len(self.labels)
 
     @property
     def producers(self) -> tuple[str, ...]:
-        """The names of the weights that make them."""
-        return tuple(its.name for its in self.slices if its.is_output)
+        """The names of the weights that produce the channels."""
+        return tuple(place.name for place in self.places if place.is_output)
 
     @property
     def width(self) -> int:
-        """How many indices along its makers' output axes are one channel, at least: a head's."""
-        widths = [int((its.channel == 0).sum()) for its in self.slices if its.is_output]
-        return math.gcd(*widths)
+        """Number of indices of a channel along the output axes, such as the size of a head.
+
+        If the axes differ, it is the greatest common divisor.
+        """
+        outputs = [place.channel_of_index for place in self.places if place.is_output]
+        return math.gcd(*(int((channels == 0).sum()) for channels in outputs))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,34 +80,39 @@ class Coupling:
     """All channels of a model.
 
     Args:
-        groups: Those that have a maker, in the order of the model.
-        cuts: Where the model's code may count on their number.
+        groups: The channels that a weight produces, in the order of the model.
+        counted_axes: The axes whose lengths may stand as numbers in the model's code.
     """
 
     groups: tuple[CoupledChannels, ...]
-    cuts: tuple[Cut, ...]
+    counted_axes: tuple[CountedAxis, ...]
 
 
 def couple(module: nn.Module, example: Any) -> Coupling:
-    """Trace a module, and find what its channels are coupled to.
+    """Trace a module, and find the channels that go together.
 
-    It is traced in training and in evaluation mode, or in the only one in which it can be.
+    The module is traced in training and in evaluation mode; a single mode is enough if the other
+    cannot be traced.
 
     Args:
-        module: Left as it is.
+        module: The module; it is left as it is.
         example: What ``forward`` takes: a tensor, a tuple of arguments, or a dict of named ones.
 
     Raises:
         ValueError: If the module cannot be traced with this example.
     """
-    classes = Classes()
-    stored = _stored(module, classes)
-    flow = Flow(classes)
+    labels = Labels()
+    stored = _label_axes(module, labels)
+    flow = Flow(labels)
     for program in _programs(module, example):
         walk(flow, program, stored)
     flow.settle()
-    cuts = [replace(cut, labels=classes.roots(cut.labels)) for cut in flow.cuts]
-    return Coupling(groups=tuple(_groups(flow, stored, cuts)), cuts=tuple(cuts))
+    counted_axes = tuple(
+        replace(counted, labels=labels.representatives(counted.labels))
+        for counted in flow.counted_axes
+    )
+    groups = tuple(_group_channels(flow, stored, counted_axes))
+    return Coupling(groups=groups, counted_axes=counted_axes)
 
 
 def with_two_samples(example: Any) -> Any:
@@ -168,72 +177,103 @@ def _plainly() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _stored(module: nn.Module, classes: Classes) -> dict[str, Stored]:
-    """Return parameters and buffers with new labels for each axis; tied ones share them."""
-    known: dict[int, Stored] = {}
-    found: dict[str, Stored] = {}
+# -- groups of channels --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LabeledAxis:
+    """An axis of a parameter or buffer, with the representative of each index."""
+
+    name: str
+    axis: int
+    representatives: Tensor
+    is_output: bool
+
+
+def _label_axes(module: nn.Module, labels: Labels) -> dict[str, StoredTensor]:
+    """Return parameters and buffers with new labels for each axis; tied tensors share them."""
+    known: dict[int, StoredTensor] = {}
+    found: dict[str, StoredTensor] = {}
     parameters = list(module.named_parameters(remove_duplicate=False))
     for name, tensor in [*parameters, *module.named_buffers(remove_duplicate=False)]:
         if id(tensor) not in known:
-            known[id(tensor)] = Stored(
+            known[id(tensor)] = StoredTensor(
                 name=plain_name(name),
-                axes=tuple(classes.new(size) for size in tensor.shape),
-                order=tuple(range(tensor.ndim)),
+                axis_labels=tuple(labels.create(size) for size in tensor.shape),
+                model_axes=tuple(range(tensor.ndim)),
                 is_parameter=isinstance(tensor, nn.Parameter),
             )
         found[name] = known[id(tensor)]
     return found
 
 
-def _groups(
-    flow: Flow, stored: Mapping[str, Stored], cuts: Sequence[Cut]
+def _group_channels(
+    flow: Flow, stored: Mapping[str, StoredTensor], counted_axes: Sequence[CountedAxis]
 ) -> Iterator[CoupledChannels]:
-    """Put together the channels that lie along the same axes, and in the same parts of what is cut.
-
-    Only then does what one of them can do tell what the others can.
-    """
-    places = [
-        (tensor.name, axis, flow.classes.roots(labels))
-        for tensor in dict.fromkeys(stored.values())
-        for axis, labels in enumerate(tensor.axes)
-    ]
-    spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for index, (_, _, roots) in enumerate(places):
-        found, counts = torch.unique(roots, return_counts=True)
-        for root, count in zip(found.tolist(), counts.tolist(), strict=True):
-            spans[root].append((index, count))
-    parts = {frozenset(torch.unique(cut.labels).tolist()) for cut in cuts}
-    alike: dict[Any, list[int]] = defaultdict(list)
-    for root, its_spans in sorted(spans.items()):
-        its_parts = frozenset(part for part in parts if root in part)
-        alike[tuple(its_spans), its_parts].append(root)
-    for (its_places, _), members in alike.items():
-        slices = tuple(_slices(flow, places[index], members) for index, _ in its_places)
-        if not any(its.is_output for its in slices) or UNLABELLED in members:
-            continue
-        reasons = [why for root in members if (why := flow.classes.why_dense(root))]
-        if not reasons and len(members) == 1 and _is_whole(slices):
-            reasons = ["all its channels go together"]
-        yield CoupledChannels(
-            slices=slices,
-            labels=torch.tensor(members),
-            is_residual=flow.classes.is_residual(members),
-            why_dense=reasons[0] if reasons else None,
+    """Yield groups of alike channels, for all channels that a weight produces."""
+    axes = [
+        _LabeledAxis(
+            name=tensor.name,
+            axis=axis,
+            representatives=flow.labels.representatives(labels),
+            is_output=axis in flow.output_axes.get(tensor.name, ()),
         )
+        for tensor in dict.fromkeys(stored.values())
+        for axis, labels in enumerate(tensor.axis_labels)
+    ]
+    for positions, channels in _find_alike(axes, counted_axes):
+        places = tuple(_place_channels(axes[position], channels) for position in positions)
+        if any(place.is_output for place in places):
+            yield CoupledChannels(
+                places=places,
+                labels=torch.tensor(channels),
+                is_residual=flow.labels.is_residual(channels),
+                why_dense=_find_reason(flow, places, channels),
+            )
 
 
-def _slices(flow: Flow, place: tuple[str, int, Tensor], members: list[int]) -> Slices:
-    name, axis, roots = place
-    ordered = torch.tensor(members)
-    position = torch.searchsorted(ordered, roots).clamp(max=len(members) - 1)
-    return Slices(
-        name=name,
-        axis=axis,
-        channel=torch.where(ordered[position] == roots, position, -1),
-        is_output=axis in flow.output_axes.get(name, ()),
+def _find_alike(
+    axes: Sequence[_LabeledAxis], counted_axes: Sequence[CountedAxis]
+) -> list[tuple[list[int], list[int]]]:
+    """Return alike channels, as positions of axes and representatives of the channels there.
+
+    Channels are alike if they lie along the same axes, with equally many indices, and in the same
+    counted axes. Then a trial with one channel shows whether the others can be removed.
+    """
+    spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for position, axis in enumerate(axes):
+        found, counts = torch.unique(axis.representatives, return_counts=True)
+        for channel, count in zip(found.tolist(), counts.tolist(), strict=True):
+            spans[channel].append((position, count))
+    parts = {frozenset(torch.unique(counted.labels).tolist()) for counted in counted_axes}
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for channel, spanned in sorted(spans.items()):
+        containing = frozenset(part for part in parts if channel in part)
+        alike[tuple(spanned), containing].append(channel)
+    return [
+        ([position for position, _ in spanned], channels)
+        for (spanned, _), channels in alike.items()
+    ]
+
+
+def _place_channels(axis: _LabeledAxis, channels: Sequence[int]) -> ChannelPlace:
+    """Return where channels lie along an axis; they are given in ascending order."""
+    ascending = torch.tensor(channels)
+    position = torch.searchsorted(ascending, axis.representatives).clamp(max=len(channels) - 1)
+    is_found = ascending[position] == axis.representatives
+    return ChannelPlace(
+        name=axis.name,
+        axis=axis.axis,
+        channel_of_index=torch.where(is_found, position, -1),
+        is_output=axis.is_output,
     )
 
 
-def _is_whole(slices: tuple[Slices, ...]) -> bool:
-    """Whether there is nothing along the maker's axis but this one channel."""
-    return all(bool((its.channel == 0).all()) for its in slices if its.is_output)
+def _find_reason(flow: Flow, places: Sequence[ChannelPlace], channels: Sequence[int]) -> str | None:
+    """Return why a group of channels stays dense; None if it can be removed."""
+    for channel in channels:
+        if reason := flow.labels.why_dense(channel):
+            return reason
+    outputs = [place.channel_of_index for place in places if place.is_output]
+    fills_outputs = all(bool((indices == 0).all()) for indices in outputs)
+    return "all channels go together" if len(channels) == 1 and fills_outputs else None

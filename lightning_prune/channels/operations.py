@@ -1,4 +1,4 @@
-"""A call in a model's graph: the operation, its arguments, and what is known of their entries."""
+"""An operation of a model's graph: the name, the arguments, and the labels of the arguments."""
 
 import operator
 from collections.abc import Sequence
@@ -7,60 +7,63 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+_MAY_RETURN_A_VIEW = ("contiguous", "reshape", "flatten", "to", "type_as", "dropout")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stored:
-    """A parameter or buffer: it has labels for each of its axes, not for each entry.
+class StoredTensor:
+    """A parameter or buffer of the model: it has labels for each axis, not for each entry.
 
     Args:
-        name: Its qualified name.
-        axes: The labels of each axis.
-        order: Which axis of the tensor in the model each of them is.
-        is_parameter: Whether it is a parameter, which is zero where it is pruned; buffers are not.
+        name: The qualified name.
+        axis_labels: For each axis, the label of each index.
+        model_axes: For each axis, the same axis of the model's own tensor, which may be transposed.
+        is_parameter: Whether it is a parameter. Pruned parameters are zero; buffers are not.
     """
 
     name: str
-    axes: tuple[Tensor, ...]
-    order: tuple[int, ...]
+    axis_labels: tuple[Tensor, ...]
+    model_axes: tuple[int, ...]
     is_parameter: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """How long its axes are."""
-        return tuple(len(labels) for labels in self.axes)
+        """The length of each axis."""
+        return tuple(len(labels) for labels in self.axis_labels)
 
 
-Value = Tensor | Stored | list[Any] | None
-"""Labels of an activation's entries, what is stored, or a list of these; None is not known."""
+Value = Tensor | StoredTensor | list[Any] | None
+"""Labels of an activation's entries, a stored tensor, or a list of these; None if unknown."""
 
 
-class Call:
-    """An operation with its arguments: tensors as `Value`, everything else as it is.
+class Operation:
+    """A node of the graph that calls an operation of torch.
 
     Args:
-        node: The node of the graph.
-        values: What is known of the nodes before it.
+        node: The node.
+        values: The values of the nodes before it.
     """
 
     def __init__(self, node: fx.Node, values: dict[fx.Node, Value]) -> None:
         assert isinstance(node.target, torch._ops.OpOverload)
         self.node = node
         self.target = node.target
-        self.name = name_of(node)
+        self.name = operation_name(node)
         self._names = [argument.name for argument in node.target._schema.arguments]
         self._options = {**dict(zip(self._names, node.args, strict=False)), **node.kwargs}
         self._values = values
-        self._sources = tensor_sources(node)
+        self._sources = tensor_arguments(node)
         self.inputs = [values[source] for source in self._sources]
 
     def __getitem__(self, key: str | int) -> Value:
-        """Return an argument that is a tensor or a list of them; None if it is neither."""
-        value = self._options.get(self._names[key] if isinstance(key, int) else key)
-        if isinstance(value, fx.Node):
-            return self._values[value]
-        if isinstance(value, list | tuple):
-            return [self._values[v] if isinstance(v, fx.Node) else None for v in value]
+        """Return the value of an argument that is a tensor or a list; None for any other."""
+        argument = self._options.get(self._names[key] if isinstance(key, int) else key)
+        if isinstance(argument, fx.Node):
+            return self._values[argument]
+        if isinstance(argument, list | tuple):
+            return [self._values[v] if isinstance(v, fx.Node) else None for v in argument]
         return None
 
     def __contains__(self, name: str) -> bool:
@@ -68,53 +71,52 @@ class Call:
         return name in self._names
 
     def option(self, name: str, default: Any = None) -> Any:
-        """Return an argument that is no tensor."""
-        value = self._options.get(name)
-        return default if value is None else value
+        """Return an argument that is not a tensor, or the default if it is missing or None."""
+        argument = self._options.get(name)
+        return default if argument is None else argument
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the result, or of the first of several."""
-        value = self.node.meta["val"]
-        return tuple((value[0] if isinstance(value, list | tuple) else value).shape)
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of the result, or of the first result."""
+        result = self.node.meta["val"]
+        return tuple((result[0] if isinstance(result, list | tuple) else result).shape)
 
     @property
-    def types(self) -> list[torch.dtype]:
-        """Those of the tensors among the arguments."""
-        values = [source.meta["val"] for source in self._sources]
-        return [value.dtype for value in values if isinstance(value, Tensor)]
+    def dtypes(self) -> list[torch.dtype]:
+        """The dtypes of the arguments that are tensors."""
+        arguments = [source.meta["val"] for source in self._sources]
+        return [argument.dtype for argument in arguments if isinstance(argument, Tensor)]
 
     @property
     def module(self) -> str | None:
-        """The qualified name of the module whose code makes the call."""
+        """The qualified name of the module whose code calls the operation."""
         stack = list(self.node.meta.get("nn_module_stack", {}).values())
         return stack[-1][0] if stack else None
 
     def run(self, operands: Sequence[Tensor]) -> Any:
-        """Run the operation on other tensors in the place of its own."""
-        replacements = iter(operands)
-
-        def replaced(source: fx.Node) -> Any:
-            return next(replacements) if _is_tensor(source) else source.meta["val"]
-
-        args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), replaced)
+        """Run the operation on other tensors, in the place of its tensor arguments."""
+        leaves, structure = tree_flatten((self.node.args, self.node.kwargs))
+        remaining = iter(operands)
+        for index, leaf in enumerate(leaves):
+            if isinstance(leaf, fx.Node):
+                leaves[index] = next(remaining) if _is_tensor(leaf) else leaf.meta["val"]
+        args, kwargs = tree_unflatten(leaves, structure)
         return self.target(*args, **kwargs)
 
 
-def tensor_sources(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes among the arguments that are tensors, in order, as often as they come."""
-    found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda source: found.append(source))
-    return [source for source in found if _is_tensor(source)]
-
-
-def name_of(node: fx.Node) -> str:
-    """Return what an operation does, whether it does so in place or not."""
+def operation_name(node: fx.Node) -> str:
+    """Return the name of an operation in ATen; an in-place variant has the same name."""
     name = str(node.target).split(".")[1]
-    return name.removesuffix("_") if writes(node) else name
+    return name.removesuffix("_") if writes_in_place(node) else name
 
 
-def writes(node: fx.Node) -> bool:
+def tensor_arguments(node: fx.Node) -> list[fx.Node]:
+    """Return the arguments that are tensors or lists of tensors, in order, with repetitions."""
+    leaves = tree_leaves((node.args, node.kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, fx.Node) and _is_tensor(leaf)]
+
+
+def writes_in_place(node: fx.Node) -> bool:
     """Whether an operation changes its first argument."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
@@ -122,41 +124,44 @@ def writes(node: fx.Node) -> bool:
     return bool(first and first.alias_info and first.alias_info.is_write)
 
 
-def viewed(node: fx.Node) -> fx.Node | None:
-    """Return the node whose memory this one may share."""
+def find_viewed(node: fx.Node) -> fx.Node | None:
+    """Return the argument whose memory the result may share; None if there is none."""
     may_share = node.target is operator.getitem or (
         isinstance(node.target, torch._ops.OpOverload)
         and (
             any(result.alias_info for result in node.target._schema.returns)
-            or name_of(node) in ("contiguous", "reshape", "flatten", "to", "type_as", "dropout")
+            or operation_name(node) in _MAY_RETURN_A_VIEW
         )
     )
     source = node.args[0] if node.args else None
     return source if may_share and isinstance(source, fx.Node) else None
 
 
-def blank(node: fx.Node) -> Value:
-    """Return that nothing of a node's result is a channel."""
-
-    def of(value: Any) -> Value:
-        if isinstance(value, list | tuple):
-            return [of(part) for part in value]
-        return torch.zeros(value.shape, dtype=torch.long) if isinstance(value, Tensor) else None
-
-    return of(node.meta.get("val"))
+def label_nothing(node: fx.Node) -> Value:
+    """Return labels for a node's result, which say that no entry belongs to a channel."""
+    return _without_channels(node.meta.get("val"))
 
 
-def reordered(stored: Stored, call: Call) -> Stored:
-    """Return what is stored with its axes in the order that the call gives them."""
-    order = [
-        size - 2 for size in call.run([torch.empty([i + 2 for i in range(len(stored.axes))])]).shape
-    ]
+def reorder_axes(stored: StoredTensor, operation: Operation) -> StoredTensor:
+    """Return a stored tensor with its axes in the order that a transposition gives them.
+
+    The order is seen from a trial: a tensor whose axis i has the length i + 2 is transposed.
+    """
+    trial = torch.empty([axis + 2 for axis in range(len(stored.axis_labels))])
+    order = [length - 2 for length in operation.run([trial]).shape]
     return replace(
         stored,
-        axes=tuple(stored.axes[axis] for axis in order),
-        order=tuple(stored.order[axis] for axis in order),
+        axis_labels=tuple(stored.axis_labels[axis] for axis in order),
+        model_axes=tuple(stored.model_axes[axis] for axis in order),
     )
 
 
+def _without_channels(result: Any) -> Value:
+    if isinstance(result, list | tuple):
+        return [_without_channels(part) for part in result]
+    return torch.zeros(result.shape, dtype=torch.long) if isinstance(result, Tensor) else None
+
+
 def _is_tensor(node: fx.Node) -> bool:
+    """Whether the result of a node is a tensor or several."""
     return isinstance(node.meta.get("val"), Tensor | list | tuple)

@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_prune.channels.attention import SlimMultiheadAttention, slim_attention
 from lightning_prune.channels.coupling import (
+    ChannelPlace,
     CoupledChannels,
     Coupling,
-    Slices,
     couple,
     undisturbed,
     with_two_samples,
 )
-from lightning_prune.channels.labels import UNLABELLED
+from lightning_prune.channels.labels import NO_CHANNEL
 from lightning_prune.models.calls import as_call, example_of
 from lightning_prune.models.names import named_modules, named_tensors, plain_name
 
@@ -99,7 +99,7 @@ def why_not_removable(
     tensors = named_tensors(masked)
     with torch.no_grad():
         for index, gone in removal.items():
-            for its in coupling.groups[index].slices:
+            for its in coupling.groups[index].places:
                 if isinstance(tensors[its.name], nn.Parameter):
                     _rows(tensors[its.name], its)[_is_gone(its, gone)] = 0.0
     _, problems = _checked(masked, _Reference(masked, example, 1), coupling, removal)
@@ -168,12 +168,12 @@ def _zero_channels(module: nn.Module, coupling: Coupling) -> Removal:
     for index, group in enumerate(coupling.groups):
         if group.why_dense is not None:
             continue
-        gone = torch.ones(group.channels, dtype=torch.bool)
-        for its in group.slices:
+        gone = torch.ones(group.size, dtype=torch.bool)
+        for its in group.places:
             if isinstance(tensors[its.name], nn.Parameter):
                 rows = _rows(tensors[its.name], its)
                 alive = (rows != 0).reshape(len(rows), -1).any(1).cpu()
-                gone[its.channel[(its.channel >= 0) & alive]] = False
+                gone[its.channel_of_index[(its.channel_of_index >= 0) & alive]] = False
         if gone.all():
             gone[0] = False
         if gone.any():
@@ -183,8 +183,8 @@ def _zero_channels(module: nn.Module, coupling: Coupling) -> Removal:
 
 def _one_of(group: CoupledChannels) -> Tensor:
     """Return that one channel goes, in the middle, so that no end is special."""
-    gone = torch.zeros(group.channels, dtype=torch.bool)
-    gone[group.channels // 2] = True
+    gone = torch.zeros(group.size, dtype=torch.bool)
+    gone[group.size // 2] = True
     return gone
 
 
@@ -200,8 +200,10 @@ def _removed(module: Shrunk, coupling: Coupling, removal: Removal, numbers: Numb
     smaller = copy.deepcopy(module)
     kept: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for index, gone in removal.items():
-        for its in coupling.groups[index].slices:
-            stays = kept[its.name].get(its.axis, torch.ones_like(its.channel, dtype=torch.bool))
+        for its in coupling.groups[index].places:
+            stays = kept[its.name].get(
+                its.axis, torch.ones_like(its.channel_of_index, dtype=torch.bool)
+            )
             kept[its.name][its.axis] = stays & ~_is_gone(its, gone)
     tensors = {
         name: tensor.detach() for name, tensor in named_tensors(smaller).items() if name in kept
@@ -274,9 +276,9 @@ def _adaptations(module: nn.Module, coupling: Coupling, removal: Removal) -> Ite
     """
     removed = torch.cat([coupling.groups[i].labels[gone] for i, gone in removal.items()])
     sizes: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for cut in coupling.cuts:
-        is_gone = (torch.isin(cut.labels, removed) | (cut.labels == UNLABELLED)).all(1)
-        is_gone &= (cut.labels != UNLABELLED).any(1)
+    for cut in coupling.counted_axes:
+        is_gone = (torch.isin(cut.labels, removed) | (cut.labels == NO_CHANNEL)).all(1)
+        is_gone &= (cut.labels != NO_CHANNEL).any(1)
         sizes[cut.module][len(is_gone)].add(len(is_gone) - int(is_gone.sum()))
     children = dict(module.named_modules())
     certain: Numbers = []
@@ -446,13 +448,13 @@ class _WithoutDropout(TorchFunctionMode):
 # -- tensors -------------------------------------------------------------------------------------
 
 
-def _rows(tensor: Tensor, its: Slices) -> Tensor:
+def _rows(tensor: Tensor, its: ChannelPlace) -> Tensor:
     return tensor.detach().movedim(its.axis, 0)
 
 
-def _is_gone(its: Slices, gone: Tensor) -> Tensor:
+def _is_gone(its: ChannelPlace, gone: Tensor) -> Tensor:
     """Return which indices of an axis belong to channels that go."""
-    return (its.channel >= 0) & gone[its.channel.clamp(min=0)]
+    return (its.channel_of_index >= 0) & gone[its.channel_of_index.clamp(min=0)]
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.ranking import Share
 
 if TYPE_CHECKING:
-    from lightning_prune.channels.coupling import Slices
+    from lightning_prune.channels.coupling import ChannelPlace
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,13 +24,13 @@ class ChannelGroup(Group):
     keeps the weights that all of them keep.
 
     Args:
-        slices: Where the channels lie in each member; a member can have several.
+        places: Where the channels lie in each member; a member can have several places.
         channels: Number of channels.
         width: Indices along the producers' output axis for each channel, such as the size of an
             attention head.
     """
 
-    slices: "Sequence[Slices]"
+    places: "Sequence[ChannelPlace]"
     channels: int
     width: int
     _kept: int = field(init=False)
@@ -45,7 +45,7 @@ class ChannelGroup(Group):
 
         Such are the halves of a layer whose output is cut in two.
         """
-        channel = self._first_output.channel
+        channel = self._first_output.channel_of_index
         indices = (channel >= 0).nonzero().flatten()
         if len(indices) == len(channel):
             return self.members[0].name
@@ -54,7 +54,7 @@ class ChannelGroup(Group):
     @property
     def producers(self) -> tuple[str, ...]:
         """Names of the weights that make the channels."""
-        return tuple(dict.fromkeys(place.name for place in self.slices if place.is_output))
+        return tuple(dict.fromkeys(place.name for place in self.places if place.is_output))
 
     @property
     def size(self) -> int:
@@ -146,21 +146,21 @@ class ChannelGroup(Group):
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with a mask that spreads over it; indices of no channel are kept."""
         for member, place in self._places():
-            kept = torch.cat([atoms, atoms.new_ones(1)])[place.channel.to(atoms.device)]
+            kept = torch.cat([atoms, atoms.new_ones(1)])[place.channel_of_index.to(atoms.device)]
             shape = [1] * len(member.mask.shape)
             shape[place.axis] = len(kept)
             yield member, kept.view(shape).to(member.mask.device)
 
     @property
-    def _first_output(self) -> "Slices":
+    def _first_output(self) -> "ChannelPlace":
         """The output axis of the first producer."""
         name = self.members[0].name
-        return next(place for place in self.slices if place.is_output and place.name == name)
+        return next(place for place in self.places if place.is_output and place.name == name)
 
-    def _places(self) -> "Iterator[tuple[PrunedTensor, Slices]]":
+    def _places(self) -> "Iterator[tuple[PrunedTensor, ChannelPlace]]":
         """Yield each place with the member that it is in."""
         members = {member.name: member for member in self.members}
-        return ((members[place.name], place) for place in self.slices)
+        return ((members[place.name], place) for place in self.places)
 
     def _find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
         """Return which channels have a weight for which a bool tensor of a member is true."""
@@ -170,9 +170,9 @@ class ChannelGroup(Group):
             found |= self._gather(of_index, place).any(1)
         return found
 
-    def _gather(self, of_index: Tensor, place: "Slices") -> Tensor:
+    def _gather(self, of_index: Tensor, place: "ChannelPlace") -> Tensor:
         """Return the values of each channel's indices, ``(channels, most)``, with 0 beyond."""
-        table = _tabulate(place.channel, self.channels).to(of_index.device)
+        table = _tabulate(place.channel_of_index, self.channels).to(of_index.device)
         padded = torch.cat([of_index, of_index.new_zeros(1)])[table]
         return padded.to(self.members[0].mask.device)
 

@@ -1,4 +1,4 @@
-"""Which channels of a model are pruned at all, and why the others are not."""
+"""Channel selection: the groups of channels that are pruned, and why the others stay dense."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,12 @@ from torch.optim import Optimizer
 
 from lightning_prune.channels.coupling import CoupledChannels, couple
 from lightning_prune.channels.removal import why_not_removable
-from lightning_prune.engine.candidates import Candidate, Selection, count_weights, find_candidates
+from lightning_prune.engine.candidates import (
+    Candidate,
+    Selection,
+    count_weights,
+    find_candidates,
+)
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.models.calls import example_of
 from lightning_prune.recipe.patterns import Pattern
@@ -27,16 +32,16 @@ def select_channels(
 ) -> Selection:
     """Choose the groups of channels to prune.
 
-    A group takes the sparsity of its producers, the weights that make its channels, as
-    `selection.select` finds it. It stays dense if one of them is not chosen, if it cannot be pruned
-    exactly (which is tried on a copy), or if something of it is frozen or in another optimizer.
-    What else is chosen among its tensors is scored, the rest follows.
+    A group takes the sparsity of its producers, the weights that make its channels. It stays dense
+    if a producer is not chosen, if it cannot be pruned exactly (which is tried on a copy), or if a
+    member is frozen or in another optimizer. The criterion scores the chosen tensors of a group;
+    the others share their fate.
 
     Args:
         module: The model.
-        optimizers: What trains it.
+        optimizers: The optimizers that train it.
         sparsity: Final sparsity, or None for dense, by glob.
-        pattern: Which groups are in its scope.
+        pattern: Which groups are pruned.
         example: What ``forward`` takes; None for the model's ``example_input_array``.
 
     Raises:
@@ -44,40 +49,28 @@ def select_channels(
             producers of one group have different sparsities.
     """
     found = find_candidates(module, optimizers, sparsity)
-    if any(is_lazy(one.parameter) for one in found):
-        return _waiting_for_shapes(found)
-    by_name = {name: one for one in found for name in one.names}
-    tensors: dict[str, PrunedTensor] = {}
-    groups: list[ChannelGroup] = []
+    if any(is_lazy(each.parameter) for each in found):
+        return _wait_for_shapes(found)
     example = example_of(module, example)
     coupling = couple(module, example)
-    all_coupled = [_coupled(channels, by_name) for channels in coupling.groups]
-    reasons = {index: _why_dense(coupled, pattern) for index, coupled in enumerate(all_coupled)}
+    by_name = {name: each for each in found for name in each.names}
+    coupled = [_find_members(channels, by_name) for channels in coupling.groups]
+    reasons = {index: _why_dense(group, pattern) for index, group in enumerate(coupled)}
     free = [index for index, reason in reasons.items() if reason is None]
     tried = why_not_removable(module, example, coupling, free)
     reasons |= {index: _Reason(why=why) for index, why in tried.items()}
-    for index, coupled in enumerate(all_coupled):
-        if reasons[index] is not None:
-            continue
-        _refuse_different_targets(coupled, sparsity)
-        for one in coupled.members:
-            tensors.setdefault(one.name, one.tensor())
-        groups.append(
-            ChannelGroup(
-                members=tuple(tensors[one.name] for one in coupled.members),
-                pattern=pattern,
-                slices=coupled.channels.slices,
-                channels=coupled.channels.channels,
-                width=coupled.channels.width,
-            )
-        )
-    dense = [(all_coupled[index], why) for index, why in reasons.items() if why is not None]
+    dense = [(coupled[index], reason) for index, reason in reasons.items() if reason is not None]
+    chosen = [coupled[index] for index, reason in reasons.items() if reason is None]
+    for group in chosen:
+        _refuse_different_targets(group, sparsity)
+    pruned = {member.name for group in chosen for member in group.members}
+    tensors = {each.name: each.tensor() for each in found if each.name in pruned}
     return Selection(
-        names=tuple(one.name for one in found),
-        tensors=tuple(tensors[one.name] for one in found if one.name in tensors),
-        dense=_reasons(found, dense, tensors),
-        may_grow=any(reason.passes for _, reason in dense),
-        groups=tuple(groups),
+        names=tuple(each.name for each in found),
+        tensors=tuple(tensors.values()),
+        dense=_list_reasons(found, dense, tensors),
+        may_grow=any(reason.may_pass for _, reason in dense),
+        groups=tuple(_make_group(group, tensors, pattern) for group in chosen),
         weights=count_weights(found),
     )
 
@@ -93,89 +86,104 @@ class _Coupled:
 
 @dataclass(frozen=True, kw_only=True)
 class _Reason:
-    """Why channels stay dense, whose fault it is, and whether it may pass."""
+    """Why channels stay dense, because of which parameter, and whether the reason may pass."""
 
     why: str
     culprit: str | None = None
-    passes: bool = False
+    may_pass: bool = False
 
-    def of(self, name: str) -> str:
-        """Return it in words for one of the parameters where they lie."""
+    def describe(self, name: str) -> str:
+        """Return the reason in words for a parameter where the channels lie."""
         is_other = self.culprit is not None and self.culprit != name
         return f"goes with '{self.culprit}': {self.why}" if is_other else self.why
 
 
-def _coupled(channels: CoupledChannels, by_name: Mapping[str, Candidate]) -> _Coupled:
-    slices = tuple(
-        replace(its, name=by_name[its.name].name)
-        for its in channels.slices
-        if its.name in by_name  # buffers hold nothing to prune
+def _find_members(channels: CoupledChannels, by_name: Mapping[str, Candidate]) -> _Coupled:
+    """Return channels with their parameters; buffers hold nothing to prune."""
+    places = tuple(
+        replace(place, name=by_name[place.name].name)
+        for place in channels.places
+        if place.name in by_name
     )
-    producers = dict.fromkeys(its.name for its in slices if its.is_output)
-    members = dict.fromkeys([*producers, *(its.name for its in slices)])
+    producers = dict.fromkeys(place.name for place in places if place.is_output)
+    members = dict.fromkeys([*producers, *(place.name for place in places)])
     return _Coupled(
-        channels=replace(channels, slices=slices),
+        channels=replace(channels, places=places),
         members=tuple(by_name[name] for name in members),
         producers=tuple(by_name[name] for name in producers),
     )
 
 
+def _make_group(
+    coupled: _Coupled, tensors: Mapping[str, PrunedTensor], pattern: Pattern
+) -> ChannelGroup:
+    return ChannelGroup(
+        members=tuple(tensors[member.name] for member in coupled.members),
+        pattern=pattern,
+        places=coupled.channels.places,
+        channels=coupled.channels.size,
+        width=coupled.channels.width,
+    )
+
+
 def _why_dense(coupled: _Coupled, pattern: Pattern) -> _Reason | None:
-    channels = coupled.channels
+    """Return the first reason why channels stay dense; None if there is none."""
+    channels, owner = coupled.channels, coupled.members[0]
     if channels.why_dense:
         return _Reason(why=channels.why_dense)
     if channels.is_residual and not pattern.prunes_residual_streams:
         return _Reason(why="residual stream, which scope='all' prunes")
-    for one in coupled.producers:
-        if one.why_dense:
-            return _Reason(why=one.why_dense, culprit=one.name)
-    for one in coupled.members:
-        if one.why_unready:
-            return _Reason(why=one.why_unready, culprit=one.name, passes=True)
-    for one in coupled.members:
-        if one.optimizer != coupled.members[0].optimizer:
-            return _Reason(
-                why=f"another optimizer than that of '{coupled.members[0].name}' owns it",
-                culprit=one.name,
-            )
-    if pattern.round_kept(0, channels.channels, channels.width) == channels.channels:
-        return _Reason(why=f"{pattern} keeps all {channels.channels} channels")
+    for producer in coupled.producers:
+        if producer.why_dense:
+            return _Reason(why=producer.why_dense, culprit=producer.name)
+    for member in coupled.members:
+        if member.why_unready:
+            return _Reason(why=member.why_unready, culprit=member.name, may_pass=True)
+    for member in coupled.members:
+        if member.optimizer != owner.optimizer:
+            why = f"another optimizer than that of '{owner.name}' owns it"
+            return _Reason(why=why, culprit=member.name)
+    if pattern.round_kept(0, channels.size, channels.width) == channels.size:
+        return _Reason(why=f"{pattern} keeps all {channels.size} channels")
     return None
 
 
-def _reasons(
+def _list_reasons(
     found: Sequence[Candidate],
     dense: Sequence[tuple[_Coupled, _Reason]],
     tensors: Mapping[str, PrunedTensor],
 ) -> dict[str, str]:
-    """Return by name why channels of a parameter, or all of it, stay dense."""
+    """Return by name why a parameter, or the channels that it makes, stays dense."""
     reasons: dict[str, str] = {}
     for coupled, reason in dense:
-        for one in coupled.producers:
-            reasons.setdefault(one.name, reason.of(one.name))
+        for producer in coupled.producers:
+            reasons.setdefault(producer.name, reason.describe(producer.name))
     for coupled, reason in dense:
-        for one in coupled.members:
-            if one.name not in tensors:
-                reasons.setdefault(one.name, reason.of(one.name))
-    for one in found:
-        if one.name not in tensors:
-            alone = one.why_dense or one.why_unready or "its channels cannot be followed"
-            reasons.setdefault(one.name, alone)
-    return {one.name: reasons[one.name] for one in found if one.name in reasons}
+        for member in coupled.members:
+            if member.name not in tensors:
+                reasons.setdefault(member.name, reason.describe(member.name))
+    for each in found:
+        if each.name not in tensors:
+            alone = each.why_dense or each.why_unready or "its channels cannot be followed"
+            reasons.setdefault(each.name, alone)
+    return {each.name: reasons[each.name] for each in found if each.name in reasons}
 
 
-def _waiting_for_shapes(found: Sequence[Candidate]) -> Selection:
-    lazy = next(one.name for one in found if is_lazy(one.parameter))
-    dense = {
-        one.name: one.why_dense or one.why_unready or f"waits for '{lazy}' to be initialised"
-        for one in found
-    }
-    names = tuple(one.name for one in found)
-    return Selection(names=names, dense=dense, may_grow=True, weights=count_weights(found))
+def _wait_for_shapes(found: Sequence[Candidate]) -> Selection:
+    """Return a selection of nothing, which may grow once all parameters have a shape."""
+    lazy = next(each.name for each in found if is_lazy(each.parameter))
+    waits = f"waits for '{lazy}' to be initialized"
+    return Selection(
+        names=tuple(each.name for each in found),
+        dense={each.name: each.why_dense or each.why_unready or waits for each in found},
+        may_grow=True,
+        weights=count_weights(found),
+    )
 
 
 def _refuse_different_targets(coupled: _Coupled, sparsity: Mapping[str, float | None]) -> None:
-    targets = {one.name: one.sparsity for one in coupled.producers}
+    """Raise ValueError if the producers of channels have different sparsities."""
+    targets = {producer.name: producer.sparsity for producer in coupled.producers}
     if len(set(targets.values())) > 1:
         got = ", ".join(f"'{name}': {target}" for name, target in targets.items())
         lines = {**sparsity, **dict.fromkeys(targets, coupled.producers[0].sparsity)}

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_prune.channels.coupling import couple
+from lightning_prune.channels.walk import RULES, merge_rules
 from tests.coupled_models import (
     MODELS,
     Attention,
@@ -25,7 +26,11 @@ def groups_of(module, batch=None):
 
 
 def places(group):
-    return {(its.name, its.axis) for its in group.slices}
+    return {(place.name, place.axis) for place in group.places}
+
+
+def channels_along(group, name):
+    return next(place.channel_of_index.tolist() for place in group.places if place.name == name)
 
 
 class Recurrent(nn.Module):
@@ -84,8 +89,8 @@ def test_a_channel_goes_with_its_bias_its_norm_and_the_columns_that_read_it():
 
 
 def test_a_flattened_channel_is_several_columns():
-    columns = {its.name: its for its in groups_of(plain())["3.weight"].slices}["7.weight"]
-    assert columns.channel.tolist() == [index // 16 for index in range(8 * 16)]
+    columns = channels_along(groups_of(plain())["3.weight"], "7.weight")
+    assert columns == [index // 16 for index in range(8 * 16)]
 
 
 def test_what_is_added_goes_together_and_is_called_residual():
@@ -106,17 +111,14 @@ def test_depthwise_filters_go_with_their_channel():
 def test_concatenated_channels_stay_apart():
     groups = groups_of(MODELS["dense"]())
     first, second = groups["body.0.weight"], groups["body.1.layers.0.2.weight"]
-    columns = [
-        next(its.channel.tolist() for its in group.slices if its.name == "head.weight")
-        for group in (first, second)
-    ]
+    columns = [channels_along(group, "head.weight") for group in (first, second)]
     assert columns[0] == [*range(8), *[-1] * 16]
     assert columns[1] == [*[-1] * 8, *range(8), *[-1] * 8]
 
 
 def test_halves_of_a_chunk_lose_the_same_channels():
     group = groups_of(MODELS["chunked"]())["body.1.first.0.weight"]
-    assert group.slices[0].channel.tolist() == [*range(8), *range(8)]
+    assert group.places[0].channel_of_index.tolist() == [*range(8), *range(8)]
     assert group.width == 1  # the inner convolution makes them one by one
 
 
@@ -124,19 +126,19 @@ def test_halves_of_a_chunk_lose_the_same_channels():
 def test_attention_is_pruned_by_whole_heads(attention):
     groups = groups_of(Encoder(attention()))
     group = next(g for name, g in groups.items() if name.startswith("attention.q"))
-    assert (group.channels, group.why_dense) == (4, None)
+    assert (group.size, group.why_dense) == (4, None)
     assert ("attention.out.weight", 1) in places(group)
 
 
 def test_groups_of_a_convolution_lose_the_same_slots():
     groups = groups_of(MODELS["grouped"]())
-    assert groups["body.0.0.weight"].slices[0].channel.tolist() == [0, 1, 2, 3] * 4
-    assert groups["body.1.0.weight"].slices[0].channel.tolist() == [0, 1, 2, 3] * 4
+    assert groups["body.0.0.weight"].places[0].channel_of_index.tolist() == [0, 1, 2, 3] * 4
+    assert groups["body.1.0.weight"].places[0].channel_of_index.tolist() == [0, 1, 2, 3] * 4
 
 
 def test_norm_groups_go_whole():
     group = groups_of(MODELS["norm groups"]())["body.0.weight"]
-    assert group.slices[0].channel.tolist() == [i // 4 for i in range(16)]
+    assert group.places[0].channel_of_index.tolist() == [i // 4 for i in range(16)]
 
 
 REASONS = {
@@ -147,25 +149,25 @@ REASONS = {
     "width of an RMSNorm": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(192, 8), nn.RMSNorm(8), nn.Linear(8, 2)
     ),
-    "softmax over its channels": lambda: nn.Sequential(
+    "softmax over channels": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Softmax2d(), nn.Conv2d(8, 8, 3)
     ),
-    "mean over its channels": lambda: Calling(lambda x: x - x.mean(1, keepdim=True)),
-    "max over its channels": lambda: Calling(lambda x: x / x.max(1, keepdim=True).values),
+    "mean over channels": lambda: Calling(lambda x: x - x.mean(1, keepdim=True)),
+    "max over channels": lambda: Calling(lambda x: x / x.max(1, keepdim=True).values),
     "passes through cumsum": lambda: Calling(lambda x: x.cumsum(1)),
     "passes through fft_rfft": lambda: Calling(lambda x: torch.fft.rfft(x).real),
-    "meets values that are no channels": lambda: Calling(
+    "meets values without channels": lambda: Calling(
         lambda x: x * torch.arange(8.0).view(1, 8, 1, 1)
     ),
     "network output": lambda: nn.Conv2d(3, 8, 3),
     # a sigmoid is not 0 where the channel is pruned
-    "sum over its channels": lambda: Calling(lambda x: x + x.sigmoid().sum(1, keepdim=True)),
-    "argmax over its channels": lambda: Calling(lambda x: x + x.argmax(1, keepdim=True)),
-    "std over its channels": lambda: Calling(lambda x: x / x.std(1, keepdim=True)),
+    "sum over channels": lambda: Calling(lambda x: x + x.sigmoid().sum(1, keepdim=True)),
+    "argmax over channels": lambda: Calling(lambda x: x + x.argmax(1, keepdim=True)),
+    "std over channels": lambda: Calling(lambda x: x / x.std(1, keepdim=True)),
     "passes through max": lambda: Calling(lambda x: x + x.max(3, keepdim=True).indices),
-    "is not finite where it is pruned": lambda: Calling(lambda x: x.abs().log()),
+    "is not finite if it is pruned": lambda: Calling(lambda x: x.abs().log()),
     # what is left would be picked, shifted or cut by the same number
-    "is picked by its number": lambda: Calling(lambda x: x + x[:, 6, None]),
+    "is picked by number": lambda: Calling(lambda x: x + x[:, 6, None]),
     "passes through slice": lambda: Calling(lambda x: x[:, ::2].repeat(1, 2, 1, 1)),
     "passes through roll": lambda: Calling(lambda x: x.roll(1, 1)),
     "passes through chunk": lambda: Calling(lambda x: torch.cat(x.chunk(3, 1)[::-1], 1)),
@@ -177,7 +179,7 @@ REASONS = {
         lambda x: functional.fold(functional.unfold(x, 3), (6, 6), 3)
     ),
     "passes through lstm": Recurrent,
-    "all its channels go together": lambda: Calling(
+    "all channels go together": lambda: Calling(
         lambda x: x.view(2, 16, 18).transpose(1, 2).reshape(2, 8, 6, 6)
     ),
 }
@@ -231,7 +233,7 @@ def test_what_is_written_through_a_view_stays_dense():
         return x
 
     reason = groups_of(Calling(through_a_view))["first.weight"].why_dense
-    assert reason == "written into through a view"
+    assert reason == "is written through a view"
 
 
 def test_what_was_seen_before_it_was_written_stays_dense():
@@ -241,7 +243,7 @@ def test_what_was_seen_before_it_was_written_stays_dense():
         return x + rows.sum(1).view(2, 1, 6, 6)
 
     reason = groups_of(Calling(stale))["first.weight"].why_dense
-    assert reason == "written into through a view"
+    assert reason == "is written through a view"
 
 
 def test_what_runs_without_gradients_is_not_followed():
@@ -260,7 +262,7 @@ def test_a_weight_that_is_also_a_value_stays_dense():
 
     module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Regularised(8, 6, 3)), 6)
     groups = groups_of(module)
-    assert groups["body.0.weight"].why_dense == "mean over its channels"
+    assert groups["body.0.weight"].why_dense == "mean over channels"
     assert groups["body.1.weight"].why_dense == "is used as a value"
 
 
@@ -277,7 +279,7 @@ def test_words_are_looked_up_by_number_wherever_they_are_tied():
 
     coupling = couple(Tied(), torch.randint(0, 11, (2, 5)))
     words = next(g for g in coupling.groups if ("words.weight", 0) in places(g))
-    assert words.why_dense == "is picked by its number"
+    assert words.why_dense == "is picked by number"
 
 
 def test_a_buffer_does_not_make_a_channel_zero():
@@ -288,21 +290,21 @@ def test_a_buffer_does_not_make_a_channel_zero():
             return x + x.sum(1, keepdim=True)
 
     groups = groups_of(Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Frozen(8)), 8))
-    assert groups["body.0.weight"].why_dense == "sum over its channels"
+    assert groups["body.0.weight"].why_dense == "sum over channels"
 
 
 def test_all_that_a_transposed_depthwise_filter_makes_goes_with_its_channel():
     module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 16, 3, groups=8)), 16)
     groups = groups_of(module)
     assert "body.1.weight" not in groups
-    columns = {its.name: its.channel for its in groups["body.0.weight"].slices}["head.weight"]
-    assert columns.tolist() == [index // 2 for index in range(16)]
+    columns = channels_along(groups["body.0.weight"], "head.weight")
+    assert columns == [index // 2 for index in range(16)]
 
 
 def test_parts_of_a_slice_are_told_apart():
     module = Calling(lambda x: x + x[:, :4].sum(1, keepdim=True))
     groups = [g for g in couple(module, example()).groups if g.why_dense is None]
-    assert [group.slices[0].channel.tolist() for group in groups] == [
+    assert [group.places[0].channel_of_index.tolist() for group in groups] == [
         [0, 1, 2, 3, *[-1] * 4],
         [*[-1] * 4, 0, 1, 2, 3],
     ]
@@ -315,16 +317,16 @@ def test_a_gate_of_one_channel_leaves_those_that_it_opens_apart():
 
     module = Headed(nn.Sequential(nn.Conv2d(3, 8, 3), Gate(8, 1, 1)), 8)
     groups = groups_of(module)
-    assert (groups["body.0.weight"].channels, groups["body.0.weight"].why_dense) == (8, None)
-    assert groups["body.1.weight"].why_dense == "meets values that are no channels"
+    assert (groups["body.0.weight"].size, groups["body.0.weight"].why_dense) == (8, None)
+    assert groups["body.1.weight"].why_dense == "meets values without channels"
 
 
 def test_attention_in_letters_is_pruned_by_whole_heads():
     groups = groups_of(EinsumAttention())
-    assert (groups["first.weight"].channels, groups["first.weight"].why_dense) == (8, None)
+    assert (groups["first.weight"].size, groups["first.weight"].why_dense) == (8, None)
     heads = groups["query"]
     assert places(heads) == {("query", 1), ("key", 1), ("value", 1), ("out", 1)}
-    assert (heads.channels, heads.why_dense) == (4, None)
+    assert (heads.size, heads.why_dense) == (4, None)
 
 
 def test_weights_that_are_computed_stay_dense():
@@ -391,3 +393,8 @@ def test_residual_blocks_of_other_widths_are_joined_by_their_skip():
 def test_the_yolo_block_is_a_residual_stream():
     module = Headed(nn.Sequential(convolution(3, 16), ChunkedBlock(16)), 16)
     assert groups_of(module)["body.1.first.0.weight"].is_residual
+
+
+def test_an_operation_with_two_rules_is_refused():
+    with pytest.raises(ValueError, match=r"got two for \['linear'\]"):
+        merge_rules(RULES, {"linear": RULES["conv1d"]})

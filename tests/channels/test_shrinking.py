@@ -20,10 +20,10 @@ def zeroed(module, batch, every=2):
     with torch.no_grad():
         for group in couple(module, batch).groups:
             if group.why_dense is None:
-                for its in group.slices:
-                    if its.name in tensors:
-                        gone = (its.channel >= 0) & (its.channel % every == 1)
-                        tensors[its.name].movedim(its.axis, 0)[gone] = 0.0
+                for place in group.places:
+                    if place.name in tensors:
+                        gone = (place.channel_of_index >= 0) & (place.channel_of_index % every == 1)
+                        tensors[place.name].movedim(place.axis, 0)[gone] = 0.0
     return module
 
 
@@ -272,9 +272,9 @@ def test_whatever_is_found_free_in_random_networks_is_exact(steps):
     tensors = dict(module.named_parameters())
     with torch.no_grad():
         for index in set(free) - set(refused):
-            for its in coupling.groups[index].slices:
-                if its.name in tensors:
-                    tensors[its.name].movedim(its.axis, 0)[its.channel == 0] = 0.0
+            for place in coupling.groups[index].places:
+                if place.name in tensors:
+                    tensors[place.name].movedim(place.axis, 0)[place.channel_of_index == 0] = 0.0
     assert_same(module, shrink(module, batch), torch.randn(3, 3, 4, 4))
 
 

@@ -1,230 +1,248 @@
-"""Rules for what moves entries, joins and cuts tensors, or makes one entry of many.
+"""Rules for operations that only move entries, or join and split tensors.
 
-What only moves entries is run on their labels. It is exact as long as it would move what is left
-in the same way; what picks entries by their number, or moves them by a number, would not.
+The operation is run on the labels of the entries. This is exact if the operation moves the
+remaining entries in the same way after a removal. It would not if it counted channels.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad as padded_with_zeros
+from torch.nn.functional import pad as pad_with_zeros
 
-from lightning_prune.channels.flow import Flow, collapsed, is_junk
-from lightning_prune.channels.labels import along, thin
-from lightning_prune.channels.operations import Call, Stored, Value, reordered
-
-
-def copy(flow: Flow, call: Call) -> Value:
-    """The same entries."""
-    return flow.entries(call[0])
+from lightning_prune.channels.flow import Flow, Rule
+from lightning_prune.channels.labels import collapse_axis, collect_rows, mark_nonzero
+from lightning_prune.channels.operations import Operation, StoredTensor, Value, reorder_axes
 
 
-def zeros(flow: Flow, call: Call) -> Value:
-    """As many entries as another tensor has, zero."""
-    return flow.entries(call[0]).abs()
+def copy(flow: Flow, operation: Operation) -> Value:
+    """Exact: all entries stay where they are, with the same zeros."""
+    return flow.label_entries(operation[0])
 
 
-def constant(flow: Flow, call: Call) -> Value:
-    """Entries of a shape of their own, whatever the tensor holds whose type they take."""
-    return torch.zeros(call.shape, dtype=torch.long)
+def zeros_like(flow: Flow, operation: Operation) -> Value:
+    """Exact: the result has the shape of the argument, and is zero everywhere."""
+    return flow.label_entries(operation[0]).abs()
 
 
-def reorder(flow: Flow, call: Call) -> Value:
-    """What is stored is known by its axes."""
-    source = call[0]
-    return reordered(source, call) if isinstance(source, Stored) else move(flow, call)
+def new_constant(flow: Flow, operation: Operation) -> Value:
+    """Exact: the result takes only the dtype of the argument, so it has no channels."""
+    return torch.zeros(operation.result_shape, dtype=torch.long)
 
 
-def move(flow: Flow, call: Call) -> Value:
-    """The same entries, or copies, in places that do not depend on how many channels there are."""
-    labels = flow.entries(call[0])
-    if call.name.endswith("_as"):
-        others = [torch.empty(flow.entries(value).shape) for value in call.inputs[1:]]
-    elif len(call.inputs) > 1:
+def reorder(flow: Flow, operation: Operation) -> Value:
+    """Exact: the entries keep their labels; a stored tensor keeps its labels for each axis."""
+    source = operation[0]
+    if isinstance(source, StoredTensor):
+        return reorder_axes(source, operation)
+    return move(flow, operation)
+
+
+def move(flow: Flow, operation: Operation) -> Value:
+    """Exact: entries are moved or repeated in a way that does not count channels."""
+    labels = flow.label_entries(operation[0])
+    others = []
+    if operation.name.endswith("_as"):
+        others = [torch.empty(flow.label_entries(value).shape) for value in operation.inputs[1:]]
+    elif len(operation.inputs) > 1:
         return None
-    else:
-        others = []
-    return _moved(flow, call, labels, call.run([labels, *others]))
+    return _note_lengths(flow, operation, labels, operation.run([labels, *others]))
 
 
-def reshape(flow: Flow, call: Call) -> Value:
-    """The same entries in the same order; an axis that becomes several is cut into slices."""
-    labels = flow.entries(call[0])
-    if labels.numel() != math.prod(call.shape):
+def reshape(flow: Flow, operation: Operation) -> Value:
+    """Exact: entries keep their order, and a channel fills whole slices of the new axes."""
+    labels = flow.label_entries(operation[0])
+    if labels.numel() != math.prod(operation.result_shape):
         return None
-    shaped = labels.reshape(call.shape)
-    flow.note_crossing(shaped)
-    return _moved(flow, call, labels, shaped)
+    shaped = labels.reshape(operation.result_shape)
+    flow.require_single_axis(shaped)
+    return _note_lengths(flow, operation, labels, shaped)
 
 
-def unfold(flow: Flow, call: Call) -> Value:
-    """Windows of an axis; channels that share one go together."""
-    labels = flow.entries(call[0])
-    moved: Tensor = call.run([labels])
-    flow.note_crossing(moved)
-    return _moved(flow, call, labels, moved)
+def unfold(flow: Flow, operation: Operation) -> Value:
+    """Exact: windows are cut from an axis, and channels that share a window go together."""
+    labels = flow.label_entries(operation[0])
+    moved: Tensor = operation.run([labels])
+    flow.require_single_axis(moved)
+    return _note_lengths(flow, operation, labels, moved)
 
 
-def roll(flow: Flow, call: Call) -> Value:
-    """As a move, along axes where the channel is the same: others would be shifted by a number."""
-    labels = flow.entries(call[0])
-    axes = [axis % labels.ndim for axis in call.option("dims", [])]
-    varying = flow.classes.varying(labels)
+def roll(flow: Flow, operation: Operation) -> Value:
+    """Exact along axes of one channel; channels themselves would be shifted by a number."""
+    labels = flow.label_entries(operation[0])
+    axes = [axis % labels.ndim for axis in operation.option("dims", [])]
+    varying = flow.labels.varying_axes(labels)
     if varying and (not axes or set(axes) & set(varying)):
         return None
-    return move(flow, call)
+    return move(flow, operation)
 
 
-def pixel_shuffle(flow: Flow, call: Call) -> Value:
-    """As a move; the channels of which one is made go together."""
-    labels = flow.entries(call[0])
-    moved: Tensor = call.run([labels])
-    flow.note_crossing(moved, moved.ndim - 3)
-    return _moved(flow, call, labels, moved)
+def pixel_shuffle(flow: Flow, operation: Operation) -> Value:
+    """Exact: channels whose entries become one channel go together."""
+    labels = flow.label_entries(operation[0])
+    moved: Tensor = operation.run([labels])
+    flow.require_single_axis(moved, moved.ndim - 3)
+    return _note_lengths(flow, operation, labels, moved)
 
 
-def channel_shuffle(flow: Flow, call: Call) -> Value:
-    """As a move; groups stay of one size, so the same slot of all goes."""
-    labels, groups = flow.entries(call[0]), call.option("groups")
-    flow.note_crossing(labels.reshape(len(labels), groups, -1, *labels.shape[2:]), 2)
-    return _moved(flow, call, labels, call.run([labels.contiguous()]))
+def channel_shuffle(flow: Flow, operation: Operation) -> Value:
+    """Exact: groups keep one size, since the same slot is removed from all groups."""
+    labels, groups = flow.label_entries(operation[0]), operation.option("groups")
+    flow.require_single_axis(labels.reshape(len(labels), groups, -1, *labels.shape[2:]), 2)
+    return _note_lengths(flow, operation, labels, operation.run([labels.contiguous()]))
 
 
-def slices(flow: Flow, call: Call) -> Value:
-    """A part of an axis, cut by numbers in code; in steps only where the channel is the same."""
-    labels = flow.entries(call[0])
-    axis = call.option("dim", 0) % labels.ndim
-    if call.option("step", 1) != 1 and axis in flow.classes.varying(labels):
+def slice_axis(flow: Flow, operation: Operation) -> Value:
+    """Exact for a range, whose bounds in the code are tried later; not for steps over channels."""
+    labels = flow.label_entries(operation[0])
+    axis = operation.option("dim", 0) % labels.ndim
+    if operation.option("step", 1) != 1 and axis in flow.labels.varying_axes(labels):
         return None
-    return _moved(flow, call, labels, call.run([labels]))
+    return _note_lengths(flow, operation, labels, operation.run([labels]))
 
 
-def select(flow: Flow, call: Call) -> Value:
-    """One index, or each on its own, of an axis along which channels are the same in the end."""
-    labels = flow.entries(call[0])
-    flow.note_pick(labels, call.option("dim", 0))
-    moved = call.run([labels])
+def select(flow: Flow, operation: Operation) -> Value:
+    """Exact if channels are the same along the axis in the end: then no index counts them."""
+    labels = flow.label_entries(operation[0])
+    flow.require_same_channel(labels, operation.option("dim", 0))
+    moved = operation.run([labels])
     if isinstance(moved, Tensor):
-        return _moved(flow, call, labels, moved)
+        return _note_lengths(flow, operation, labels, moved)
     for part in moved:
-        flow.note_cut(call, part)
+        flow.note_counted_axes(operation, part)
     return list(moved)
 
 
-def index(flow: Flow, call: Call) -> Value:
-    """Entries picked by numbers along an axis on which the channel is the same."""
-    labels = flow.entries(call[0])
-    if call.name == "index_select":
-        axis, rank = call.option("dim") % labels.ndim, 1
-        indices = call["index"]
+def index(flow: Flow, operation: Operation) -> Value:
+    """Exact along an axis of one channel: then no index counts channels."""
+    labels = flow.label_entries(operation[0])
+    if operation.name == "index_select":
+        axis, indices = operation.option("dim") % labels.ndim, operation["index"]
+        rank = 1
     else:
-        given = call["indices"]
+        given = operation["indices"]
         assert isinstance(given, list)
-        axes = [axis for axis, each in enumerate(given) if each is not None]
+        axes = [axis for axis, indices in enumerate(given) if indices is not None]
         if len(axes) != 1:
             return None
         axis, indices = axes[0], given[axes[0]]
-        rank = len(call.shape) - labels.ndim + 1
-    if axis in flow.classes.varying(labels):
+        rank = len(operation.result_shape) - labels.ndim + 1
+    if axis in flow.labels.varying_axes(labels):
         return None
     flow.keep_dense(indices, "is used as an index")
-    one = collapsed(labels, axis).squeeze(axis)
+    labels = collapse_axis(labels, axis).squeeze(axis)
     for _ in range(rank):
-        one = one.unsqueeze(axis)
-    return one.expand(call.shape)
+        labels = labels.unsqueeze(axis)
+    return labels.expand(operation.result_shape)
 
 
-def cat(flow: Flow, call: Call) -> Value:
-    """All entries one after another; along other axes channels lie side by side."""
-    parts = [flow.entries(value) for value in call.inputs]
-    joined: Tensor = call.run(parts)
-    axis = call.option("dim", 0) % joined.ndim
-    varying = [each for each in flow.classes.varying(joined) if each != axis]
-    flow.note_crossing(joined, varying[-1] if varying else None)
+def concatenate(flow: Flow, operation: Operation) -> Value:
+    """Exact: each part keeps its channels; along other axes, channels of the parts go together."""
+    parts = [flow.label_entries(value) for value in operation.inputs]
+    joined: Tensor = operation.run(parts)
+    axis = operation.option("dim", 0) % joined.ndim
+    others = [each for each in flow.labels.varying_axes(joined) if each != axis]
+    flow.require_single_axis(joined, others[-1] if others else None)
     return joined
 
 
-def split(flow: Flow, call: Call) -> Value:
-    """Parts of an axis; those of one size lose the same channels, to stay so.
+def split(flow: Flow, operation: Operation) -> Value:
+    """Exact for equal parts, which lose the same channels and stay equal.
 
-    Parts of other sizes are cut by numbers that the code has, or else by one that would change.
+    Unequal parts are exact if their sizes stand in the code, which is tried later. Otherwise the
+    number of channels would decide on the sizes.
     """
-    labels = flow.entries(call[0])
-    parts = list(call.run([labels]))
-    axis = call.option("dim", 0) % labels.ndim
+    labels = flow.label_entries(operation[0])
+    parts = list(operation.run([labels]))
+    axis = operation.option("dim", 0) % labels.ndim
     is_even = len({part.shape for part in parts}) == 1
-    if axis in flow.classes.varying(labels):
+    if axis in flow.labels.varying_axes(labels):
         if is_even:
-            rows = [along(part, axis).flatten() for part in parts]
-            flow.classes.join_rows(torch.stack(rows, 1), "cut into pieces")
-        elif call.name != "split_with_sizes":
+            rows = [collect_rows(part, axis).flatten() for part in parts]
+            flow.labels.join_rows(torch.stack(rows, 1), "is cut into pieces")
+        elif operation.name != "split_with_sizes":
             return None
     for part in (labels, *parts):
-        flow.note_cut(call, part)
+        flow.note_counted_axes(operation, part)
     return parts
 
 
-def pad(flow: Flow, call: Call) -> Value:
-    """Around a channel, what is added is a part of it; between channels, zeros are no channels."""
-    labels, widths = flow.entries(call[0]), call.option("pad")
-    value, mode = call.option("value", 0), call.option("mode", "constant")
+def pad(flow: Flow, operation: Operation) -> Value:
+    """Exact: padding within a channel belongs to it, and zeros between channels to no channel."""
+    labels, widths = flow.label_entries(operation[0]), operation.option("pad")
+    value, mode = operation.option("value", 0), operation.option("mode", "constant")
     axes = [labels.ndim - 1 - i // 2 for i, width in enumerate(widths) if width]
-    if set(axes) & set(flow.classes.varying(labels)):
+    if set(axes) & set(flow.labels.varying_axes(labels)):
         is_added = mode == "constant" and min(widths) >= 0
-        return padded_with_zeros(labels, widths) if is_added else None
+        return pad_with_zeros(labels, widths) if is_added else None
     for axis in axes:
-        labels = collapsed(labels, axis)
-    labels = labels.expand(call.shape)
-    return -labels.abs() if value else labels
+        labels = collapse_axis(labels, axis)
+    labels = labels.expand(operation.result_shape)
+    return mark_nonzero(labels) if value else labels
 
 
-def _moved(flow: Flow, call: Call, before: Tensor, after: Tensor) -> Tensor:
-    flow.note_cut(call, before)
-    flow.note_cut(call, after)
+def _note_lengths(flow: Flow, operation: Operation, before: Tensor, after: Tensor) -> Tensor:
+    """Note the lengths that the code may count on, and return the labels of the result."""
+    flow.note_counted_axes(operation, before)
+    flow.note_counted_axes(operation, after)
     return after
 
 
-# -- one entry of many ---------------------------------------------------------------------------
-
-_NOT_ZERO_OF_ZEROS = ("logsumexp", "argmax", "argmin")
-_ZERO_ADDS_NOTHING = ("sum", "norm", "linalg_vector_norm")
-
-
-def pool(flow: Flow, call: Call) -> Value:
-    """Zero where the channel is, as padding counts for nothing or for zero."""
-    labels = flow.entries(call[0])
-    spatial = next(int(digit) for digit in "123" if f"{digit}d" in call.name)
-    return _reduced(flow, labels, range(-spatial, 0), call.shape, "pooled with other channels")
-
-
-def reduce(flow: Flow, call: Call) -> Value:
-    """Within a channel, zero of zeros; over channels, exact if a zero adds nothing."""
-    labels, name = flow.entries(call[0]), call.name
-    axes = call.option("dim", [])
-    axes = [axes] if isinstance(axes, int) else list(axes) or list(range(labels.ndim))
-    axes = [axis % labels.ndim for axis in axes]
-    varying = flow.classes.varying(labels)
-    if varying and set(varying) <= set(axes):
-        order = call.option("ord", call.option("p", 2))
-        if name not in _ZERO_ADDS_NOTHING or is_junk(labels) or order <= 0:
-            flow.classes.keep_dense(labels, f"{name} over its channels")
-        return torch.zeros(call.shape, dtype=torch.long)
-    shape = [1 if axis in axes else size for axis, size in enumerate(labels.shape)]
-    result = _reduced(flow, labels, axes, shape, f"{name} over its channels").reshape(call.shape)
-    return -result.abs() if name in _NOT_ZERO_OF_ZEROS else result
-
-
-def _reduced(
-    flow: Flow, labels: Tensor, axes: Sequence[int], shape: Sequence[int], reason: str
-) -> Tensor:
-    """Join what is reduced to one entry, and return the labels of the result."""
-    axes = [axis % labels.ndim for axis in axes]
-    small = thin(labels)
-    rest = [axis for axis in range(labels.ndim) if axis not in axes]
-    rows = small.permute(*rest, *axes).flatten(len(rest)) if rest else small.reshape(1, -1)
-    flow.classes.join_rows(rows.reshape(-1, rows.shape[-1]), reason)
-    for axis in axes:
-        labels = collapsed(labels, axis)
-    return labels.expand(tuple(shape))
+RULES: dict[str, Rule] = {
+    "alias": copy,
+    "clone": copy,
+    "contiguous": copy,
+    "detach": copy,
+    "lift_fresh_copy": copy,
+    "to": copy,
+    "_to_copy": copy,
+    "type_as": copy,
+    "dropout": copy,
+    "feature_dropout": copy,
+    "native_dropout": copy,
+    "zeros_like": zeros_like,
+    "new_zeros": new_constant,
+    "new_ones": new_constant,
+    "new_empty": new_constant,
+    "new_full": new_constant,
+    "new_tensor": new_constant,
+    "transpose": reorder,
+    "t": reorder,
+    "permute": reorder,
+    "movedim": move,
+    "swapaxes": move,
+    "swapdims": move,
+    "unsqueeze": move,
+    "squeeze": move,
+    "expand": move,
+    "expand_as": move,
+    "repeat": move,
+    "tile": move,
+    "flip": move,
+    "repeat_interleave": move,
+    "pixel_unshuffle": move,
+    "view": reshape,
+    "_unsafe_view": reshape,
+    "reshape": reshape,
+    "flatten": reshape,
+    "unflatten": reshape,
+    "view_as": reshape,
+    "reshape_as": reshape,
+    "unfold": unfold,
+    "roll": roll,
+    "pixel_shuffle": pixel_shuffle,
+    "channel_shuffle": channel_shuffle,
+    "slice": slice_axis,
+    "narrow": slice_axis,
+    "select": select,
+    "unbind": select,
+    "index": index,
+    "index_select": index,
+    "cat": concatenate,
+    "stack": concatenate,
+    "split": split,
+    "split_with_sizes": split,
+    "chunk": split,
+    "pad": pad,
+    "constant_pad_nd": pad,
+}

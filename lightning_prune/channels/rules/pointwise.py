@@ -1,126 +1,174 @@
-"""Rules for what is computed entry by entry: entries that meet are of one channel."""
+"""Rules for pointwise operations: the entries of all operands that meet belong to one channel."""
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_prune.channels.flow import Flow
-from lightning_prune.channels.labels import UNLABELLED, has_labels, is_spread, thin
-from lightning_prune.channels.operations import Call, Value
+from lightning_prune.channels.flow import Flow, Rule
+from lightning_prune.channels.labels import (
+    NO_CHANNEL,
+    collect_rows,
+    has_channels,
+    is_unexpanded,
+    narrow_expanded_axes,
+)
+from lightning_prune.channels.operations import Operation, Value
 
-_NO_CHANNELS = "meets values that are no channels"
-_PROBES = 64  # random values at which an operation is tried
-
-Outcome = Callable[[list[bool]], tuple[bool, bool]]
-"""From which operands are zero: whether the result is then, and whether it can be finite."""
-
-
-def pointwise(flow: Flow, call: Call) -> Value:
-    """Zero where the operation gives zero for its operands that are; tried, not looked up."""
-    added = call.name in ("add", "sub", "subtract")
-    return combined(flow, call.shape, call.inputs, lambda zero: _outcome(call, zero), added=added)
+_NO_CHANNELS = "meets values without channels"
+_SAMPLES = 64  # random values on which an operation is tried
 
 
-def combined(
-    flow: Flow, shape: Sequence[int], values: Sequence[Value], outcome: Outcome, *, added: bool
+class Outcome(NamedTuple):
+    """The result of a pointwise operation if some operands are zero.
+
+    Args:
+        is_zero: Whether the result is zero for all values of the other operands.
+        is_finite: Whether the result is finite for any values of the other operands.
+    """
+
+    is_zero: bool
+    is_finite: bool
+
+
+Trial = Callable[[list[bool]], Outcome]
+"""Takes for each operand whether it is zero."""
+
+
+def pointwise(flow: Flow, operation: Operation) -> Value:
+    """Exact: entries that meet go together, and a trial tells if zeros give zero.
+
+    So no table has to list the operations that keep zeros.
+    """
+    is_addition = operation.name in ("add", "sub", "subtract")
+    trial = partial(_try_zeros, operation)
+    return combine_entries(
+        flow, operation.result_shape, operation.inputs, trial, by_addition=is_addition
+    )
+
+
+def glu(flow: Flow, operation: Operation) -> Value:
+    """Exact: a channel and the gate go together; the product is zero if the channel is."""
+    labels, gates = flow.label_entries(operation[0]).chunk(2, operation.option("dim", -1))
+    small, small_gates = narrow_expanded_axes(labels, gates), narrow_expanded_axes(gates, labels)
+    pairs = torch.stack([small.flatten(), small_gates.flatten()], 1)
+    flow.labels.join_rows(pairs, _NO_CHANNELS)
+    return labels
+
+
+def combine_entries(
+    flow: Flow,
+    shape: Sequence[int],
+    values: Sequence[Value],
+    trial: Trial,
+    *,
+    by_addition: bool,
 ) -> Tensor:
-    """Join the channels of entries that meet.
+    """Join the channels of entries that meet, and return the labels of the result.
 
     Args:
         flow: The labels of the model.
-        shape: That of the result, to which all are expanded.
+        shape: Shape of the result, to which all operands are expanded.
         values: The operands.
-        outcome: What comes out of zeros.
-        added: Whether activations that meet are a residual stream.
+        trial: Tells the result if some operands are zero.
+        by_addition: Whether activations that meet are a residual stream.
     """
-    partner = next((v for v in values if isinstance(v, Tensor) and has_labels(v)), None)
-    operands = _without_gates(flow, [flow.entries(value, partner) for value in values], shape)
-    small = [thin(each, *operands) for each in operands]
-    result = torch.stack([flow.classes.roots(operand) for operand in small]).amax(0)
-    for operand, each in zip(operands, small, strict=True):
-        if not has_labels(each):
-            meet_unlabelled(flow, operand, result)
-    for value, operand in zip(values, small, strict=True):
-        flow.classes.join(operand, result, residual=added and isinstance(value, Tensor))
-    result = flow.classes.roots(result)
-    for operand in small:
-        if has_labels(operand):
-            clash = (operand == UNLABELLED) & (result != UNLABELLED)
-            flow.classes.keep_dense(result[clash], _NO_CHANNELS)
-    is_zero = _is_zero(flow, result, small, outcome)
+    partner = next((v for v in values if isinstance(v, Tensor) and has_channels(v)), None)
+    operands = [flow.label_entries(value, partner) for value in values]
+    operands = _expand_operands(flow, operands, shape)
+    small = [narrow_expanded_axes(operand, *operands) for operand in operands]
+    result = torch.stack([flow.labels.representatives(labels) for labels in small]).amax(0)
+    for operand, labels in zip(operands, small, strict=True):
+        if not has_channels(labels):
+            join_along_unlabeled(flow, operand, result)
+    for value, labels in zip(values, small, strict=True):
+        flow.labels.join(labels, result, by_addition=by_addition and isinstance(value, Tensor))
+    result = flow.labels.representatives(result)
+    for labels in small:
+        if has_channels(labels):
+            is_mixed = (labels == NO_CHANNEL) & (result != NO_CHANNEL)
+            flow.labels.keep_dense(result[is_mixed], _NO_CHANNELS)
+    is_zero = _find_zeros(flow, result, small, trial)
     return torch.where(is_zero, result, -result).expand(tuple(shape))
 
 
-def meet_unlabelled(flow: Flow, operand: Tensor, labels: Tensor) -> None:
-    """Join along the axes of values without channels that differ for each index of them.
+def join_along_unlabeled(flow: Flow, operand: Tensor, labels: Tensor) -> None:
+    """Join all channels along the axes on which an operand without channels varies.
 
-    Exact, as the values stay as many as they are.
+    The operand keeps this length, so either all channels along these axes go, or no channel.
 
     Args:
         flow: The labels of the model.
-        operand: The entries without channels, expanded.
-        labels: Those that they meet, possibly thin.
+        operand: The labels of the operand; an axis on which it varies is not expanded.
+        labels: The labels that it meets, of the same shape or narrowed.
     """
-    axes = [axis for axis in flow.classes.varying(labels) if is_spread(operand, axis)]
+    axes = [axis for axis in flow.labels.varying_axes(labels) if is_unexpanded(operand, axis)]
     if axes:
-        rest = [axis for axis in range(labels.ndim) if axis not in axes]
-        size = math.prod(labels.shape[axis] for axis in axes)
-        flow.classes.join_rows(labels.permute(*rest, *axes).reshape(-1, size), _NO_CHANNELS)
-        flow.refuse_one_class(labels, _NO_CHANNELS)
+        others = [axis for axis in range(labels.ndim) if axis not in axes]
+        flow.labels.join_rows(collect_rows(labels, *others), _NO_CHANNELS)
+        flow.keep_dense_if_single(labels, _NO_CHANNELS)
 
 
-def glu(flow: Flow, call: Call) -> Value:
-    """Halves that are multiplied go together: zero where the half is that is no gate."""
-    value, gate = flow.entries(call[0]).chunk(2, call.option("dim", -1))
-    small = thin(value, gate)
-    pairs = torch.stack([small.flatten(), thin(gate, value).flatten()], 1)
-    flow.classes.join_rows(pairs, _NO_CHANNELS)
-    return value
-
-
-def _without_gates(flow: Flow, operands: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
-    """Expand operands; keep dense a single channel that all channels of another meet: a gate."""
+def _expand_operands(flow: Flow, operands: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
+    """Expand operands to a shape; a single channel that gates all others stays dense."""
     expanded = [operand.expand(tuple(shape)) for operand in operands]
-    axes = [set(flow.classes.varying(operand)) for operand in expanded]
-    for index, operand in enumerate(operands):
-        others = set().union(*axes[:index], *axes[index + 1 :])
+    varying = [set(flow.labels.varying_axes(operand)) for operand in expanded]
+    for position, operand in enumerate(operands):
+        others = set().union(*varying[:position], *varying[position + 1 :])
         ahead = len(shape) - operand.ndim
-        is_one = any(axis < ahead or operand.shape[axis - ahead] == 1 for axis in others)
-        if is_one and not axes[index] and has_labels(operand):
-            flow.classes.keep_dense(operand, _NO_CHANNELS)
-            expanded[index] = torch.zeros(operand.shape, dtype=torch.long).expand(tuple(shape))
+        is_repeated = any(axis < ahead or operand.shape[axis - ahead] == 1 for axis in others)
+        if is_repeated and not varying[position] and has_channels(operand):
+            flow.labels.keep_dense(operand, _NO_CHANNELS)
+            unlabeled = torch.zeros(operand.shape, dtype=torch.long)
+            expanded[position] = unlabeled.expand(tuple(shape))
     return expanded
 
 
-def _is_zero(flow: Flow, result: Tensor, operands: Sequence[Tensor], outcome: Outcome) -> Tensor:
-    """Return where the result is zero; what cannot be finite there stays dense."""
-    codes = torch.zeros_like(result)
-    for index, operand in enumerate(operands):
-        codes = codes + ((operand > 0).long() << index)
-    found = torch.zeros_like(result, dtype=torch.bool)
+def _find_zeros(flow: Flow, result: Tensor, operands: Sequence[Tensor], trial: Trial) -> Tensor:
+    """Return where the result is zero if the channel is pruned.
+
+    Where the result cannot be finite then, the channel stays dense.
+    """
+    codes = torch.zeros_like(result)  # bit i says that operand i is zero
+    for position, operand in enumerate(operands):
+        codes = codes + ((operand > NO_CHANNEL).long() << position)
+    is_zero = torch.zeros_like(result, dtype=torch.bool)
     for code in torch.unique(codes).tolist():
-        is_zero, is_finite = outcome([bool(code >> i & 1) for i in range(len(operands))])
-        if is_zero:
-            found |= codes == code
-        if code and not is_finite:
-            flow.classes.keep_dense(result[codes == code], "is not finite where it is pruned")
-    return found
+        outcome = trial([bool(code >> position & 1) for position in range(len(operands))])
+        if outcome.is_zero:
+            is_zero |= codes == code
+        if code and not outcome.is_finite:
+            flow.labels.keep_dense(result[codes == code], "is not finite if it is pruned")
+    return is_zero
 
 
-def _outcome(call: Call, is_zero: list[bool]) -> tuple[bool, bool]:
+def _try_zeros(operation: Operation, is_zero: list[bool]) -> Outcome:
+    """Run an operation on random values, with zeros for some operands."""
     generator = torch.Generator().manual_seed(0)
-
-    def operand(zero: bool, dtype: torch.dtype) -> Tensor:
-        values = torch.randn(_PROBES, generator=generator) * 10
-        return values.mul(not zero).to(dtype)
-
-    operands = [operand(*each) for each in zip(is_zero, call.types, strict=True)]
+    operands = []
+    for operand_is_zero, dtype in zip(is_zero, operation.dtypes, strict=True):
+        values = torch.randn(_SAMPLES, generator=generator) * 10
+        operands.append(values.mul(not operand_is_zero).to(dtype))
     try:
-        result = call.run(operands)
-    except (RuntimeError, TypeError, ValueError):  # such as an operand of a certain shape
-        return False, True
+        result = operation.run(operands)
+    except (RuntimeError, TypeError, ValueError):  # such as an operand that needs a certain shape
+        return Outcome(is_zero=False, is_finite=True)
     if not isinstance(result, Tensor):
-        return False, True
-    return not bool(result.count_nonzero()), bool(result.isfinite().any())
+        return Outcome(is_zero=False, is_finite=True)
+    return Outcome(
+        is_zero=not bool(result.count_nonzero()), is_finite=bool(result.isfinite().any())
+    )
+
+
+RULES: dict[str, Rule] = {
+    "glu": glu,
+    # torch tags other operations as pointwise, but not these:
+    "hardswish": pointwise,
+    "log_sigmoid": pointwise,
+    "multiply": pointwise,
+    "divide": pointwise,
+    "subtract": pointwise,
+    "absolute": pointwise,
+}
