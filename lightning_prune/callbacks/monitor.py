@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_prune.callbacks.beside import pruner_beside
 from lightning_prune.callbacks.first_call import FirstCall, missing_example
-from lightning_prune.reporting.pruning import pruning_markdown
+from lightning_prune.reporting.pruning import pruning_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,7 +150,7 @@ class SparsityMonitor(Callback):
         for board in _boards(trainer):
             step = _logged_step(trainer)
             board.experiment.add_text(
-                "sparsity", pruning_markdown(pruner_beside(self, trainer)), step
+                "sparsity", pruning_table(pruner_beside(self, trainer)).to_markdown(), step
             )
             if self.quality and self.quality_curve:
                 figure = _quality_figure(self.quality, self.quality_curve)

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
@@ -38,7 +37,7 @@ class OneShotReport:
     before: Mapping[str, float]
     after: Mapping[str, float]
 
-    def table(self) -> Table:
+    def table(self) -> RenderableType:
         """Return the metrics before and after, side by side, for a terminal."""
         return change_table(self.before, self.after, f"at sparsity {self.pruner.sparsity:.4f}")
 
