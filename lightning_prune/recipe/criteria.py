@@ -27,13 +27,21 @@ class Criterion(ABC):
     Attributes:
         signed: Whether scores can be negative.
         forgets: Whether what it has gathered is forgotten at each update of the masks.
+        reads_weights_only: Whether `score` reads neither gradients nor ``state``, so that no
+            training batch has to run before.
         works_on_shards: Whether, for a sharded parameter (a DTensor, as its ``grad`` is), the score
             of what is here is that part of the whole score. Nothing may have been gathered then.
     """
 
     signed: ClassVar[bool] = False
     forgets: ClassVar[bool] = False
+    reads_weights_only: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the criterion gathers anything over the steps: `observe` is overridden."""
+        return type(self).observe is not Criterion.observe
 
     def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:  # noqa: B027
         """Raise ValueError if it cannot score this tensor of the model."""
@@ -68,6 +76,7 @@ class MagnitudeCriterion(Criterion):
     Han et al., "Learning both Weights and Connections" (2015), https://arxiv.org/abs/1506.02626.
     """
 
+    reads_weights_only: ClassVar[bool] = True
     works_on_shards: ClassVar[bool] = True
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
@@ -88,6 +97,7 @@ class RandomCriterion(Criterion):
         seed: Any whole number.
     """
 
+    reads_weights_only: ClassVar[bool] = True
     works_on_shards: ClassVar[bool] = True
     seed: int = 0
 
