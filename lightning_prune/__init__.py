@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from lightning_prune.engine.groups import Group
     from lightning_prune.engine.pruner import Pruner
     from lightning_prune.post_training.one_shot import OneShotReport, prune_once
-    from lightning_prune.post_training.sensitivity import Sensitivity, measure_sensitivity
+    from lightning_prune.post_training.sensitivity import measure_sensitivity
+    from lightning_prune.post_training.sensitivity_report import Sensitivity
     from lightning_prune.recipe.allocations import (
         Allocation,
         ERKAllocation,
@@ -152,7 +153,7 @@ _ROOMS = {
     "Report": "reporting.records",
     "Rewind": "callbacks",
     "Schedule": "recipe.schedules",
-    "Sensitivity": "post_training.sensitivity",
+    "Sensitivity": "post_training.sensitivity_report",
     "Sparsity": "reporting.metrics",
     "SparsityCheckpoint": "callbacks",
     "SparsityMonitor": "callbacks",

@@ -1,4 +1,4 @@
-"""Batches through a model that does not learn from them, and validations that leave no trace."""
+"""Training batches for a criterion while no weight changes, and validations without a trace."""
 
 import logging
 import warnings
@@ -17,12 +17,10 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.names import named_tensors
-from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion, RandomCriterion
+from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.schedules import OneShotSchedule
 
-BATCHES = 16
-
-_EXPECTED = (
+_EXPECTED_WARNINGS = (
     ".*in eval mode at the start of training",
     ".*smaller than the logging interval",
     r".*isinstance\(treespec",  # Lightning's own
@@ -31,11 +29,11 @@ _EXPECTED = (
 Conclusion = Callable[[Pruner, Sequence[Optimizer]], None]
 
 
-def recipe_of(trainer: Trainer) -> PruningCallback:
-    """Return the callback that says what, where, which and in what shape to prune.
+def find_pruning_callback(trainer: Trainer) -> PruningCallback:
+    """Return the Trainer's callback whose recipe says how to prune.
 
     Raises:
-        ValueError: If there is none, or if more than one process would run.
+        ValueError: If there is no such callback, or if more than one process would run.
     """
     check_one_process(trainer, "to prune without training")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -55,31 +53,26 @@ def check_one_process(trainer: Trainer, purpose: str) -> None:
         )
 
 
-def gathers(criterion: Criterion) -> bool:
-    """Whether it overrides `Criterion.observe`."""
-    return type(criterion).observe is not Criterion.observe
-
-
 def needs_batches(criterion: Criterion) -> bool:
-    """Whether scores may depend on anything but the weights: what it gathers, or gradients."""
-    return gathers(criterion) or not isinstance(criterion, MagnitudeCriterion | RandomCriterion)
+    """Return whether a score may depend on more than the weights: on a state or on gradients."""
+    return criterion.gathers or not criterion.reads_weights_only
 
 
 def check_batches(batches: int) -> None:
-    """Raise ValueError if that is no number of batches to show a criterion."""
+    """Raise ValueError if the number of batches is not positive."""
     if batches < 1:
         raise ValueError(f"need batches >= 1, got batches={batches}")
 
 
-def checked_checkpoint(ckpt_path: str | Path | None) -> str | None:
-    """Return the path; raise ValueError if nothing is there."""
+def check_checkpoint(ckpt_path: str | Path | None) -> str | None:
+    """Return the path of a checkpoint; raise ValueError if there is no such file."""
     if ckpt_path is not None and not Path(ckpt_path).exists():
         raise ValueError(f"need an existing checkpoint, got ckpt_path='{ckpt_path}'")
     return None if ckpt_path is None else str(ckpt_path)
 
 
-def checked_output(output: str | Path, source: str | Path | None) -> Path:
-    """Return the path; raise ValueError if it is a folder, or what is read."""
+def check_output_file(output: str | Path, source: str | Path | None) -> Path:
+    """Return the path to write to; raise ValueError if it is a folder or the checkpoint read."""
     path = Path(output)
     if source is not None and Path(source).resolve() == path.resolve():
         raise ValueError(f"need an output other than ckpt_path, got output='{path}'")
@@ -88,15 +81,15 @@ def checked_output(output: str | Path, source: str | Path | None) -> Path:
     return path
 
 
-def validated(
+def validate(
     trainer: Trainer,
     model: LightningModule,
     datamodule: LightningDataModule | None,
     ckpt_path: str | None = None,
 ) -> dict[str, float]:
-    """Return what ``trainer.validate`` logs; each call sees the same random numbers.
+    """Return the metrics that ``trainer.validate`` logs. Loggers of the Trainer get none of them.
 
-    Nothing of it goes to the Trainer's loggers.
+    Each call sees the same random numbers.
     """
     loggers, trainer.loggers = trainer.loggers, [DummyLogger()]
     try:
@@ -145,18 +138,18 @@ def calibrate(
     """Show training batches to the criterion of a Trainer's recipe while no weight changes.
 
     Args:
-        trainer: Whose `PruningCallback`, device, precision and plan of training are taken.
-        model: Left as it was, but for what ``then`` has pruned.
-        datamodule: Where training batches come from; by default from the model.
-        batches: How many, if the criterion needs any. One that gathers nothing scores by the mean
-            gradient of all of them (of the last, under manual optimization).
-        train_mode: Whether modules are in train mode meanwhile; else in eval mode.
-        then: What is done when the criterion has seen them, with gradients still there.
+        trainer: Gives the `PruningCallback`, device, precision and plan of the training.
+        model: Unchanged afterwards, except for the weights that ``then`` has pruned.
+        datamodule: The source of training batches; by default the model.
+        batches: Number of batches, if the criterion needs batches. A criterion without `observe`
+            scores by the mean gradient of all batches; under manual optimization, of the last.
+        train_mode: Whether the modules are in train mode during the batches.
+        then: Called after the last batch, while the gradients are still there.
 
     Returns:
-        The engine, detached.
+        The detached engine.
     """
-    given = recipe_of(trainer)
+    given = find_pruning_callback(trainer)
     recipe = given.pruner
     callback = PruningCallback(
         sparsity=dict(recipe.targets),
@@ -168,9 +161,9 @@ def calibrate(
         example=given.example,
     )
     shown = batches if needs_batches(recipe.criterion) else 0
-    at_once = not gathers(recipe.criterion) and model.automatic_optimization
+    at_once = not recipe.criterion.gathers and model.automatic_optimization
     try:
-        with unchanged(model), quiet(*_EXPECTED):
+        with unchanged(model), quiet(*_EXPECTED_WARNINGS):
             model.train(train_mode)
             fitting = _trainer_like(
                 trainer,
@@ -188,17 +181,17 @@ def calibrate(
 
 
 class HoldingOptimizer(Optimizer):
-    """Stands in for an optimizer and leaves the weights alone.
+    """Takes the place of an optimizer and changes no weight.
 
     Args:
-        original: The optimizer whose parameters it holds.
+        original: The optimizer whose parameters to hold.
     """
 
     def __init__(self, original: Optimizer) -> None:
         super().__init__([dict(group) for group in original.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Compute the gradients, and nothing more."""
+        """Compute the gradients only."""
         if closure is None:
             return None
         with torch.enable_grad():
@@ -206,7 +199,7 @@ class HoldingOptimizer(Optimizer):
 
 
 class _Calibration(Callback):
-    """Lets the engine observe some batches of a fit and ends it."""
+    """Lets the engine observe the first batches of a fit, then ends the fit."""
 
     def __init__(self, callback: PruningCallback, batches: int, then: Conclusion) -> None:
         self.callback = callback
@@ -217,9 +210,9 @@ class _Calibration(Callback):
         self.concluded = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put optimizers that change nothing in the place of the real ones, and begin."""
+        """Replace the optimizers by those that change nothing, and attach the engine."""
         if trainer.num_training_batches < self.batches:
-            raise ValueError(_too_few(self.batches, int(trainer.num_training_batches)))
+            raise ValueError(_describe_shortage(self.batches, int(trainer.num_training_batches)))
         trainer.strategy.optimizers = [HoldingOptimizer(o) for o in trainer.optimizers]
         if pl_module.automatic_optimization:
             trainer.strategy.lr_scheduler_configs = []
@@ -227,11 +220,11 @@ class _Calibration(Callback):
             pl_module,
             trainer.optimizers,
             clocks=lambda schedule: lambda done: float(self.concluded),
-            uncounted=lambda optimizer: True,  # those that a gradient scaler skips
+            uncounted=lambda optimizer: True,  # a gradient scaler may skip a step
             example=self.callback.example,
         )
         for tensor in self.pruner.tensors:
-            if tensor.hooks:  # they count in train mode only; these layers compute the same in both
+            if tensor.hooks:  # they run in train mode only; the layer computes the same
                 tensor.owner.training = True
         if self.batches == 0:
             self._conclude(trainer)
@@ -250,24 +243,24 @@ class _Calibration(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count, and stop after the last one."""
+        """Count the batch, and stop after the last."""
         self.seen += 1
         if self.seen == self.batches:
             self._conclude(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to score with less than was asked for."""
+        """Refuse to score with fewer batches than requested."""
         if not self.concluded:
-            raise ValueError(_too_few(self.batches, self.seen))
+            raise ValueError(_describe_shortage(self.batches, self.seen))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         self.pruner.detach(completed=False)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         self.pruner.detach(completed=False)
 
     def _conclude(self, trainer: Trainer) -> None:
@@ -277,7 +270,7 @@ class _Calibration(Callback):
 
 
 def _trainer_like(trainer: Trainer, callback: Callback, **arguments: Any) -> Trainer:
-    """Return a Trainer that fits where and as precisely as the given one, and plans as long."""
+    """Return a Trainer with the device, precision and length of training of another."""
     device = trainer.strategy.root_device
     return Trainer(
         accelerator=trainer.accelerator,
@@ -317,7 +310,7 @@ def quiet(*warned: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _too_few(batches: int, found: int) -> str:
+def _describe_shortage(batches: int, found: int) -> str:
     return (
         f"need at least batches={batches} training batches in an epoch, got {found}; "
         "ask for fewer batches"
