@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short names of what is imported)
+import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short names of imported classes)
 from lightning_prune.cli.errors import explain
 from lightning_prune.cli.trainer import PruneTrainer, adopt_shapes
 

@@ -79,8 +79,8 @@ def write_onnx(
     example = _choose_example(model, recorded)
     if precision == "int8" and not recorded:
         raise ValueError(
-            "need a validation_step that calls forward (as self(...)) to calibrate int8 with its "
-            f"inputs, got one that does not in {type(model).__name__}"
+            "need a validation_step that calls forward (as self(...)) to calibrate int8, got "
+            f"{type(model).__name__}.validation_step without such a call"
         )
     inputs = [given for given in recorded if _items(given) == _items(example)]
     if precision == "int8" and reduce_range is None:
@@ -96,7 +96,7 @@ def write_onnx(
     elif not recorded:
         say(
             "the quality of the file was not measured: validation never calls the model's forward "
-            "(as self(...)), whose place the file takes"
+            "(as self(...)), which the file would replace"
         )
     else:
         _validate_onnx(trainer, model, datamodule, file.path, example, before, say)
@@ -156,7 +156,7 @@ def _validate_onnx(
     before: Mapping[str, float],
     say: Say,
 ) -> None:
-    """Validate a copy of the model whose ``forward`` is the file, and compare the metrics."""
+    """Validate a copy of the model with the file as ``forward``, and compare the metrics."""
     copy = deepcopy(model)
     copy.forward = _OnnxForward(model, path, example)  # type: ignore[method-assign]
     try:
@@ -183,13 +183,13 @@ def write_shrunk(
         trainer: Validates both models.
         model: The model, which does not change.
         datamodule: The source of batches; by default the model.
-        source: The checkpoint of the model, whose hyperparameters are kept.
+        source: The checkpoint of the model. The new checkpoint keeps the hyperparameters.
         output: The checkpoint to write.
         say: Called with each line and table for the user.
     """
     before = _validate_if_possible(trainer, model, datamodule)
     example = example_of_validation(trainer, model, datamodule, samples=2)
-    say("finding which channels go together, and comparing the model without those that are zero")
+    say("finding which channels go together, and comparing the smaller model with the model")
     smaller = shrink(model, example)
     dense, left = (sum(p.numel() for p in each.parameters()) for each in (model, smaller))
     if dense == left:
@@ -279,7 +279,7 @@ def _items(example: Any) -> list[torch.Size]:
 def _validated_and_watched(
     trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, calls: int
 ) -> tuple[dict[str, float], list[Any]]:
-    """Return the metrics of a validated copy, and the first inputs of its ``forward``."""
+    """Return the metrics of a validated copy, and the first inputs of ``forward``."""
     inputs: list[Any] = []
     copy = deepcopy(model)
     forward = copy.forward
@@ -300,7 +300,7 @@ def _validated_and_watched(
 
 
 class _MisfitError(ValueError):
-    """An input whose shape a file does not take."""
+    """An input with a shape that a file does not take."""
 
 
 class _OnnxForward:

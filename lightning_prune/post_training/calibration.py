@@ -33,15 +33,13 @@ def find_pruning_callback(trainer: Trainer) -> PruningCallback:
     """Return the Trainer's callback whose recipe says how to prune.
 
     Raises:
-        ValueError: If there is no such callback, or if more than one process would run.
+        ValueError: If the Trainer has no `PruningCallback` or more than one process.
     """
     check_one_process(trainer, "to prune without training")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PruningCallback):
             return callback
-    raise ValueError(
-        "need a PruningCallback among the Trainer's callbacks, which says what to prune, got none"
-    )
+    raise ValueError("need a PruningCallback among the Trainer's callbacks, got none")
 
 
 def check_one_process(trainer: Trainer, purpose: str) -> None:
@@ -65,7 +63,7 @@ def check_batches(batches: int) -> None:
 
 
 def check_checkpoint(ckpt_path: str | Path | None) -> str | None:
-    """Return the path of a checkpoint; raise ValueError if there is no such file."""
+    """Return the path of a checkpoint; raise ValueError if the file does not exist."""
     if ckpt_path is not None and not Path(ckpt_path).exists():
         raise ValueError(f"need an existing checkpoint, got ckpt_path='{ckpt_path}'")
     return None if ckpt_path is None else str(ckpt_path)
@@ -87,9 +85,9 @@ def validate(
     datamodule: LightningDataModule | None,
     ckpt_path: str | None = None,
 ) -> dict[str, float]:
-    """Return the metrics that ``trainer.validate`` logs. Loggers of the Trainer get none of them.
+    """Return the metrics that ``trainer.validate`` logs.
 
-    Each call sees the same random numbers.
+    The Trainer's loggers do not get the metrics. Each call sees the same random numbers.
     """
     loggers, trainer.loggers = trainer.loggers, [DummyLogger()]
     try:
@@ -184,7 +182,7 @@ class HoldingOptimizer(Optimizer):
     """Takes the place of an optimizer and changes no weight.
 
     Args:
-        original: The optimizer whose parameters to hold.
+        original: The optimizer to replace, with the same parameters.
     """
 
     def __init__(self, original: Optimizer) -> None:

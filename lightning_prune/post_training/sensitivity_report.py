@@ -90,7 +90,7 @@ class Sensitivity:
             tolerance: Largest allowed loss. Cells beyond it are dim.
         """
         return Table(
-            title=f"{self.monitor} with one tensor pruned ({self.dense:.4f} with none)",
+            title=f"{self.monitor} with one tensor pruned ({self.dense:.4f} dense)",
             columns=(
                 Column(heading="tensor", align="left"),
                 *(Column(heading=f"{sparsity:g}") for sparsity in self.sparsities),

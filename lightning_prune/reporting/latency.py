@@ -136,7 +136,7 @@ def measure_latency(contest: Contest, blocks: int, on_block: Callable[[], object
 def compare_times(
     contest: Contest, dense: Sequence[float], pruned: Sequence[float], calls: int
 ) -> Latency:
-    """Return the median ratio of paired times, with its interval.
+    """Return the median ratio of paired times, and the interval of the median.
 
     Args:
         contest: Where the times were measured.

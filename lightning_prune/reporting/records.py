@@ -60,7 +60,7 @@ class LayerReport:
         pattern: The pattern of the zeros in the matrices; empty for a module without a matrix.
         dense_macs: Multiply-accumulate operations of the dense module.
         effective_macs: Multiply-accumulate operations of the pruned module with a nonzero weight.
-        unknown: Operations whose multiplications cannot be counted. The numbers leave them out.
+        unknown: Operations with an unknown number of multiplications, which the numbers leave out.
         dense_bytes: Bytes of the dense module's parameters, as they are stored.
         bytes: Bytes of the pruned module's parameters, as they are stored.
         compressed_bytes: The same bytes, compressed by zlib.
@@ -101,8 +101,8 @@ class Report:
         dense_peak_bytes: The same number for the dense module.
         latencies: Dense against pruned, in each runtime.
         emptied: Names of weights with zeros only.
-        constant: Names of other modules whose output no longer depends on the input because of
-            emptied weights; ``"output"`` stands for the output of the model.
+        constant: Names of other modules with an output that no longer depends on the input because
+            of emptied weights; ``"output"`` stands for the output of the model.
         notes: The measurements that failed, and why.
     """
 
@@ -234,7 +234,7 @@ def _tables(report: Report) -> list[Table]:
 
 
 def _merge_small_layers(report: Report) -> list[LayerReport]:
-    """Return a row for each layer with a matrix, one for the other layers, and one for all."""
+    """Return each layer with a matrix, the sum of the other layers, and the sum of all layers."""
     large = [layer for layer in report.layers if layer.pattern or layer.dense_macs]
     small = [layer for layer in report.layers if layer not in large]
     rows = [dataclasses.replace(layer, name=layer.name or f"({layer.kind})") for layer in large]

@@ -207,7 +207,7 @@ def _to_bytes(parameter: Tensor) -> bytes:
 def _find_constant(
     layers: Sequence[LayerReport], counted: Pass, emptied: set[str]
 ) -> tuple[str, ...]:
-    """Return the names of modules, other than the emptied, whose output became constant."""
+    """Return the names of modules with a constant output, without the emptied modules."""
     names = [
         layer.name
         for layer in layers

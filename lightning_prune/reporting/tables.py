@@ -103,7 +103,7 @@ class Table:
         return grid
 
     def _align(self, rule: str) -> str:
-        """Return the rule below the headings with a colon at the end of each right-aligned one."""
+        """Return the rule below the headings, with a colon below each right-aligned heading."""
         dashes = rule.strip("|").split("|")
         cells = [
             f"{dash[:-1]}:" if column.align == "right" else dash

@@ -60,7 +60,7 @@ def _describe_channels(kept: Tensor) -> str | None:
 
 
 def _describe_blocks(kept: Tensor) -> str | None:
-    """Return the largest blocks whose entries are all kept or all zero.
+    """Return the largest size of blocks that are either kept or zero as a whole.
 
     Two neighboring rows differ only at multiples of the height, and two neighboring columns only
     at multiples of the width.
@@ -70,13 +70,13 @@ def _describe_blocks(kept: Tensor) -> str | None:
 
 
 def _period(rows: Tensor) -> int:
-    """Return the largest number whose multiples are the only places where rows change."""
+    """Return the largest divisor of the length and of every index where the rows change."""
     changes = (rows[1:] != rows[:-1]).any(1).nonzero().flatten() + 1
     return math.gcd(len(rows), *changes.tolist())
 
 
 def _describe_groups(kept: Tensor) -> str | None:
-    """Return the smallest groups of m consecutive inputs that keep n, or else at most n."""
+    """Return n:m for the smallest m with n inputs kept in every group, or else at most n."""
     sparsity = 1 - float(kept.double().mean())
     at_most = None
     for m in _GROUP_SIZES:
