@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lightning_prune import ChannelPattern, Pruner, export_onnx, shrink
 from lightning_prune.deploy.onnx_runtime import session
-from lightning_prune.reporting.latency import Contest, Latency, measured
+from lightning_prune.reporting.latency import Contest, Latency, measure_latency
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -114,7 +114,7 @@ def measure(name: str, model: nn.Module, inputs: Inputs, steps: int, blocks: int
         contest = Contest(
             runtime="ONNX Runtime", device="cpu", threads=1, dense=calls[0], pruned=calls[1]
         )
-        latency = measured(contest, blocks, lambda: None)
+        latency = measure_latency(contest, blocks, lambda: None)
     dense = defaultdict(list)
     for parameter, reason in pruner.dense.items():
         dense[reason].append(parameter)

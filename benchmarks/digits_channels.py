@@ -35,7 +35,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from lightning_prune import ChannelPattern, PruningCallback, export_onnx, quantize_onnx, shrink
 from lightning_prune.deploy.onnx_runtime import run, session
-from lightning_prune.reporting.latency import Contest, Latency, measured
+from lightning_prune.reporting.latency import Contest, Latency, measure_latency
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -152,7 +152,7 @@ def latency(dense: Path, other: Path, image: Tensor, blocks: int) -> Latency:
     """Let two files take turns with one image."""
     first, second = (session(file, threads=1) for file in (dense, other))
     given = {first.get_inputs()[0].name: image.numpy()}
-    return measured(
+    return measure_latency(
         Contest(
             runtime="ONNX Runtime",
             device="cpu",

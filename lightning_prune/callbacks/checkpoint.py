@@ -1,4 +1,4 @@
-"""The best checkpoint among those that are sparse enough."""
+"""A checkpoint callback that keeps the best models that are sparse enough."""
 
 import warnings
 from typing import Any
@@ -16,25 +16,25 @@ _ROUNDING = 1e-9  # a mean of targets is a sum of floats
 class SparsityCheckpoint(ModelCheckpoint):
     r"""Keeps the best models among those that are sparse enough.
 
-    The best model of a pruned run is often the dense one of an early epoch. A plain
-    `ModelCheckpoint` keeps that; this one considers a model for its best ``save_top_k`` only if
+    The best model of a pruned run is often the dense model of an early epoch, which a plain
+    `ModelCheckpoint` keeps. This callback considers a model for the best ``save_top_k`` only if
 
     .. math:: \max(s, s_{due}) \ge s_{min}
 
-    where :math:`s` is the sparsity counted from the masks and :math:`s_{due}` the target that it
-    was pruned to, of which rounding can leave it a hair below. What is there for resuming is not
-    restricted: ``save_on_exception`` saves any model, and with ``save_last`` each time that a save
-    falls due ``last.ckpt`` is written.
+    where :math:`s` is the sparsity counted from the masks, and :math:`s_{due}` is the target at
+    that moment; rounding can leave :math:`s` slightly below it. Checkpoints for resuming are not
+    restricted: ``save_on_exception`` saves any model, and ``save_last`` writes ``last.ckpt`` each
+    time a save is due.
 
     Args:
-        sparsity: Least sparsity :math:`s_{min}` of a model that is considered, in [0, 1]; by
-            default the final target of the `PruningCallback`.
+        sparsity: Least sparsity :math:`s_{min}` of a considered model, in [0, 1]; by default the
+            final target of the `PruningCallback`.
         **kwargs: The arguments of `ModelCheckpoint`: ``monitor``, ``mode``, ``save_top_k``,
             ``save_last``, ``dirpath``, ``filename``, ``every_n_train_steps`` and so on.
 
     Raises:
-        ValueError: If ``sparsity`` is out of range; when training starts, if there is no
-            `PruningCallback` in the Trainer or its final target is lower.
+        ValueError: If ``sparsity`` is out of range. When training starts, if the Trainer has no
+            `PruningCallback`, or a `PruningCallback` with a lower final target.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -58,48 +58,48 @@ class SparsityCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Tell apart what is kept from different sparsities on."""
+        """The key of the state in a checkpoint, different for each least sparsity."""
         return f"{super().state_key}{{'sparsity': {self.sparsity}}}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to wait for a sparsity that nobody makes."""
+        """Refuse a Trainer without pruning."""
         if stage == "fit":
             pruner_beside(self, trainer)
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a sparsity that will not be reached."""
+        """Refuse a sparsity above the final target."""
         self._has_considered = False
         pruner = pruner_beside(self, trainer)
         highest = _highest_target(pruner)
-        if self._least(pruner) > highest + _ROUNDING:
+        if self._least_sparsity(pruner) > highest + _ROUNDING:
             raise ValueError(
                 f"need sparsity <= {highest:.4f}, the final target of the PruningCallback, got "
-                f"sparsity={self.sparsity} of {type(self).__name__}; leave it out to take the "
-                "final target"
+                f"sparsity={self.sparsity} of {type(self).__name__}; leave sparsity out to take "
+                "the final target"
             )
         super().on_train_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember what was validated."""
+        """Remember the validated score, and whether the model was sparse enough."""
         if trainer.state.fn == "fit":
             self._validated = self._score(trainer), self._is_sparse_enough(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn if there is no best model."""
+        """Warn if no model was considered."""
         super().on_train_end(trainer, pl_module)
         if self._has_considered or self.save_top_k == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         pruner = pruner_beside(self, trainer)
         remedy = (
-            "no save fell due since; save more often"
+            "no save was due since then; save more often"
             if self._is_sparse_enough(trainer)
             else "end the schedule earlier or lower the sparsity"
         )
         warnings.warn(
             f"{type(self).__name__} has considered no model: reached sparsity "
-            f"{pruner.sparsity:.4f} of {self._least(pruner):.4f}; {remedy}",
+            f"{pruner.sparsity:.4f} of {self._least_sparsity(pruner):.4f}; {remedy}",
             stacklevel=2,
         )
 
@@ -110,29 +110,31 @@ class SparsityCheckpoint(ModelCheckpoint):
             self._has_considered = True
             super()._save_topk_checkpoint(trainer, monitor_candidates)
         if self.save_last and self._last_global_step_saved != trainer.global_step:
-            # ModelCheckpoint writes last.ckpt, or links it, only after another file of this step.
+            # ModelCheckpoint writes or links last.ckpt only after another file of the same step.
             self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, ""
 
     def _is_sparse_enough(self, trainer: Trainer) -> bool:
         pruner = pruner_beside(self, trainer)
-        if self.sparsity is None and not pruner.tensors:  # all of them may still be frozen
+        if self.sparsity is None and not pruner.tensors:  # all weights may still be frozen
             return False
-        return max(pruner.sparsity, pruner.sparsity_target) >= self._least(pruner) - _ROUNDING
+        return (
+            max(pruner.sparsity, pruner.sparsity_target) >= self._least_sparsity(pruner) - _ROUNDING
+        )
 
     def _has_score_of_denser(self, trainer: Trainer) -> bool:
-        """Whether the score is still that of the last validation, of a model not sparse enough."""
+        """Return whether the score comes from the validation of a model that was too dense."""
         score, was_sparse_enough = self._validated
         return not was_sparse_enough and score is not None and bool(score == self._score(trainer))
 
     def _score(self, trainer: Trainer) -> Tensor | None:
         return trainer.callback_metrics.get(self.monitor) if self.monitor else None
 
-    def _least(self, pruner: Pruner) -> float:
+    def _least_sparsity(self, pruner: Pruner) -> float:
         return pruner.final_sparsity if self.sparsity is None else self.sparsity
 
 
 def _highest_target(pruner: Pruner) -> float:
-    """Return the final target, or what it can become when dense parameters join later."""
+    """Return the final target, or the highest target if parameters can join later."""
     if not pruner.may_grow:
         return pruner.final_sparsity
     return max(target for target in pruner.recipe.targets.values() if target is not None)

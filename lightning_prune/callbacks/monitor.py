@@ -1,4 +1,4 @@
-"""Sparsity curves, pictures and tables in whatever loggers the Trainer has."""
+"""Sparsity curves, plots and tables for all loggers of the Trainer."""
 
 import importlib.util
 import warnings
@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_prune.callbacks.beside import pruner_beside
 from lightning_prune.callbacks.first_call import FirstCall, missing_example
-from lightning_prune.reporting.pruning import pruning_markdown
+from lightning_prune.reporting.pruning import pruning_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,28 +18,27 @@ if TYPE_CHECKING:
 
 
 class SparsityMonitor(Callback):
-    """Logs how the sparsity of a `PruningCallback` grows, overall and tensor by tensor.
+    """Logs the sparsity of a `PruningCallback` over the training, overall and by tensor.
 
-    At each mask update, for every tensor and ``overall``: ``sparsity/…``, ``sparsity_target/…`` and
-    ``mask_change/…``, the share of mask entries that the update changed. For channels they are
-    those of each group, under the name of its first producer. In TensorBoard also weight
-    histograms, a Custom Scalars layout and, when training ends, a text table and a picture of the
+    At each mask update it logs ``sparsity/…``, ``sparsity_target/…`` and ``mask_change/…`` (the
+    fraction of mask entries that the update changed) for every tensor and ``overall``. Channels
+    are logged by group, under the name of the first weight that makes them. TensorBoard also gets
+    weight histograms, a Custom Scalars layout and, when training ends, a table and a plot of the
     quality over the sparsity.
 
     Args:
         quality: Name of a metric that validation logs (without validation: training), such as
-            ``"val_acc"``; it is recorded at each sparsity reached. The picture needs the extra
+            ``"val_acc"``. It is recorded at each sparsity. The plot needs the extra
             ``lightning-prune[plots]``.
-        histograms_every: Epochs between weight histograms; null for none.
-        report: Whether to measure, when training ends, what pruning has bought (see
-            `lightning_prune.report`): size, multiplications, memory, and latency against the same
-            network without zeros. It takes some seconds, more for a large model, and other
-            processes wait. Scalars go to any logger, tables to TensorBoard's text page. The
-            input is the model's ``example_input_array``, or one sample of what validation first
-            calls the model with.
+        histograms_every: Number of epochs between weight histograms; null for no histograms.
+        report: Whether to measure, when training ends, the size, multiplications, memory and
+            latency that pruning has saved (see `lightning_prune.report`). It takes seconds, or
+            longer for a large model, and other processes wait. All loggers get scalars, and
+            TensorBoard's text page gets tables. The input is the model's ``example_input_array``,
+            or else one sample of the first input of ``forward`` during validation.
 
     Attributes:
-        quality_curve: The recorded pairs of sparsity and quality, in order.
+        quality_curve: The pairs of sparsity and quality, in the order of recording.
 
     Raises:
         ValueError: If ``histograms_every`` is less than 1.
@@ -63,7 +62,7 @@ class SparsityMonitor(Callback):
         self._first_call: FirstCall | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start afresh; refuse to watch nothing, or to draw without what that needs."""
+        """Start afresh; refuse a Trainer without pruning, or a plot without matplotlib."""
         if stage != "fit":
             return
         pruner_beside(self, trainer)
@@ -80,7 +79,7 @@ class SparsityMonitor(Callback):
         return {"quality_curve": [list(point) for point in self.quality_curve]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the recorded qualities."""
+        """Restore the recorded qualities."""
         self.quality_curve = [(point[0], point[1]) for point in state_dict["quality_curve"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,52 +122,46 @@ class SparsityMonitor(Callback):
             logger.log_metrics(scalars, step=_logged_step(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for an example of what the model is called with."""
+        """Record the first input of the model, for the report."""
         wanted = self.report and trainer.is_global_zero and trainer.state.fn == "fit"
         if wanted and pl_module.example_input_array is None and self._first_call is None:
             self._first_call = FirstCall(pl_module, samples=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the quality at the sparsity that was validated."""
-        self._record_quality(trainer, validated=True)
+        """Record the quality at the validated sparsity."""
+        self._record_quality(trainer, is_validated=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the histograms that are due; record the quality if there is no validation."""
+        """Draw histograms if they are due; record the quality if there is no validation."""
         if not trainer.enable_validation:
-            self._record_quality(trainer, validated=False)
+            self._record_quality(trainer, is_validated=False)
         if self.histograms_every and (trainer.current_epoch + 1) % self.histograms_every == 0:
-            for board in _boards(trainer):
-                for tensor in pruner_beside(self, trainer).tensors:
-                    if tensor.is_scored:
-                        kept = tensor.weights[tensor.mask.kept].float()
-                        board.experiment.add_histogram(
-                            f"kept_weights/{tensor.name}", kept, _logged_step(trainer)
-                        )
+            self._draw_histograms(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table and the picture."""
+        """Write the table and the plot."""
         for board in _boards(trainer):
             step = _logged_step(trainer)
             board.experiment.add_text(
-                "sparsity", pruning_markdown(pruner_beside(self, trainer)), step
+                "sparsity", pruning_table(pruner_beside(self, trainer)).to_markdown(), step
             )
             if self.quality and self.quality_curve:
-                figure = _quality_figure(self.quality, self.quality_curve)
+                figure = _plot_quality(self.quality, self.quality_curve)
                 board.experiment.add_figure(f"{self.quality}_over_sparsity", figure, step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report, once every other callback has done with the weights."""
+        """Write the report, after all other callbacks have changed the weights."""
         if self.report and trainer.is_global_zero:
-            self._report(trainer, pl_module)
+            self._log_report(trainer, pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Stop looking for an example."""
+        """Stop recording the input."""
         if self._first_call is not None:
             self._first_call.stop()
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _log_report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from lightning_prune.reporting.report import report
 
         example = pl_module.example_input_array
@@ -179,7 +172,7 @@ class SparsityMonitor(Callback):
             if example is None:
                 raise ValueError(missing_example(pl_module))
             measured = report(pl_module, example, progress=False)
-        except Exception as error:  # of the user's model, too: no reason to end with an error
+        except Exception as error:  # a model that fails here must not end the training
             warnings.warn(f"no report: {error}", stacklevel=2)
             return
         for board in _boards(trainer):
@@ -187,14 +180,23 @@ class SparsityMonitor(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(_scalars(measured), step=_logged_step(trainer))
 
-    def _record_quality(self, trainer: Trainer, *, validated: bool) -> None:
+    def _draw_histograms(self, trainer: Trainer) -> None:
+        for board in _boards(trainer):
+            for tensor in pruner_beside(self, trainer).tensors:
+                if tensor.is_scored:
+                    kept = tensor.weights[tensor.mask.kept].float()
+                    board.experiment.add_histogram(
+                        f"kept_weights/{tensor.name}", kept, _logged_step(trainer)
+                    )
+
+    def _record_quality(self, trainer: Trainer, *, is_validated: bool) -> None:
         if self.quality is None or trainer.state.fn != "fit":
             return
         if self.quality not in trainer.callback_metrics:
-            when = "validation" if validated else "training"
+            when = "validation" if is_validated else "training"
             raise ValueError(
                 f"need the name of a metric that {when} logs, got quality={self.quality!r}; "
-                f"logged are {sorted(trainer.callback_metrics)}"
+                f"{when} logs {sorted(trainer.callback_metrics)}"
             )
         if not trainer.sanity_checking:
             value = float(trainer.callback_metrics[self.quality])
@@ -202,19 +204,19 @@ class SparsityMonitor(Callback):
 
 
 def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
-    """Return the loggers that can draw; on other ranks than the first there are none."""
+    """Return the TensorBoard loggers; ranks other than the first get an empty list."""
     if not trainer.is_global_zero:
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _logged_step(trainer: Trainer) -> int:
-    """Return the step that Lightning itself writes beside its metrics."""
+    """Return the step that Lightning writes beside a logged metric."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _scalars(measured: "Report") -> dict[str, float]:
-    """Return what there is in one number: shares of the dense model, and speed-ups."""
+    """Return fractions of the dense model, and speedups."""
     total = measured.total
     scalars = {"report/compressed_bytes": total.compressed_bytes / max(total.dense_bytes, 1)}
     if total.dense_macs:
@@ -225,7 +227,7 @@ def _scalars(measured: "Report") -> dict[str, float]:
     return scalars
 
 
-def _quality_figure(quality: str, curve: list[tuple[float, float]]) -> "Figure":
+def _plot_quality(quality: str, curve: list[tuple[float, float]]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

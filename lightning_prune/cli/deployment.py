@@ -1,7 +1,7 @@
-"""A checkpoint exported, and the file's quality by the user's own validation."""
+"""Files to deploy, written from a checkpoint and validated by the user's own validation."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +12,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import RenderableType
 from rich.progress import track
+from torch import nn
 
 from lightning_prune.channels.removal import shrink, shrunk_state
 from lightning_prune.cli.example import example_of_validation
-from lightning_prune.deploy.files import file_size
-from lightning_prune.deploy.onnx import export_onnx, quantize_onnx
+from lightning_prune.deploy.files import file_size, need_libraries
+from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, export_onnx, quantize_onnx, saturates
 from lightning_prune.deploy.onnx_runtime import (
     on_cpu,
     run,
@@ -26,10 +27,10 @@ from lightning_prune.deploy.onnx_runtime import (
 )
 from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
 from lightning_prune.models.calls import as_call, bound_call
-from lightning_prune.post_training.calibration import quiet, validated
+from lightning_prune.post_training.calibration import quiet, validate
 from lightning_prune.reporting.pruning import change_table
 
-_OF_THE_MODEL = (  # what of a checkpoint is not of its training
+_KEPT_KEYS = (  # the keys of a checkpoint that describe the model, not the training
     "pytorch-lightning_version",
     "hparams_name",
     "hparams_type",
@@ -38,7 +39,14 @@ _OF_THE_MODEL = (  # what of a checkpoint is not of its training
     "datamodule_hyper_parameters",
 )
 
+_NOT_VALIDATED = "the model has no validation_step, or nothing has a val_dataloader"
+
 Say = Callable[[RenderableType], None]
+
+
+def check_libraries(format: Literal["onnx", "sparse"]) -> None:
+    """Raise ModuleNotFoundError if a library for the format is not installed."""
+    need_libraries("zstandard", *(LIBRARIES if format == "onnx" else ["safetensors"]))
 
 
 def write_onnx(
@@ -54,73 +62,110 @@ def write_onnx(
 ) -> None:
     """Write an ONNX file and validate it in the place of the model's ``forward``.
 
-    What ``forward`` is called with while the model is validated serves as real inputs: to compare
-    the answers for, to calibrate 8 bits with, and as the example if the model has none.
+    Validation records the inputs of ``forward``. With them the file is compared and 8 bits are
+    calibrated; the first is the example of a model without ``example_input_array``.
 
     Args:
         trainer: Validates copies of the model.
-        model: Left as it is.
-        datamodule: Where batches come from; by default from the model.
+        model: The model, which does not change.
+        datamodule: The source of batches; by default the model.
         output: The file to write.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        batches: With how many calls of ``forward`` files are compared and calibrated.
-        reduce_range: Of `quantize_onnx`.
-        say: Told what is done, and what came of it.
+        batches: Number of calls of ``forward`` to compare and calibrate with.
+        reduce_range: Whether 8-bit weights use 7 bits; by default if this machine needs it.
+        say: Called with each line and table for the user.
     """
-    before, inputs = _validated_and_watched(trainer, model, datamodule, batches)
-    example = model.example_input_array
-    if example is None:
-        if not inputs:
-            raise ValueError(
-                "need an example of what forward is called with, got no example_input_array in the "
-                "model and no validation that calls forward; set self.example_input_array"
-            )
-        example = inputs[0]
-    if precision == "int8" and not inputs:
+    before, recorded = _validated_and_watched(trainer, model, datamodule, batches)
+    example = _choose_example(model, recorded)
+    if precision == "int8" and not recorded:
         raise ValueError(
-            "need a validation_step that calls forward (as self(...)) to calibrate int8 with its "
-            f"inputs, got one that does not in {type(model).__name__}"
+            "need a validation_step that calls forward (as self(...)) to calibrate int8, got "
+            f"{type(model).__name__}.validation_step without such a call"
         )
-    inputs = [given for given in inputs if _items(given) == _items(example)]
+    inputs = [given for given in recorded if _items(given) == _items(example)]
+    if precision == "int8" and reduce_range is None:
+        reduce_range = saturates()
     say("writing the ONNX file and comparing it with the model")
     if precision == "int8":
-        with TemporaryDirectory() as folder:
-            floats = export_onnx(model, Path(folder) / "floats", example=example, inputs=inputs)
-            calls = track(
-                [as_call(model, given) for given in inputs],
-                "calibrating 8 bits",
-                transient=True,
-                disable=trainer.progress_bar_callback is None,
-            )
-            file = quantize_onnx(floats.path, output, calls, reduce_range=reduce_range)
+        file = _write_int8(trainer, model, output, example, inputs, reduce_range)
     else:
         file = export_onnx(model, output, example=example, inputs=inputs, precision=precision)
-    _say_of_the_file(say, file.path, file.zeros, file.entries)
+    _describe_onnx(say, file, precision, reduce_range)
+    if not before:
+        say(f"the quality of the file was not measured: {_NOT_VALIDATED}")
+    elif not recorded:
+        say(
+            "the quality of the file was not measured: validation never calls the model's forward "
+            "(as self(...)), which the file would replace"
+        )
+    else:
+        _validate_onnx(trainer, model, datamodule, file.path, example, before, say)
+
+
+def _write_int8(
+    trainer: Trainer,
+    model: LightningModule,
+    output: Path,
+    example: Any,
+    inputs: Sequence[Any],
+    reduce_range: bool | None,
+) -> OnnxFile:
+    """Write a file in 32 bits to a temporary folder, and quantize it."""
+    calls = track(
+        [as_call(model, given) for given in inputs],
+        "calibrating 8 bits",
+        transient=True,
+        disable=trainer.progress_bar_callback is None,
+    )
+    with TemporaryDirectory() as folder:
+        floats = export_onnx(model, Path(folder) / "floats", example=example, inputs=inputs)
+        return quantize_onnx(floats.path, output, calls, reduce_range=reduce_range)
+
+
+def _choose_example(model: LightningModule, recorded: Sequence[Any]) -> Any:
+    """Return the model's ``example_input_array``, or else the first recorded input."""
+    if model.example_input_array is not None:
+        return model.example_input_array
+    if not recorded:
+        raise ValueError(
+            "need an example of what forward is called with, got no example_input_array in the "
+            "model and no validation that calls forward; set self.example_input_array"
+        )
+    return recorded[0]
+
+
+def _describe_onnx(say: Say, file: OnnxFile, precision: str, reduce_range: bool | None) -> None:
+    _describe_file(say, file.path, file.zeros, file.entries)
     origin = "a file in fp32" if precision == "int8" else "the model"
     say(
-        f"its answers differ from those of {origin} by at most {file.difference:.2g} of the largest"
+        f"the outputs of the file differ from those of {origin} by at most {file.difference:.2g} "
+        "of the largest"
     )
-    say(f"it takes batches of {'any size' if file.any_batch else 'one size only'}")
+    say(f"the file takes batches of {'any size' if file.any_batch else 'one size only'}")
     if precision == "int8":
-        say(f"its weights use {7 if reduce_range else 8} of 8 bits (reduce_range={reduce_range})")
-    if not before:
-        say(f"its quality was not measured: {_NOT_VALIDATED}")
-        return
-    if not inputs:
-        say(
-            "its quality was not measured: validation never calls the model's forward (as "
-            "self(...)), whose place the file takes"
-        )
-        return
+        bits = 7 if reduce_range else 8
+        say(f"the weights use {bits} of 8 bits (reduce_range={reduce_range})")
+
+
+def _validate_onnx(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    path: Path,
+    example: Any,
+    before: Mapping[str, float],
+    say: Say,
+) -> None:
+    """Validate a copy of the model with the file as ``forward``, and compare the metrics."""
     copy = deepcopy(model)
-    copy.forward = _OnnxForward(model, file.path, example)  # type: ignore[method-assign]
+    copy.forward = _OnnxForward(model, path, example)  # type: ignore[method-assign]
     try:
-        with quiet(".*"):  # of what validation warns has been said of the model
-            after = validated(trainer, copy, datamodule)
+        with quiet(".*"):  # validation has already warned about the model
+            after = validate(trainer, copy, datamodule)
     except _MisfitError as misfit:
-        say(f"its quality was not measured: {misfit}")
-        return
-    say(change_table(before, after, f"as {file.path.name}"))
+        say(f"the quality of the file was not measured: {misfit}")
+    else:
+        say(change_table(before, after, f"as {path.name}"))
 
 
 def write_shrunk(
@@ -132,38 +177,39 @@ def write_shrunk(
     output: Path,
     say: Say,
 ) -> None:
-    """Remove zero channels, and write a checkpoint that holds the smaller model and no training.
+    """Remove zero channels, and write a checkpoint with the smaller model and no training state.
 
     Args:
         trainer: Validates both models.
-        model: Left as it is.
-        datamodule: Where batches come from; by default from the model.
-        source: The checkpoint that was loaded, whose hyper-parameters are kept.
+        model: The model, which does not change.
+        datamodule: The source of batches; by default the model.
+        source: The checkpoint of the model. The new checkpoint keeps the hyperparameters.
         output: The checkpoint to write.
-        say: Told what is done, and what came of it.
+        say: Called with each line and table for the user.
     """
-    before = _validated(trainer, model, datamodule)
+    before = _validate_if_possible(trainer, model, datamodule)
     example = example_of_validation(trainer, model, datamodule, samples=2)
-    say("finding which channels go together, and comparing the model without those that are zero")
+    say("finding which channels go together, and comparing the smaller model with the model")
     smaller = shrink(model, example)
-    parameters = [sum(p.numel() for p in each.parameters()) for each in (model, smaller)]
-    if parameters[0] == parameters[1]:
+    dense, left = (sum(p.numel() for p in each.parameters()) for each in (model, smaller))
+    if dense == left:
         raise ValueError(
             f"need channels that are zero in all places, got none in ckpt_path='{source}'; prune "
             "them in training with pattern: ChannelPattern"
         )
-    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    kept = {key: checkpoint[key] for key in _OF_THE_MODEL if key in checkpoint}
-    nothing = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
-    torch.save(kept | nothing | {"callbacks": {}} | shrunk_state(smaller), output)
-    say(
-        f"its outputs are those of the model; parameters: {parameters[0]:,} before, "
-        f"{parameters[1]:,} after"
-    )
+    _write_shrunk_checkpoint(smaller, source, output)
+    say(f"the smaller model has the same outputs; parameters: {dense:,} before, {left:,} after")
     if before:
-        after = _validated(trainer, smaller, datamodule)
+        after = _validate_if_possible(trainer, smaller, datamodule)
         say(change_table(before, after, "shrunk"))
     say(f"written: {output}")
+
+
+def _write_shrunk_checkpoint(smaller: nn.Module, source: Path, output: Path) -> None:
+    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    kept = {key: checkpoint[key] for key in _KEPT_KEYS if key in checkpoint}
+    start = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
+    torch.save(kept | start | {"callbacks": {}} | shrunk_state(smaller), output)
 
 
 def write_sparse(
@@ -175,42 +221,50 @@ def write_sparse(
     precision: Literal["fp32", "fp16"],
     say: Say,
 ) -> None:
-    """Write a sparse file, load it back, and validate it if values were rounded."""
+    """Write a sparse file, load it back, and validate it if values were rounded.
+
+    Args:
+        trainer: Validates copies of the model.
+        model: The model, which does not change.
+        datamodule: The source of batches; by default the model.
+        output: The file to write.
+        precision: ``"fp32"`` or ``"fp16"``.
+        say: Called with each line and table for the user.
+    """
     say("writing the sparse file and loading it back")
     save_sparse(model, output, dtype=None if precision == "fp32" else torch.float16)
     copy = deepcopy(model)
     copy.load_state_dict(load_sparse(output))
     weights = [tensor for tensor in copy.state_dict().values() if tensor.dim() > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
-    _say_of_the_file(say, output, zeros, sum(weight.numel() for weight in weights))
+    _describe_file(say, output, zeros, sum(weight.numel() for weight in weights))
     if precision == "fp32":
-        say("it loads back bit for bit, so its quality is the model's")
-    elif not _validates(model, datamodule):
-        say(f"its quality was not measured: {_NOT_VALIDATED}")
+        say("the file loads back bit for bit, so it keeps the quality of the model")
+    elif not _has_validation(model, datamodule):
+        say(f"the quality of the file was not measured: {_NOT_VALIDATED}")
     else:
-        before = validated(trainer, deepcopy(model), datamodule)
+        before = validate(trainer, deepcopy(model), datamodule)
         with quiet(".*"):
-            after = validated(trainer, copy, datamodule)
+            after = validate(trainer, copy, datamodule)
         say(change_table(before, after, f"as {output.name}"))
 
 
-def _say_of_the_file(say: Say, path: Path, zeros: int, entries: int) -> None:
+def _describe_file(say: Say, path: Path, zeros: int, entries: int) -> None:
     size = file_size(path)
     say(f"written: {path}, {size.raw:,} bytes, {size.zstd:,} when compressed (zstd)")
     say(f"zeros: {zeros:,} of {entries:,} weights, sparsity {zeros / max(entries, 1):.4f}")
 
 
-def _validated(
+def _validate_if_possible(
     trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None
 ) -> dict[str, float]:
-    """Return what validation logs for a copy; nothing if there is none."""
-    return validated(trainer, deepcopy(model), datamodule) if _validates(model, datamodule) else {}
+    """Return the metrics of a validated copy; no metrics if the model has no validation."""
+    if not _has_validation(model, datamodule):
+        return {}
+    return validate(trainer, deepcopy(model), datamodule)
 
 
-_NOT_VALIDATED = "the model has no validation_step, or nothing has a val_dataloader"
-
-
-def _validates(model: LightningModule, datamodule: LightningDataModule | None) -> bool:
+def _has_validation(model: LightningModule, datamodule: LightningDataModule | None) -> bool:
     sources = (model, datamodule)
     return is_overridden("validation_step", model) and any(
         source is not None and is_overridden("val_dataloader", source) for source in sources
@@ -218,14 +272,14 @@ def _validates(model: LightningModule, datamodule: LightningDataModule | None) -
 
 
 def _items(example: Any) -> list[torch.Size]:
-    """Return the shapes without their first dimension; a traced file is for these."""
+    """Return the shapes without the first dimension, which a traced file requires."""
     return [tensor.shape[1:] for tensor in tensors_of(example)]
 
 
 def _validated_and_watched(
     trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, calls: int
 ) -> tuple[dict[str, float], list[Any]]:
-    """Return what validation logs for a copy, and what its ``forward`` was called with at first."""
+    """Return the metrics of a validated copy, and the first inputs of ``forward``."""
     inputs: list[Any] = []
     copy = deepcopy(model)
     forward = copy.forward
@@ -240,17 +294,17 @@ def _validated_and_watched(
         return forward(*args, **kwargs)
 
     copy.forward = watched  # type: ignore[method-assign]
-    if not _validates(model, datamodule):
+    if not _has_validation(model, datamodule):
         return {}, []
-    return validated(trainer, copy, datamodule), inputs
+    return validate(trainer, copy, datamodule), inputs
 
 
 class _MisfitError(ValueError):
-    """An input that a file does not take."""
+    """An input with a shape that a file does not take."""
 
 
 class _OnnxForward:
-    """Answers in the place of a model's ``forward``, and in the same nest."""
+    """Runs a file in the place of a model's ``forward``, and returns the same structure."""
 
     def __init__(self, model: LightningModule, path: Path, example: Any) -> None:
         self.model = model

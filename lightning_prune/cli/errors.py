@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one line that names the candidates."""
+"""The causes of a config error, in a line each, with the candidates for a wrong name."""
 
 import inspect
 import re
@@ -19,11 +19,11 @@ _TWICE = re.compile(r"Found more than one stateful callback of type `(\w+)`")
 _BAD_VALUE = re.compile(r"^[\s-]*(need [^\n]+, got [^\n]+)$", re.MULTILINE)
 
 
-def explained(message: str, keys: Sequence[str] = ()) -> str | None:
-    """Return the causes inside a message of jsonargparse, a line each; None if none is known.
+def explain(message: str, keys: Sequence[str] = ()) -> str | None:
+    """Return a line for each cause in a message of jsonargparse; None if no cause is known.
 
-    A config's callbacks are a union of lists and classes, so the one cause that matters is buried
-    among the failures of every alternative.
+    A config's callbacks are a union of lists and classes. So jsonargparse lists the failures of
+    all alternatives around the cause.
 
     Args:
         message: The whole message.
@@ -34,29 +34,42 @@ def explained(message: str, keys: Sequence[str] = ()) -> str | None:
 
 
 def _causes(message: str, keys: Sequence[str]) -> Iterator[str]:
+    yield from _unknown_names(message)
+    yield from _unknown_keys(message, keys)
+    yield from _unknown_imports(message)
+    for name in _TWICE.findall(message):
+        yield (
+            f"need one {name} in a Trainer, got two; `--trainer.callbacks+=` adds a callback to "
+            "those of a config"
+        )
+    yield from _BAD_VALUE.findall(message)
+
+
+def _unknown_names(message: str) -> Iterator[str]:
+    """Yield the unknown classes and arguments of classes."""
     for base, name in _UNKNOWN_NAME.findall(message):
-        names = sorted(child.__name__ for child in _descendants(_imported(base)))
+        names = sorted(child.__name__ for child in _concrete_subclasses(_import(base)))
         kind = base.rpartition(".")[2]
         yield f"unknown {kind} '{name}'{_suggestion(name, [*names, 'a full import path'])}"
     for path, option in _UNKNOWN_OPTION.findall(message):
         name = option.split(".")[0]
-        yield f"unknown argument '{name}' of {path}{_suggestion(name, _arguments(_imported(path)))}"
+        yield f"unknown argument '{name}' of {path}{_suggestion(name, _arguments(_import(path)))}"
+
+
+def _unknown_keys(message: str, keys: Sequence[str]) -> Iterator[str]:
     for key in _UNKNOWN_KEY.findall(message) + _UNKNOWN_FLAG.findall(message):
         close = get_close_matches(key, sorted(set(keys)), n=3)
         yield f"unknown key '{key}'{_suggestion(key, close)}"
+
+
+def _unknown_imports(message: str) -> Iterator[str]:
     for module, name in _UNKNOWN_ATTRIBUTE.findall(message):
         classes = [
-            key for key in _public_names(module) if inspect.isclass(_imported(f"{module}.{key}"))
+            key for key in _public_names(module) if inspect.isclass(_import(f"{module}.{key}"))
         ]
         yield f"unknown class '{name}' in module '{module}'{_suggestion(name, classes)}"
     for module in _UNKNOWN_MODULE.findall(message):
-        yield f"unknown module '{module}'; it is searched in the current directory, too"
-    for name in _TWICE.findall(message):
-        yield (
-            f"need one {name} in a Trainer, got two; `--trainer.callbacks+=` adds to those of a "
-            "config instead of changing them"
-        )
-    yield from _BAD_VALUE.findall(message)
+        yield f"unknown module '{module}'; the current directory is searched, too"
 
 
 def _suggestion(name: str, candidates: Sequence[str]) -> str:
@@ -66,7 +79,7 @@ def _suggestion(name: str, candidates: Sequence[str]) -> str:
 
 
 def _arguments(kind: type) -> list[str]:
-    """Return the arguments of a constructor, also of those that its ``**kwargs`` go on to."""
+    """Return the arguments of a constructor, with those that ``**kwargs`` pass on to a base."""
     names: list[str] = []
     for base in kind.__mro__:
         parameters = inspect.signature(base).parameters.values()
@@ -81,15 +94,15 @@ def _public_names(module: str) -> list[str]:
     return list(getattr(loaded, "__all__", [n for n in vars(loaded) if not n.startswith("_")]))
 
 
-def _imported(path: str) -> type:
+def _import(path: str) -> type:
     module, _, name = path.rpartition(".")
     found: type = getattr(import_module(module), name)
     return found
 
 
-def _descendants(base: type) -> Iterator[type]:
+def _concrete_subclasses(base: type) -> Iterator[type]:
     children: list[type] = base.__subclasses__()
     for child in children:
         if not inspect.isabstract(child):
             yield child
-        yield from _descendants(child)
+        yield from _concrete_subclasses(child)

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_prune.callbacks.first_call import FirstCall, missing_example
-from lightning_prune.post_training.calibration import quiet, validated
+from lightning_prune.post_training.calibration import quiet, validate
 
 
 def example_of_validation(
@@ -34,7 +34,7 @@ def example_of_validation(
     trainer.callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
     try:
         with quiet(".*"):
-            validated(trainer, model, datamodule)
+            validate(trainer, model, datamodule)
     finally:
         trainer.limit_val_batches, trainer.callbacks = limit, callbacks  # type: ignore[attr-defined]
         call.stop()

@@ -1,4 +1,4 @@
-"""What the ``lightning-prune`` command does beside training: each subcommand is a method here."""
+"""The subcommands of ``lightning-prune`` that do not train, as methods of a Trainer."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -8,11 +8,17 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
+from lightning_prune.post_training.defaults import BATCHES, SPARSITIES
+from lightning_prune.reporting.latency import BLOCKS, THREADS
+
+Format = Literal["onnx", "sparse"]
+Precision = Literal["fp32", "fp16", "int8"]
+
 
 class PruneTrainer(Trainer):
-    """Lightning's Trainer, which also does what is not training.
+    """Lightning's Trainer, with subcommands that do not train.
 
-    The rooms where that is done are imported late: their callbacks are none to choose in a config.
+    Most modules are imported late, so that LightningCLI does not offer their callbacks.
     """
 
     def prune(
@@ -22,24 +28,25 @@ class PruneTrainer(Trainer):
         ckpt_path: str,
         datamodule: LightningDataModule | None = None,
         output: str | None = None,
-        batches: int = 16,
+        batches: int = BATCHES,
         train_mode: bool = False,
     ) -> None:
         """Prune a checkpoint in one update without training, and validate before and after.
 
-        What, where, by which criterion and in which pattern is said by the config's
-        PruningCallback; its schedule is ignored.
+        The config's PruningCallback sets sparsity, allocation, criterion and pattern. Its schedule
+        is ignored.
 
         Args:
             model: The model.
             ckpt_path: The checkpoint to prune.
             datamodule: The data.
-            output: The checkpoint to write: by default beside the other, with '-pruned' in its
-                name. 'test --ckpt_path' tests it and 'fit --ckpt_path' trains on, sparse, from
-                step 0.
-            batches: Number of training batches that the criterion is shown, if it needs more than
-                the weights, such as gradients; no weight changes.
-            train_mode: Whether these run in train mode, for a training_step that needs it.
+            output: The checkpoint to write; by default beside the other, with '-pruned' in the
+                name. 'test --ckpt_path' tests this checkpoint. 'fit --ckpt_path' trains it on from
+                step 0 and keeps the zeros.
+            batches: Number of training batches for a criterion that needs gradients or inputs. No
+                weight changes.
+            train_mode: Whether the modules are in train mode during these batches, for a
+                training_step that needs it.
         """
         from lightning_prune.post_training.one_shot import prune_once
 
@@ -64,38 +71,36 @@ class PruneTrainer(Trainer):
         monitor: str,
         mode: Literal["max", "min"],
         datamodule: LightningDataModule | None = None,
-        sparsities: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95),
+        sparsities: tuple[float, ...] = SPARSITIES,
         tolerance: float = 0.01,
-        batches: int = 16,
+        batches: int = BATCHES,
         train_mode: bool = False,
         output: str = "sensitivity",
         plot: bool = True,
     ) -> None:
         """Prune each tensor of a checkpoint alone to several sparsities, and validate each time.
 
-        Writes a table, a plot, and what each tensor bears as the 'sparsity' of a config. Which
-        tensors, by which criterion and in which pattern is said by the config's PruningCallback.
+        Writes a table, a plot, and the largest tolerable sparsity of each tensor as the 'sparsity'
+        of a config. The config's PruningCallback sets tensors, criterion and pattern.
 
         Args:
             model: The model.
-            ckpt_path: The checkpoint; it is only read.
-            monitor: Name of the metric, as validation logs it, such as val_acc.
-            mode: Whether 'max' or 'min' of it is good.
+            ckpt_path: The checkpoint, which does not change.
+            monitor: Name of a metric that validation logs, such as val_acc.
+            mode: Whether 'max' or 'min' of the metric is good.
             datamodule: The data.
             sparsities: The sparsities to try, in (0, 1], rising.
-            tolerance: By how much the metric may be worse than that of the dense model, in its own
-                unit, for the sparsities that are written out.
-            batches: Number of training batches that the criterion is shown, if it needs more than
-                the weights, such as gradients; no weight changes.
-            train_mode: Whether these run in train mode, for a training_step that needs it.
+            tolerance: Largest allowed loss of the metric against the dense model, in the unit of
+                the metric, for the sparsities that are written.
+            batches: Number of training batches for a criterion that needs gradients or inputs. No
+                weight changes.
+            train_mode: Whether the modules are in train mode during these batches, for a
+                training_step that needs it.
             output: The folder to write sensitivity.csv, sensitivity.yaml and sensitivity.png to.
             plot: Whether to draw sensitivity.png, which needs matplotlib.
         """
-        from lightning_prune.post_training.sensitivity import (
-            check_plot,
-            check_tolerance,
-            measure_sensitivity,
-        )
+        from lightning_prune.post_training.sensitivity import measure_sensitivity
+        from lightning_prune.post_training.sensitivity_report import check_plot, check_tolerance
 
         check_tolerance(tolerance)
         if plot:
@@ -103,7 +108,7 @@ class PruneTrainer(Trainer):
         folder = Path(output)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"need a folder to write to, got the file output='{output}'")
-        measured = measure_sensitivity(
+        sensitivity = measure_sensitivity(
             self,
             model,
             datamodule,
@@ -114,8 +119,8 @@ class PruneTrainer(Trainer):
             batches=batches,
             train_mode=train_mode,
         )
-        _say(measured.table(tolerance))
-        written = measured.write(folder, tolerance, plot=plot)
+        _say(sensitivity.table(tolerance))
+        written = sensitivity.write(folder, tolerance, plot=plot)
         _say(f"written: {', '.join(map(str, written))}")
 
     def report(
@@ -126,31 +131,31 @@ class PruneTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         batch_size: int = 1,
         latency: bool = True,
-        threads: int = 1,
-        blocks: int = 51,
+        threads: int = THREADS,
+        blocks: int = BLOCKS,
         output: str | None = None,
     ) -> None:
-        """Measure what pruning has bought: size, multiplications, memory and latency.
+        """Measure the size, multiplications, memory and latency that pruning has saved.
 
-        Compares a checkpoint with the same network without zeros, or a shrunk one with the model
-        of the config, in torch and in ONNX Runtime, with the model's example_input_array as input,
-        or else with what validation first calls the model with.
+        Compares a checkpoint with the same network without zeros, in torch and in ONNX Runtime. A
+        shrunk checkpoint is compared with the config's model. The input is the model's
+        example_input_array, or else the first input of forward during validation.
 
         Args:
             model: The model.
-            ckpt_path: The checkpoint; it is only read.
+            ckpt_path: The checkpoint, which does not change.
             datamodule: The data.
-            batch_size: Number of samples of a validation batch that the model is run on, if it has
-                no example_input_array.
-            latency: Whether to measure latencies, the only part that takes long. Those of ONNX
-                Runtime need lightning-prune[export].
-            threads: Number of threads that one operation may use, on CPU.
-            blocks: Number of pairs of blocks of calls, at least 6, each of about 10 ms or one
-                call; more make the interval narrower.
-            output: Where to write it, too: a .json, .csv or .md file, or a folder for all three.
+            batch_size: Number of samples of a validation batch, for a model without
+                example_input_array.
+            latency: Whether to measure latencies, the only part that takes long. ONNX Runtime
+                needs lightning-prune[export].
+            threads: Number of threads that an operation may use on CPU.
+            blocks: Number of pairs of blocks of calls, at least 6. A block takes about 10 ms, or
+                one call. More blocks narrow the interval.
+            output: A .json, .csv or .md file to write the report to, or a folder for all three.
         """
         from lightning_prune.cli.example import example_of_validation
-        from lightning_prune.post_training.calibration import check_one_process, checked_checkpoint
+        from lightning_prune.post_training.calibration import check_checkpoint, check_one_process
         from lightning_prune.reporting.records import check_output
         from lightning_prune.reporting.report import report
 
@@ -159,11 +164,11 @@ class PruneTrainer(Trainer):
         if output is not None:
             check_output(Path(output))
         check_one_process(self, "to report")
-        checked_checkpoint(ckpt_path)
+        check_checkpoint(ckpt_path)
         dense = deepcopy(model)
         is_shrunk = _load(model, ckpt_path)
         example = example_of_validation(self, model, datamodule, batch_size)
-        measured = report(
+        found = report(
             model.to(self.strategy.root_device),
             example,
             dense=dense if is_shrunk else None,
@@ -172,9 +177,9 @@ class PruneTrainer(Trainer):
             blocks=blocks,
             progress=self.progress_bar_callback is not None,
         )
-        _say(measured.table())
+        _say(found.table())
         if output is not None:
-            _say(f"written: {', '.join(map(str, measured.write(Path(output))))}")
+            _say(f"written: {', '.join(map(str, found.write(Path(output))))}")
 
     def shrink(
         self,
@@ -184,30 +189,30 @@ class PruneTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         output: str | None = None,
     ) -> None:
-        """Remove the channels of a checkpoint that are zero, compare, and validate it.
+        """Remove the channels of a checkpoint that are zero, compare the models, and validate.
 
-        Channels are zero where ChannelPattern has pruned them. The smaller model is compared with
-        the pruned one before it is written; what else takes it by '--ckpt_path' (test, fit, report,
-        export) gives the config's model its shapes.
+        ChannelPattern makes such channels. The smaller model is compared with the pruned model
+        before the checkpoint is written. Other subcommands (test, fit, report, export) take the new
+        checkpoint by '--ckpt_path' and give the config's model its shapes.
 
         Args:
             model: The model.
-            ckpt_path: The checkpoint; it is only read.
+            ckpt_path: The checkpoint, which does not change.
             datamodule: The data.
-            output: The checkpoint to write: by default beside the other, with '-shrunk' in its
+            output: The checkpoint to write; by default beside the other, with '-shrunk' in the
                 name. In Python, adopt(Model(), torch.load(output)) loads it.
         """
         from lightning_prune.cli.deployment import write_shrunk
         from lightning_prune.post_training.calibration import (
+            check_checkpoint,
             check_one_process,
-            checked_checkpoint,
-            checked_output,
+            check_output_file,
         )
 
         check_one_process(self, "to shrink")
-        source = Path(checked_checkpoint(ckpt_path) or ckpt_path)
+        source = Path(check_checkpoint(ckpt_path) or ckpt_path)
         beside = source.with_name(f"{source.stem}-shrunk{source.suffix}")
-        target = checked_output(output or beside, source)
+        target = check_output_file(output or beside, source)
         _load(model, ckpt_path)
         write_shrunk(self, model, datamodule, source=source, output=target, say=_say)
 
@@ -218,77 +223,75 @@ class PruneTrainer(Trainer):
         ckpt_path: str,
         datamodule: LightningDataModule | None = None,
         output: str | None = None,
-        format: Literal["onnx", "sparse"] = "onnx",
-        precision: Literal["fp32", "fp16", "int8"] = "fp32",
-        batches: int = 16,
+        format: Format = "onnx",
+        precision: Precision = "fp32",
+        batches: int = BATCHES,
         reduce_range: bool | None = None,
     ) -> None:
-        """Write a checkpoint as a file to deploy, compare it with the model, and validate it.
+        """Write a checkpoint as a file to deploy, compare the file with the model, and validate it.
 
-        An ONNX file is compared in ONNX Runtime, then validated by the model's own
-        validation_step, where it takes the place of forward.
+        An ONNX file is compared with the model in ONNX Runtime. Then the model's validation_step
+        runs with the file in the place of forward.
 
         Args:
             model: The model.
-            ckpt_path: The checkpoint; it is only read.
+            ckpt_path: The checkpoint, which does not change.
             datamodule: The data.
-            output: The file to write: by default beside the checkpoint and named after it, ending
-                in .onnx or .safetensors.
+            output: The file to write; by default beside the checkpoint, with the same name and the
+                suffix .onnx or .safetensors.
             format: 'onnx', or 'sparse' for a file without the zeros, which load_sparse reads.
-            precision: 'fp32', 'fp16' (of a sparse file: its values), or 'int8' for an ONNX file
-                with weights and activations in 8 bits.
-            batches: With how many validation batches a file is compared and int8 is calibrated.
-            reduce_range: For int8, whether weights use 7 of the 8 bits, which x86 processors
-                without VNNI need: by default whether this machine does.
+            precision: 'fp32'; 'fp16' (in a sparse file for the values only); or 'int8' for an ONNX
+                file with weights and activations in 8 bits.
+            batches: Number of validation batches to compare a file and to calibrate int8 with.
+            reduce_range: Whether int8 weights use 7 of the 8 bits, which x86 processors without
+                VNNI need; by default if this machine needs it.
         """
-        from lightning_prune.cli.deployment import write_onnx, write_sparse
-        from lightning_prune.deploy.files import need_libraries
-        from lightning_prune.deploy.onnx import LIBRARIES, saturates
+        from lightning_prune.cli.deployment import check_libraries, write_onnx, write_sparse
         from lightning_prune.post_training.calibration import (
             check_batches,
+            check_checkpoint,
             check_one_process,
-            checked_checkpoint,
-            checked_output,
+            check_output_file,
         )
 
         check_batches(batches)
-        if precision == "int8":
-            if format == "sparse":
-                raise ValueError("need fp32 or fp16 for a sparse file, got precision=int8")
-            reduce_range = saturates() if reduce_range is None else reduce_range
-        elif reduce_range is not None:
-            raise ValueError(
-                f"need int8 for reduce_range={reduce_range}, got precision={precision}"
-            )
+        _check_precision(format, precision, reduce_range)
         check_one_process(self, "to export")
-        need_libraries("zstandard", *(LIBRARIES if format == "onnx" else ["safetensors"]))
-        source = checked_checkpoint(ckpt_path)
-        target = checked_output(output or _beside(ckpt_path, format, precision), source)
+        check_libraries(format)
+        source = check_checkpoint(ckpt_path)
+        target = check_output_file(output or _beside(ckpt_path, format, precision), source)
         _load(model, ckpt_path)
-        if precision != "int8" and format == "sparse":
+        if format == "sparse" and precision != "int8":
             write_sparse(self, model, datamodule, output=target, precision=precision, say=_say)
-            return
-        write_onnx(
-            self,
-            model,
-            datamodule,
-            output=target,
-            precision=precision,
-            batches=batches,
-            reduce_range=reduce_range,
-            say=_say,
-        )
+        else:
+            write_onnx(
+                self,
+                model,
+                datamodule,
+                output=target,
+                precision=precision,
+                batches=batches,
+                reduce_range=reduce_range,
+                say=_say,
+            )
 
 
-def _beside(ckpt_path: str, format: str, precision: str) -> Path:
-    """Return the checkpoint's name with what the file is of."""
+def _check_precision(format: Format, precision: Precision, reduce_range: bool | None) -> None:
+    if format == "sparse" and precision == "int8":
+        raise ValueError("need fp32 or fp16 for a sparse file, got precision=int8")
+    if precision != "int8" and reduce_range is not None:
+        raise ValueError(f"need int8 for reduce_range={reduce_range}, got precision={precision}")
+
+
+def _beside(ckpt_path: str, format: Format, precision: Precision) -> Path:
+    """Return the name of the file to write beside a checkpoint."""
     source = Path(ckpt_path)
     suffix = ".safetensors" if format == "sparse" else ".onnx"
     return source.with_name(source.stem + ("" if precision == "fp32" else f"-{precision}") + suffix)
 
 
 def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
-    """Give a model the shapes of a shrunk checkpoint, and say whether it is one."""
+    """Give a model the shapes of a shrunk checkpoint, and return whether it was shrunk."""
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     if "shrunk_attributes" not in checkpoint:
         return False
@@ -300,7 +303,7 @@ def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
 
 
 def _load(model: LightningModule, ckpt_path: str) -> bool:
-    """Put the weights of a checkpoint into a model, and say whether it was shrunk."""
+    """Load the weights of a checkpoint into a model, and return whether it was shrunk."""
     model.configure_model()
     is_shrunk = adopt_shapes(model, ckpt_path)
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
@@ -315,5 +318,5 @@ def _load(model: LightningModule, ckpt_path: str) -> bool:
     return is_shrunk
 
 
-def _say(something: RenderableType) -> None:
-    Console().print(something, soft_wrap=isinstance(something, str))
+def _say(message: RenderableType) -> None:
+    Console().print(message, soft_wrap=isinstance(message, str))

@@ -1,7 +1,7 @@
 """Scores of one update: each tensor is scored once, and the scores are held or read in place."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,32 +21,47 @@ class TensorScores:
 
     Args:
         tensor: The tensor.
-        criterion: The criterion.
+        values: The scores, or the values that ``transform`` turns into scores.
+        transform: Scores values, weight by weight; None if the values are the scores.
+        origin: Who gave the scores, for errors.
 
     Raises:
         ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
     """
 
-    def __init__(self, tensor: PrunedTensor, criterion: Criterion) -> None:
-        source = criterion.source(tensor, tensor.state)
-        values = criterion.score(tensor, tensor.state) if source is None else source
+    def __init__(
+        self,
+        tensor: PrunedTensor,
+        values: Tensor,
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        origin: str = "the given scores",
+    ) -> None:
         values = local_part(values)
-        name = f"{type(criterion).__name__}.score"
         if values.shape != tensor.mask.shape:
             raise ValueError(
                 f"need scores shaped as the tensor, {tuple(tensor.mask.shape)}, got "
-                f"{tuple(values.shape)} from {name} for '{tensor.name}'"
+                f"{tuple(values.shape)} from {origin} for '{tensor.name}'"
             )
-        self.is_held = source is None
+        self.is_held = transform is None
         self._values = tensor.output_first(values)
-        self._transform = None if source is None else criterion.transform
+        self._transform = transform
         bad = int(sum_shards(self._count_bad(), tensor.shard))
         if bad:
             raise ValueError(
                 f"need finite scores, got {bad} NaN or infinite ones of {tensor.total} from "
-                f"{name} for '{tensor.name}' at step {tensor.step}; "
+                f"{origin} for '{tensor.name}' at step {tensor.step}; "
                 "its weights or gradients have diverged"
             )
+
+    @classmethod
+    def of(cls, tensor: PrunedTensor, criterion: Criterion) -> "TensorScores":
+        """Score a tensor: read the source of the scores, or else compute them."""
+        origin = f"{type(criterion).__name__}.score"
+        source = criterion.source(tensor, tensor.state)
+        if source is None:
+            return cls(tensor, criterion.score(tensor, tensor.state), origin=origin)
+        return cls(tensor, source, transform=criterion.transform, origin=origin)
 
     @property
     def whole(self) -> Tensor:
@@ -104,6 +119,6 @@ class ScoreBook:
         for known, scores in self._scores[tensor.name]:
             if known == criterion:
                 return scores
-        scores = TensorScores(tensor, criterion)
+        scores = TensorScores.of(tensor, criterion)
         self._scores[tensor.name].append((criterion, scores))
         return scores

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_prune.engine.groups import Cut, Group
+from lightning_prune.engine.groups import Cut, Group, Scores
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.scores import ScoreBook
@@ -60,10 +60,9 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
     _clear([tensor for pool in pools for tensor in pool.tensors], optimizer)
 
 
-def prune_pool(pool: Pool, target: float, criterion: Criterion) -> None:
+def prune_pool(pool: Pool, target: float, scores: Scores) -> None:
     """Bring the masks of one pool to a sparsity, outside a training; weights stay as they are."""
     if not pool.is_satisfied(target, was_due_before=False):
-        scores = ScoreBook(()).read(pool.tensors, criterion)
         for group, choice in list(pool.choose(target, scores)):
             group.keep(choice)
 

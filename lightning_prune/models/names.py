@@ -1,5 +1,7 @@
 """Names of modules, parameters and buffers, without the parts that `torch.compile` adds."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
@@ -11,6 +13,23 @@ def plain_name(name: str) -> str:
         ('encoder.0.weight', 'encoder')
     """
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def list_names(names: Sequence[str], at_most: int) -> str:
+    """Return the first names in words, and the number of the others.
+
+    Args:
+        names: The names.
+        at_most: How many names to list.
+
+    Examples:
+        >>> list_names(["a", "b", "c", "d"], at_most=2)
+        'a, b and 2 more'
+        >>> list_names(["a", "b"], at_most=2)
+        'a, b'
+    """
+    rest = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

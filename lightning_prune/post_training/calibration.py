@@ -1,4 +1,4 @@
-"""Batches through a model that does not learn from them, and validations that leave no trace."""
+"""Training batches for a criterion while no weight changes, and validations without a trace."""
 
 import logging
 import warnings
@@ -18,11 +18,10 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.names import named_tensors
+from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.schedules import OneShotSchedule
 
-BATCHES = 16
-
-_EXPECTED = (
+_EXPECTED_WARNINGS = (
     ".*in eval mode at the start of training",
     ".*smaller than the logging interval",
     r".*isinstance\(treespec",  # Lightning's own
@@ -31,19 +30,17 @@ _EXPECTED = (
 Conclusion = Callable[[Pruner, Sequence[Optimizer]], None]
 
 
-def recipe_of(trainer: Trainer) -> PruningCallback:
-    """Return the callback that says what, where, which and in what shape to prune.
+def find_pruning_callback(trainer: Trainer) -> PruningCallback:
+    """Return the Trainer's callback whose recipe says how to prune.
 
     Raises:
-        ValueError: If there is none, or if more than one process would run.
+        ValueError: If the Trainer has no `PruningCallback` or more than one process.
     """
     check_one_process(trainer, "to prune without training")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PruningCallback):
             return callback
-    raise ValueError(
-        "need a PruningCallback among the Trainer's callbacks, which says what to prune, got none"
-    )
+    raise ValueError("need a PruningCallback among the Trainer's callbacks, got none")
 
 
 def check_one_process(trainer: Trainer, purpose: str) -> None:
@@ -55,21 +52,26 @@ def check_one_process(trainer: Trainer, purpose: str) -> None:
         )
 
 
+def needs_batches(criterion: Criterion) -> bool:
+    """Return whether a score may depend on more than the weights: on a state or on gradients."""
+    return criterion.gathers or not criterion.reads_weights_only
+
+
 def check_batches(batches: int) -> None:
-    """Raise ValueError if that is no number of batches to show a criterion."""
+    """Raise ValueError if the number of batches is not positive."""
     if batches < 1:
         raise ValueError(f"need batches >= 1, got batches={batches}")
 
 
-def checked_checkpoint(ckpt_path: str | Path | None) -> str | None:
-    """Return the path; raise ValueError if nothing is there."""
+def check_checkpoint(ckpt_path: str | Path | None) -> str | None:
+    """Return the path of a checkpoint; raise ValueError if the file does not exist."""
     if ckpt_path is not None and not Path(ckpt_path).exists():
         raise ValueError(f"need an existing checkpoint, got ckpt_path='{ckpt_path}'")
     return None if ckpt_path is None else str(ckpt_path)
 
 
-def checked_output(output: str | Path, source: str | Path | None) -> Path:
-    """Return the path; raise ValueError if it is a folder, or what is read."""
+def check_output_file(output: str | Path, source: str | Path | None) -> Path:
+    """Return the path to write to; raise ValueError if it is a folder or the checkpoint read."""
     path = Path(output)
     if source is not None and Path(source).resolve() == path.resolve():
         raise ValueError(f"need an output other than ckpt_path, got output='{path}'")
@@ -78,15 +80,15 @@ def checked_output(output: str | Path, source: str | Path | None) -> Path:
     return path
 
 
-def validated(
+def validate(
     trainer: Trainer,
     model: LightningModule,
     datamodule: LightningDataModule | None,
     ckpt_path: str | None = None,
 ) -> dict[str, float]:
-    """Return what ``trainer.validate`` logs; each call sees the same random numbers.
+    """Return the metrics that ``trainer.validate`` logs.
 
-    Nothing of it goes to the Trainer's loggers.
+    The Trainer's loggers do not get the metrics. Each call sees the same random numbers.
     """
     loggers, trainer.loggers = trainer.loggers, [DummyLogger()]
     try:
@@ -135,24 +137,24 @@ def calibrate(
     """Show training batches to the criterion of a Trainer's recipe while no weight changes.
 
     Args:
-        trainer: Whose `PruningCallback`, device, precision and plan of training are taken.
-        model: Left as it was, but for what ``then`` has pruned.
-        datamodule: Where training batches come from; by default from the model.
-        batches: How many, if the criterion needs any. One that gathers nothing scores by the mean
-            gradient of all of them (of the last, under manual optimization).
-        train_mode: Whether modules are in train mode meanwhile; else in eval mode.
-        then: What is done when the criterion has seen them, with gradients still there.
+        trainer: Gives the `PruningCallback`, device, precision and plan of the training.
+        model: Unchanged afterwards, except for the weights that ``then`` has pruned.
+        datamodule: The source of training batches; by default the model.
+        batches: Number of batches, if the criterion needs batches. A criterion without `observe`
+            scores by the mean gradient of all batches; under manual optimization, of the last.
+        train_mode: Whether the modules are in train mode during the batches.
+        then: Called after the last batch, while the gradients are still there.
 
     Returns:
-        The engine, detached.
+        The detached engine.
     """
-    given = recipe_of(trainer)
+    given = find_pruning_callback(trainer)
     recipe = replace(given.recipe, schedule=OneShotSchedule(end=1.0), regrow=None, rewind=None)
     callback = PruningCallback.from_recipe(recipe, example=given.example)
-    shown = 0 if recipe.criterion.reads_weights_only else batches
+    shown = batches if needs_batches(recipe.criterion) else 0
     at_once = not recipe.criterion.gathers and model.automatic_optimization
     try:
-        with unchanged(model), quiet(*_EXPECTED):
+        with unchanged(model), quiet(*_EXPECTED_WARNINGS):
             model.train(train_mode)
             fitting = _trainer_like(
                 trainer,
@@ -170,17 +172,17 @@ def calibrate(
 
 
 class HoldingOptimizer(Optimizer):
-    """Stands in for an optimizer and leaves the weights alone.
+    """Takes the place of an optimizer and changes no weight.
 
     Args:
-        original: The optimizer whose parameters it holds.
+        original: The optimizer to replace, with the same parameters.
     """
 
     def __init__(self, original: Optimizer) -> None:
         super().__init__([dict(group) for group in original.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Compute the gradients, and nothing more."""
+        """Compute the gradients only."""
         if closure is None:
             return None
         with torch.enable_grad():
@@ -188,7 +190,7 @@ class HoldingOptimizer(Optimizer):
 
 
 class _Calibration(Callback):
-    """Lets the engine observe some batches of a fit and ends it."""
+    """Lets the engine observe the first batches of a fit, then ends the fit."""
 
     def __init__(self, callback: PruningCallback, batches: int, then: Conclusion) -> None:
         self.callback = callback
@@ -199,9 +201,9 @@ class _Calibration(Callback):
         self.concluded = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put optimizers that change nothing in the place of the real ones, and begin."""
+        """Replace the optimizers by those that change nothing, and attach the engine."""
         if trainer.num_training_batches < self.batches:
-            raise ValueError(_too_few(self.batches, int(trainer.num_training_batches)))
+            raise ValueError(_describe_shortage(self.batches, int(trainer.num_training_batches)))
         trainer.strategy.optimizers = [HoldingOptimizer(o) for o in trainer.optimizers]
         if pl_module.automatic_optimization:
             trainer.strategy.lr_scheduler_configs = []
@@ -209,11 +211,11 @@ class _Calibration(Callback):
             pl_module,
             trainer.optimizers,
             clocks=lambda schedule: lambda done: float(self.concluded),
-            is_trial_step=lambda optimizer: True,  # those that a gradient scaler skips
+            is_trial_step=lambda optimizer: True,  # a gradient scaler may skip a step
             example=self.callback.example,
         )
         for tensor in self.pruner.tensors:
-            if tensor.hooks:  # they count in train mode only; these layers compute the same in both
+            if tensor.hooks:  # they run in train mode only; the layer computes the same
                 tensor.owner.training = True
         if self.batches == 0:
             self._conclude(trainer)
@@ -232,24 +234,24 @@ class _Calibration(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count, and stop after the last one."""
+        """Count the batch, and stop after the last."""
         self.seen += 1
         if self.seen == self.batches:
             self._conclude(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to score with less than was asked for."""
+        """Refuse to score with fewer batches than requested."""
         if not self.concluded:
-            raise ValueError(_too_few(self.batches, self.seen))
+            raise ValueError(_describe_shortage(self.batches, self.seen))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         self.pruner.detach(completed=False)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         self.pruner.detach(completed=False)
 
     def _conclude(self, trainer: Trainer) -> None:
@@ -259,7 +261,7 @@ class _Calibration(Callback):
 
 
 def _trainer_like(trainer: Trainer, callback: Callback, **arguments: Any) -> Trainer:
-    """Return a Trainer that fits where and as precisely as the given one, and plans as long."""
+    """Return a Trainer with the device, precision and length of training of another."""
     device = trainer.strategy.root_device
     return Trainer(
         accelerator=trainer.accelerator,
@@ -299,7 +301,7 @@ def quiet(*warned: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _too_few(batches: int, found: int) -> str:
+def _describe_shortage(batches: int, found: int) -> str:
     return (
         f"need at least batches={batches} training batches in an epoch, got {found}; "
         "ask for fewer batches"

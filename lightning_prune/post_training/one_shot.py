@@ -7,39 +7,37 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
-from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.checkpoint import keep_only_masks
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.post_training.calibration import (
-    BATCHES,
     calibrate,
     check_batches,
-    checked_checkpoint,
-    checked_output,
-    recipe_of,
-    validated,
+    check_checkpoint,
+    check_output_file,
+    find_pruning_callback,
+    validate,
 )
+from lightning_prune.post_training.defaults import BATCHES
 from lightning_prune.reporting.pruning import change_table, pruning_table
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneShotReport:
-    """What pruning in one shot has done.
+    """The masks of pruning in one shot, and the metrics before and after.
 
     Args:
         pruner: The engine, with ``tensors``, ``masks`` and ``sparsity``.
-        before: What validation logged for the model as it was, by metric.
-        after: The same for the pruned model.
+        before: The metrics of the dense model, by name.
+        after: The metrics of the pruned model, by name.
     """
 
     pruner: Pruner
     before: Mapping[str, float]
     after: Mapping[str, float]
 
-    def table(self) -> Table:
+    def table(self) -> RenderableType:
         """Return the metrics before and after, side by side, for a terminal."""
         return change_table(self.before, self.after, f"at sparsity {self.pruner.sparsity:.4f}")
 
@@ -56,38 +54,38 @@ def prune_once(
 ) -> OneShotReport:
     """Prune a trained model in one update, without training, and validate it before and after.
 
-    The recipe is that of the Trainer's `PruningCallback`; its schedule is ignored. The criterion is
-    first shown training batches: ``training_step`` and ``backward`` run, but optimizers that change
-    nothing stand in for the model's own. `MagnitudeCriterion` and `RandomCriterion` need none and
-    see none. Weights that are not pruned, buffers (so the statistics of batch normalisations) and
-    random number generators are left as they were.
+    The Trainer's `PruningCallback` gives the recipe; its schedule is ignored. First, the criterion
+    sees training batches: ``training_step`` and ``backward`` run, but the optimizers change no
+    weight. A criterion that reads weights only, such as `MagnitudeCriterion`, sees no batch.
+    Weights that are not pruned, buffers (such as the statistics of batch normalization) and random
+    number generators do not change.
 
     Args:
-        trainer: With a `PruningCallback` and one device.
-        model: Pruned in place.
-        datamodule: Where batches come from; by default from the model.
-        ckpt_path: The checkpoint with the weights; by default those of the model as it is.
-        output: Where to write a checkpoint of the pruned model. The plain model loads it, and
-            ``fit`` with it as ``ckpt_path`` begins a new training (from step 0, with new
-            optimizers) that holds these zeros. By default none is written.
-        batches: Number of training batches that the criterion is shown, at most those of an epoch.
-            One that gathers nothing scores by the mean gradient of all of them (of the last, under
-            manual optimization).
-        train_mode: Whether modules are in train mode then, for a ``training_step`` that needs it;
-            by default they are in eval mode, as when validated, so without dropout.
+        trainer: A Trainer with a `PruningCallback` and one device.
+        model: The model to prune in place.
+        datamodule: The source of batches; by default the model.
+        ckpt_path: The checkpoint with the weights; by default the model keeps its own weights.
+        output: The checkpoint to write; by default no checkpoint is written. The plain model loads
+            it. ``fit`` with this ``ckpt_path`` begins a new training that keeps the zeros, from
+            step 0 and with new optimizers.
+        batches: Number of training batches for the criterion, at most one epoch. A criterion
+            without `observe` scores by the mean gradient of all batches; under manual
+            optimization, of the last.
+        train_mode: Whether the modules are in train mode during these batches, for a
+            ``training_step`` that needs it. By default they are in eval mode, without dropout.
 
     Returns:
         The masks, and the metrics before and after.
 
     Raises:
-        ValueError: If there is no `PruningCallback`, more than one process, too few batches, or the
-            output would overwrite the input.
+        ValueError: If there is no `PruningCallback`, more than one process, too few batches, or if
+            the output would overwrite the input.
     """
-    recipe = recipe_of(trainer)
+    callback = find_pruning_callback(trainer)
     check_batches(batches)
-    source = checked_checkpoint(ckpt_path)
-    target = None if output is None else checked_output(output, source)
-    before = validated(trainer, model, datamodule, source)
+    source = check_checkpoint(ckpt_path)
+    target = None if output is None else check_output_file(output, source)
+    before = validate(trainer, model, datamodule, source)
     console = Console()
 
     def prune(pruner: Pruner, optimizers: Any) -> None:
@@ -98,29 +96,34 @@ def prune_once(
     pruner = calibrate(
         trainer, model, datamodule, batches=batches, train_mode=train_mode, then=prune
     )
-    after = validated(trainer, model, datamodule)
+    after = validate(trainer, model, datamodule)
     report = OneShotReport(pruner=pruner, before=before, after=after)
     console.print(pruning_table(pruner, "Pruned"))
     console.print(report.table())
     if target is not None:
-        _save(trainer, recipe, pruner, target)
+        _write_checkpoint(trainer, callback.state_key, pruner.state_dict(), target)
     return report
 
 
-def _save(trainer: Trainer, recipe: PruningCallback, pruner: Pruner, path: Path) -> None:
-    """Write a checkpoint with all of the model and the masks, and nothing of a training.
+def _write_checkpoint(trainer: Trainer, key: str, state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint with the whole model and the masks, and no state of a training.
 
     Best scores, patience and moments of the dense model would mislead the training that follows.
+
+    Args:
+        trainer: The Trainer that has validated the pruned model.
+        key: The key of the `PruningCallback` in a checkpoint.
+        state: The state of the engine.
+        path: The file to write.
     """
     trainer.save_checkpoint(path, weights_only=False)
     checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     checkpoint.pop("loops", None)
-    state = keep_only_masks(pruner.state_dict())
     checkpoint |= {
         "epoch": 0,
         "global_step": 0,
         "optimizer_states": [],
         "lr_schedulers": [],
-        "callbacks": {recipe.state_key: state},
+        "callbacks": {key: keep_only_masks(state)},
     }
     torch.save(checkpoint, path)

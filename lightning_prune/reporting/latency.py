@@ -1,4 +1,4 @@
-"""Which of two is faster, measured in turns and judged with doubt."""
+"""The latencies of two callables, measured in turns and judged by a confidence interval."""
 
 import gc
 import math
@@ -11,11 +11,15 @@ from typing import Literal
 
 import numpy as np
 
+from lightning_prune.reporting.tables import Cell, Column, Table
+
 Verdict = Literal["faster", "no faster", "slower"]
 
+BLOCKS = 51  # default number of pairs of blocks
+THREADS = 1  # default number of threads of an operation
 MARGIN = 0.1
 WARM_UP = 3
-LEAST_BLOCKS = 6  # with fewer no interval of medians has this confidence
+LEAST_BLOCKS = 6  # fewer pairs have no interval with this confidence
 
 _CONFIDENCE = 0.95
 _BLOCK_SECONDS = 0.01  # much longer than the clock's resolution, much shorter than drifts
@@ -23,7 +27,7 @@ _BLOCK_SECONDS = 0.01  # much longer than the clock's resolution, much shorter t
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Seconds that one call took, over the blocks.
+    """Seconds of a call, over the blocks.
 
     Args:
         median: Half of the blocks were faster.
@@ -38,28 +42,28 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    r"""What was measured of a dense and a pruned module that took turns in short blocks.
+    r"""The latencies of a dense and a pruned module that took turns in short blocks.
 
-    The ratio of one pair of neighbouring blocks is free of what changes more slowly, as a clock or
-    other programs on the machine. Its median over the pairs has the interval of the sign test,
+    Slow changes, as of a clock or of other programs on the machine, cancel in the ratio of two
+    neighboring blocks. The median of the ratios has the interval of the sign test,
 
     .. math:: [r_{(k)}, r_{(b + 1 - k)}], \quad P(X < k) \le 0.025, \quad X \sim B(b, 1/2),
 
-    which assumes nothing of how times are distributed (Conover, "Practical Nonparametric
-    Statistics", section 3.2).
+    which assumes no distribution of the times (Conover, "Practical Nonparametric Statistics",
+    section 3.2).
 
     Args:
-        runtime: Where it ran, ``"torch"`` or ``"ONNX Runtime"``.
-        device: On what.
-        threads: Number of threads that one operation may use on CPU.
+        runtime: ``"torch"`` or ``"ONNX Runtime"``.
+        device: Kind of device, such as ``"cpu"``.
+        threads: Number of threads that an operation may use on CPU.
         blocks: Number of pairs of blocks, :math:`b`.
-        calls: Number of calls in each block, whose mean is the block's time.
-        warm_up: Number of calls of each before.
+        calls: Number of calls in each block. The time of a block is their mean.
+        warm_up: Number of calls of each module before the first block.
         dense: Times of the dense module.
-        pruned: Times of the pruned one.
+        pruned: Times of the pruned module.
         speedup: Median of the ratios dense time over pruned time.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
+        low: Lower end of the 95 % interval of the median.
+        high: Upper end of the interval.
     """
 
     runtime: str
@@ -76,9 +80,9 @@ class Latency:
 
     @property
     def verdict(self) -> Verdict:
-        """``"faster"`` or ``"slower"``, if the interval lies beyond 1 and the ratio beyond 1.1.
+        """``"faster"`` or ``"slower"``, if the interval excludes 1 and the median is beyond 1.1.
 
-        A smaller difference is ``"no faster"`` even if it is certain: two copies of one network can
+        A smaller difference is ``"no faster"`` even if it is certain: two copies of a network can
         differ as much by where they lie in memory, and another process would find another winner.
         """
         if self.low > 1 and self.speedup > 1 + MARGIN:
@@ -90,14 +94,14 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """Two that are to take turns.
+    """Two callables that are to take turns.
 
     Args:
-        runtime: Where they run.
-        device: On what.
-        threads: Number of threads that one operation may use.
-        dense: Calls the dense one and waits for it.
-        pruned: Calls the pruned one and waits for it.
+        runtime: Name of the runtime.
+        device: Kind of device.
+        threads: Number of threads that an operation may use.
+        dense: Calls the dense module and waits for the result.
+        pruned: Calls the pruned module and waits for the result.
     """
 
     runtime: str
@@ -107,32 +111,39 @@ class Contest:
     pruned: Callable[[], object]
 
 
-def measured(contest: Contest, blocks: int, on_block: Callable[[], object]) -> Latency:
-    """Let the two take turns; which of them comes first alternates, too.
+def measure_latency(contest: Contest, blocks: int, on_block: Callable[[], object]) -> Latency:
+    """Let two callables take turns. The first of a pair of blocks alternates, too.
 
     Args:
-        contest: The two.
+        contest: The two callables.
         blocks: Number of pairs of blocks, at least 6.
         on_block: Called after each pair.
     """
     both = (contest.dense, contest.pruned)
     for call in both * WARM_UP:
         call()
-    fastest = min(_seconds(call, 1) for call in both)
+    fastest = min(_time(call, 1) for call in both)
     calls = max(1, math.ceil(_BLOCK_SECONDS / max(fastest, 1e-9)))
     times: tuple[list[float], list[float]] = ([], [])
-    with _no_collection():
+    with _no_garbage_collection():
         for block in range(blocks):
             for index in (0, 1) if block % 2 == 0 else (1, 0):
-                times[index].append(_seconds(both[index], calls))
+                times[index].append(_time(both[index], calls))
             on_block()
-    return compared(contest, times[0], times[1], calls)
+    return compare_times(contest, times[0], times[1], calls)
 
 
-def compared(
+def compare_times(
     contest: Contest, dense: Sequence[float], pruned: Sequence[float], calls: int
 ) -> Latency:
-    """Return what the times of paired blocks say."""
+    """Return the median ratio of paired times, and the interval of the median.
+
+    Args:
+        contest: Where the times were measured.
+        dense: Seconds of a call of the dense module, by block.
+        pruned: Seconds of a call of the pruned module, by block.
+        calls: Number of calls in each block.
+    """
     ratios = sorted(a / b for a, b in zip(dense, pruned, strict=True))
     rank = rank_of_interval(len(ratios))
     return Latency(
@@ -151,7 +162,7 @@ def compared(
 
 
 def rank_of_interval(number: int) -> int:
-    """Return k: the k-th least and the k-th greatest of that many values enclose their median.
+    """Return k: the k-th smallest and k-th largest of ``number`` values enclose their median.
 
     Examples:
         >>> [rank_of_interval(number) for number in (6, 10, 51)]
@@ -165,13 +176,52 @@ def rank_of_interval(number: int) -> int:
         rank += 1
 
 
+def latency_table(latencies: Sequence[Latency]) -> Table:
+    """Return a row for each runtime and module."""
+    rows: list[list[Cell]] = []
+    for latency in latencies:
+        speedup = f"{latency.speedup:.2f} ({latency.low:.2f} to {latency.high:.2f})"
+        rows.append([latency.runtime, "dense", *_in_milliseconds(latency.dense), ""])
+        rows.append(["", "pruned", *_in_milliseconds(latency.pruned), speedup])
+    return Table(
+        title="Latency",
+        columns=(
+            Column(heading="runtime", align="left"),
+            Column(heading="module", align="left"),
+            Column(heading="median"),
+            Column(heading="quartiles"),
+            Column(heading="dense / pruned"),
+        ),
+        rows=rows,
+    )
+
+
+def describe_latency(latency: Latency) -> str:
+    """Return the verdict in words: how many times faster or slower, and where."""
+    where = f"in {latency.runtime} ({latency.device}, "
+    if latency.device == "cpu":
+        where += f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, "
+    where += f"{latency.blocks} x {latency.calls} calls each, in turns)"
+    if latency.verdict == "no faster":
+        return f"no faster {where}"
+    times = latency.speedup if latency.verdict == "faster" else 1 / latency.speedup
+    return f"{times:.2f} times {latency.verdict} {where}"
+
+
+def _in_milliseconds(spread: Spread) -> tuple[str, str]:
+    middle, lower, upper = (
+        f"{1000 * seconds:.3g}" for seconds in (spread.median, spread.lower, spread.upper)
+    )
+    return f"{middle} ms", f"{lower} to {upper}"
+
+
 def _spread(seconds: Sequence[float]) -> Spread:
     lower, middle, upper = np.quantile(seconds, [0.25, 0.5, 0.75])
     return Spread(median=float(middle), lower=float(lower), upper=float(upper))
 
 
-def _seconds(call: Callable[[], object], calls: int) -> float:
-    """Return the mean time of one of some calls in a row."""
+def _time(call: Callable[[], object], calls: int) -> float:
+    """Return the mean seconds of a call, over ``calls`` calls in a row."""
     start = time.perf_counter()
     for _ in range(calls):
         call()
@@ -179,12 +229,12 @@ def _seconds(call: Callable[[], object], calls: int) -> float:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def _no_garbage_collection() -> Iterator[None]:
     """Keep Python from collecting garbage in the middle of a block."""
-    enabled = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()

@@ -1,4 +1,4 @@
-"""Sparsity as a torchmetrics metric: it counts the weights and so audits any pruning."""
+"""The sparsity of weights as a torchmetrics metric, which audits any pruning."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,22 +15,22 @@ def sparsity(weights: nn.Module | Iterable[Tensor]) -> Tensor:
     """Return the fraction of zeros.
 
     Args:
-        weights: A module, whose prunable weights are counted (those that a `Pruner` takes by
-            default, frozen ones included), or tensors.
+        weights: A module or tensors. Of a module, the weights that a `Pruner` takes by default are
+            counted, frozen weights included.
 
     Returns:
-        Zeros over entries, a float64 scalar in [0, 1]; NaN if there are no entries.
+        Zeros over entries, a float64 scalar in [0, 1]; NaN without entries.
 
     Examples:
         >>> sparsity([torch.tensor([0.0, 1.0]), torch.tensor([0.0, -0.0])]).item()
         0.75
     """
-    zeros, entries = _count(weights)
+    zeros, entries = _count_zeros(weights)
     return zeros.double() / entries
 
 
 class Sparsity(Metric):
-    r"""Fraction of zeros in weights, over all that `update` was given.
+    r"""Fraction of zeros in all weights that `update` was given.
 
     .. math:: \frac{\#\{w = 0\}}{\#\{w\}}
 
@@ -56,7 +56,7 @@ class Sparsity(Metric):
 
     def update(self, weights: nn.Module | Iterable[Tensor]) -> None:
         """Count the zeros of a module's prunable weights, or of tensors."""
-        zeros, entries = _count(weights)
+        zeros, entries = _count_zeros(weights)
         self.zeros += zeros.to(self.zeros.device)
         self.entries += entries
 
@@ -65,7 +65,8 @@ class Sparsity(Metric):
         return self.zeros.double() / self.entries
 
 
-def _count(weights: nn.Module | Iterable[Tensor]) -> tuple[Tensor, int]:
+def _count_zeros(weights: nn.Module | Iterable[Tensor]) -> tuple[Tensor, int]:
+    """Return the number of zeros and the number of entries, over all shards."""
     if isinstance(weights, nn.Module):
         weights = prunable_weights(weights).values()
     tensors = list(weights)

@@ -1,80 +1,99 @@
-"""What is said of a run in words: what is pruned, how far, and what stays dense and why."""
+"""The state of a `Pruner`, and a validation before and after, as tables."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.models.names import list_names
+from lightning_prune.reporting.tables import Cell, Column, Table
 
-_TENSOR_COLUMNS = ("tensor", "shape", "weights", "kept", "sparsity", "final")
-_CHANNEL_COLUMNS = ("channels of", "tensors", "channels", "kept", "sparsity", "final")
 _LISTED_NAMES = 6
+_NUMBERS = (Column(heading="kept"), Column(heading="sparsity"), Column(heading="final"))
+_TENSOR_COLUMNS = (
+    Column(heading="tensor", align="left"),
+    Column(heading="shape", align="left"),
+    Column(heading="weights"),
+    *_NUMBERS,
+)
+_CHANNEL_COLUMNS = (
+    Column(heading="channels of", align="left"),
+    Column(heading="tensors"),
+    Column(heading="channels"),
+    *_NUMBERS,
+)
 
 
-def pruning_table(pruner: Pruner, title: str) -> RenderableType:
-    """Return the state of every tensor or group of channels, and below it what stays dense."""
-    table = Table(title=title, title_justify="left")
-    for column in _columns(pruner):
-        left = column in ("tensor", "shape", "channels of")
-        table.add_column(column, justify="left" if left else "right")
-    rows = pruning_rows(pruner)
-    for row in rows[:-1]:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*rows[-1], style="bold")
-    notes = [
-        f"dense ({reason}): {', '.join(names)}"
-        for reason, names in _dense_by_reason(pruner).items()
+def pruning_table(pruner: Pruner, title: str = "") -> Table:
+    """Return a row for each tensor or group of channels; the notes say what stays dense and why.
+
+    Args:
+        pruner: An attached engine.
+        title: The line above the table.
+    """
+    return Table(
+        title=title,
+        columns=_CHANNEL_COLUMNS if pruner.recipe.pattern.couples_tensors else _TENSOR_COLUMNS,
+        rows=[*(_group_row(pruner, group) for group in pruner.groups), _total_row(pruner)],
+        has_total=True,
+        notes=[*_removal_notes(pruner), *_dense_notes(pruner)],
+    )
+
+
+def change_table(before: Mapping[str, float], after: Mapping[str, float], label: str) -> Table:
+    """Return the metrics of two validations side by side.
+
+    Args:
+        before: The metrics of the first validation, by name.
+        after: The metrics of the second validation, by name.
+        label: The heading above the metrics of the second validation.
+    """
+    headings = ("before", label, "change")
+    rows: list[list[Cell]] = []
+    for name, value in before.items():
+        changed = after.get(name, float("nan"))
+        rows.append([name, f"{value:.4f}", f"{changed:.4f}", f"{changed - value:+.4f}"])
+    return Table(
+        title="Validated before and after",
+        columns=[
+            Column(heading="metric", align="left"),
+            *(Column(heading=heading) for heading in headings),
+        ],
+        rows=rows,
+    )
+
+
+def _group_row(pruner: Pruner, group: Group) -> list[Cell]:
+    final = pruner.plan[group.name]
+    return [
+        group.name,
+        _members_or_shape(pruner, group),
+        f"{group.size:,}",
+        f"{group.kept:,}",
+        f"{1 - group.kept / group.size:.4f}",
+        "pooled" if final is None else f"{final:.4f}",
     ]
-    if pruner.recipe.pattern.couples_tensors and pruner.parameter_sparsity:
-        notes.insert(
-            0,
-            f"removing the pruned channels takes away {pruner.parameter_sparsity:.4f} of all "
-            "parameters",
-        )
-    return Group(table, *(Text(note, style="dim") for note in notes))
 
 
-def pruning_markdown(pruner: Pruner) -> str:
-    """Return the same as a Markdown table, for TensorBoard's text page."""
-    columns = _columns(pruner)
-    rows = [columns, ("---",) * len(columns), *pruning_rows(pruner)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def _members_or_shape(pruner: Pruner, group: Group) -> str:
+    if pruner.recipe.pattern.couples_tensors:
+        return str(len(group.members))
+    return " x ".join(map(str, group.members[0].parameter.shape))
 
 
-def pruning_rows(pruner: Pruner) -> list[tuple[str, ...]]:
-    """Return one row of text a tensor or group, and a last one for all of them together."""
-    coupled = pruner.recipe.pattern.couples_tensors
-    rows: list[tuple[str, ...]] = []
-    for group in pruner.groups:
-        shape = " x ".join(map(str, group.members[0].parameter.shape))
-        final = pruner.plan[group.name]
-        rows.append(
-            (
-                group.name,
-                str(len(group.members)) if coupled else shape,
-                f"{group.size:,}",
-                f"{group.kept:,}",
-                f"{1 - group.kept / group.size:.4f}",
-                "pooled" if final is None else f"{final:.4f}",
-            )
-        )
-    size, kept = (sum(getattr(group, name) for group in pruner.groups) for name in ("size", "kept"))
-    tensors = str(len(pruner.tensors)) if coupled else ""
-    reached, planned_for_all = f"{pruner.sparsity:.4f}", f"{_planned_for_all(pruner):.4f}"
-    rows.append(("all", tensors, f"{size:,}", f"{kept:,}", reached, planned_for_all))
-    return rows
+def _total_row(pruner: Pruner) -> list[Cell]:
+    return [
+        "all",
+        str(len(pruner.tensors)) if pruner.recipe.pattern.couples_tensors else "",
+        f"{sum(group.size for group in pruner.groups):,}",
+        f"{sum(group.kept for group in pruner.groups):,}",
+        f"{pruner.sparsity:.4f}",
+        f"{_final_sparsity(pruner):.4f}",
+    ]
 
 
-def _columns(pruner: Pruner) -> tuple[str, ...]:
-    return _CHANNEL_COLUMNS if pruner.recipe.pattern.couples_tensors else _TENSOR_COLUMNS
-
-
-def _planned_for_all(pruner: Pruner) -> float:
-    """Return the final sparsity: of channels what rounding leaves of it, where that is known."""
+def _final_sparsity(pruner: Pruner) -> float:
+    """Return the final sparsity of all groups; of channels, after rounding where that is known."""
     planned = [pruner.plan[group.name] for group in pruner.groups]
     if not pruner.recipe.pattern.couples_tensors or not planned or None in planned:
         return pruner.final_sparsity
@@ -84,29 +103,21 @@ def _planned_for_all(pruner: Pruner) -> float:
     return pruned / sum(group.size for group in pruner.groups)
 
 
-def change_table(before: Mapping[str, float], after: Mapping[str, float], label: str) -> Table:
-    """Return the metrics of a validation before and after, side by side, for a terminal.
-
-    Args:
-        before: By metric.
-        after: By metric.
-        label: What is said of ``after``.
-    """
-    table = Table(title="Validated before and after", title_justify="left")
-    table.add_column("metric")
-    for column in ("before", label, "change"):
-        table.add_column(column, justify="right")
-    for name, value in before.items():
-        changed = after.get(name, float("nan"))
-        table.add_row(name, f"{value:.4f}", f"{changed:.4f}", f"{changed - value:+.4f}")
-    return table
+def _removal_notes(pruner: Pruner) -> list[str]:
+    """Return a line on the parameters that `shrink` would remove, if channels are pruned."""
+    if not (pruner.recipe.pattern.couples_tensors and pruner.parameter_sparsity):
+        return []
+    return [
+        f"removing the pruned channels takes away {pruner.parameter_sparsity:.4f} of all parameters"
+    ]
 
 
-def _dense_by_reason(pruner: Pruner) -> dict[str, list[str]]:
-    by_reason = defaultdict(list)
+def _dense_notes(pruner: Pruner) -> list[str]:
+    """Return a line for each reason why parameters stay dense."""
+    names_by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in pruner.dense.items():
-        by_reason[reason].append(name)
-    for names in by_reason.values():
-        if len(names) > _LISTED_NAMES:
-            names[_LISTED_NAMES:] = [f"and {len(names) - _LISTED_NAMES} more"]
-    return by_reason
+        names_by_reason[reason].append(name)
+    return [
+        f"dense ({reason}): {list_names(names, at_most=_LISTED_NAMES)}"
+        for reason, names in names_by_reason.items()
+    ]

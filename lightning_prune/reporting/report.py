@@ -1,4 +1,4 @@
-"""What pruning has bought: size, multiplications, memory and latency, without flattery."""
+"""A measurement of the size, multiplications, memory and latency that pruning has saved."""
 
 import copy
 import random
@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.models.calls import as_call, example_of
 from lightning_prune.models.counting import Pass, Work, count
-from lightning_prune.models.names import owner_of, plain_name
+from lightning_prune.models.names import named_modules, owner_of, plain_name
 from lightning_prune.models.prunable import output_axis, prunable_weights
-from lightning_prune.reporting.latency import LEAST_BLOCKS, Latency
+from lightning_prune.reporting.latency import BLOCKS, LEAST_BLOCKS, THREADS, Latency
 from lightning_prune.reporting.records import LayerReport, Report
 from lightning_prune.reporting.runtimes import Call, latencies_of
-from lightning_prune.reporting.zeros import pattern_of
+from lightning_prune.reporting.zeros import describe_pattern
 from lightning_prune.tensors.shards import is_sharded
 
 _FILLING = 0.01  # of the size of the other weights: too small to matter, too large to be denormal
@@ -33,31 +33,31 @@ def report(
     *,
     dense: nn.Module | None = None,
     latency: bool = True,
-    threads: int = 1,
-    blocks: int = 51,
+    threads: int = THREADS,
+    blocks: int = BLOCKS,
     progress: bool = True,
 ) -> Report:
-    """Measure what pruning has bought: size, multiplications, memory and latency.
+    """Measure the size, multiplications, memory and latency that pruning has saved.
 
-    Everything runs on copies in eval mode, where the module is: weights, buffers, gradients, mode,
-    hooks and the random number generators are left as they are.
+    Everything runs on copies in eval mode, on the device of the module. Weights, buffers,
+    gradients, mode, hooks and random number generators of the module do not change.
 
-    Multiplications are counted as the operations run, by `torch.utils.flop_counter`. Memory is what
-    tensors hold that are alive between two operations, without parameters and buffers; what a
-    kernel uses inside is not seen. Latencies are measured in turns, one thread by default; those of
-    ONNX Runtime need ``lightning-prune[export]`` and are on CPU, in float32.
+    `torch.utils.flop_counter` counts multiplications while the operations run. Memory is the bytes
+    of the tensors that are alive between two operations, without parameters and buffers; memory
+    inside a kernel is not seen. Latencies are measured in turns, by default on one thread. ONNX
+    Runtime needs ``lightning-prune[export]`` and runs on the CPU in float32.
 
     Args:
-        module: The pruned module; its zeros may be in place, or its channels removed.
-        example: What ``forward`` takes: a tensor, a tuple of positional or a dict of keyword
+        module: The pruned module, with zeros in place or with removed channels.
+        example: The input of ``forward``: a tensor, a tuple of positional or a dict of keyword
             arguments. By default the module's ``example_input_array``.
-        dense: What to compare with; by default a copy whose zeros are filled with small random
-            numbers. Give the original if weights were removed.
+        dense: The module to compare with. By default a copy of ``module`` whose zeros are filled
+            with small random numbers. Give the original if channels were removed.
         latency: Whether to measure latencies, the only part that takes long.
-        threads: Threads that one operation may use, on CPU.
-        blocks: Pairs of blocks of calls, at least 6, each of about 10 ms or one call; more make
-            the interval narrower.
-        progress: Whether to show a bar meanwhile, in a terminal.
+        threads: Number of threads that an operation may use on CPU.
+        blocks: Number of pairs of blocks of calls, at least 6. A block takes about 10 ms, or one
+            call. More blocks narrow the interval.
+        progress: Whether to show a progress bar in a terminal.
 
     Raises:
         ValueError: If there is no example, an argument is out of range, or parameters are sharded.
@@ -73,35 +73,30 @@ def report(
     """
     _check(module, threads, blocks)
     example = example_of(module, example)
-    with _undisturbed(), _bar(progress) as bar:
+    latencies: tuple[Latency, ...] = ()
+    failures: tuple[str, ...] = ()
+    with _undisturbed(), _progress_bar(progress) as bar:
         pruned = _copy(module)
-        full = _filled(pruned) if dense is None else _copy(dense)
+        full = _copy_without_zeros(pruned) if dense is None else _copy(dense)
         arguments, keywords = as_call(pruned, example)
         counted = count(pruned, arguments, keywords)
         counted_dense = count(full, arguments, keywords)
-        layers = _layers(module, full, counted, counted_dense, bar)
-        latencies: tuple[Latency, ...] = ()
-        notes: tuple[str, ...] = ()
+        layers = _report_layers(module, full, counted, counted_dense, bar)
         if latency:
             call = Call(arguments=arguments, keywords=keywords, threads=threads)
-            latencies, notes = latencies_of(full, pruned, call, blocks, bar)
-    weights = prunable_weights(module)
-    entries = sum(weight.numel() for weight in weights.values())
-    kept = sum(int(weight.detach().count_nonzero()) for weight in weights.values())
-    emptied = tuple(
-        name for name, w in weights.items() if w.numel() and not w.detach().count_nonzero()
-    )
+            latencies, failures = latencies_of(full, pruned, call, blocks, bar)
+    sparsity, emptied = _count_zeros(module)
     return Report(
         model=type(module).__name__,
-        example=_described(example),
+        example=_describe_example(example),
         layers=layers,
-        sparsity=1 - kept / entries if entries else 0.0,
+        sparsity=sparsity,
         peak_bytes=counted.peak,
         dense_peak_bytes=counted_dense.peak,
         latencies=latencies,
         emptied=emptied,
-        constant=_constant(layers, counted, {owner_of(name) for name in emptied}),
-        notes=(*_unknown(layers, counted), *notes),
+        constant=_find_constant(layers, counted, {owner_of(name) for name in emptied}),
+        notes=(*_uncounted_notes(layers, counted), *failures),
     )
 
 
@@ -118,52 +113,74 @@ def _check(module: nn.Module, threads: int, blocks: int) -> None:
             )
 
 
-def _bar(progress: bool) -> Progress:
+def _count_zeros(module: nn.Module) -> tuple[float, tuple[str, ...]]:
+    """Return the sparsity of the prunable weights, and the names of those with zeros only."""
+    weights = prunable_weights(module)
+    kept = {name: int(weight.detach().count_nonzero()) for name, weight in weights.items()}
+    entries = sum(weight.numel() for weight in weights.values())
+    emptied = tuple(name for name, w in weights.items() if w.numel() and not kept[name])
+    return 1 - sum(kept.values()) / entries if entries else 0.0, emptied
+
+
+def _progress_bar(is_wanted: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    shown = progress and Console().is_terminal
-    return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown)
+    is_shown = is_wanted and Console().is_terminal
+    return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not is_shown)
 
 
-def _layers(
+def _report_layers(
     module: nn.Module, dense: nn.Module, counted: Pass, counted_dense: Pass, bar: Progress
 ) -> tuple[LayerReport, ...]:
     """Return a row for each module that holds parameters or multiplies, in the model's order."""
-    held, held_dense = _held(module), _held(dense)
-    kinds = {plain_name(name): type(layer).__name__ for name, layer in _named(dense, module)}
+    held, held_dense = _parameters_by_owner(module), _parameters_by_owner(dense)
+    owners = named_modules(module)
+    kinds = {name: type(layer).__name__ for name, layer in (named_modules(dense) | owners).items()}
     busy = {name for done in (counted, counted_dense) for name, w in done.work.items() if w.macs}
     names = [name for name in kinds if name in held or name in held_dense or name in busy]
-    rows = []
-    for name in bar.track(names, description="compressing"):
-        parameters = held.get(name, {})
-        work = counted.work.get(name, Work())
-        payload = b"".join(_bytes(parameter) for parameter in parameters.values())
-        rows.append(
-            LayerReport(
-                name=name,
-                kind=kinds[name],
-                dense_parameters=sum(p.numel() for p in held_dense.get(name, {}).values()),
-                parameters=sum(p.numel() for p in parameters.values()),
-                nonzeros=sum(int(p.count_nonzero()) for p in parameters.values()),
-                pattern=_pattern(parameters, module, name),
-                dense_macs=counted_dense.work.get(name, Work()).macs,
-                effective_macs=work.effective,
-                unknown=tuple(dict.fromkeys(work.unknown)),
-                dense_bytes=sum(p.nbytes for p in held_dense.get(name, {}).values()),
-                bytes=len(payload),
-                compressed_bytes=len(zlib.compress(payload)) if payload else 0,
-                peak_bytes=work.peak,
-            )
+    return tuple(
+        _report_layer(
+            name,
+            kinds[name],
+            owners.get(name),
+            parameters=held.get(name, {}),
+            dense_parameters=held_dense.get(name, {}),
+            work=counted.work.get(name, Work()),
+            dense_work=counted_dense.work.get(name, Work()),
         )
-    return tuple(rows)
+        for name in bar.track(names, description="compressing")
+    )
 
 
-def _named(*modules: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for module in modules:
-        yield from module.named_modules()
+def _report_layer(
+    name: str,
+    kind: str,
+    owner: nn.Module | None,
+    *,
+    parameters: Mapping[str, Tensor],
+    dense_parameters: Mapping[str, Tensor],
+    work: Work,
+    dense_work: Work,
+) -> LayerReport:
+    payload = b"".join(_to_bytes(parameter) for parameter in parameters.values())
+    return LayerReport(
+        name=name,
+        kind=kind,
+        dense_parameters=sum(p.numel() for p in dense_parameters.values()),
+        parameters=sum(p.numel() for p in parameters.values()),
+        nonzeros=sum(int(p.count_nonzero()) for p in parameters.values()),
+        pattern=_describe_patterns(parameters, owner),
+        dense_macs=dense_work.macs,
+        effective_macs=work.effective,
+        unknown=tuple(dict.fromkeys(work.unknown)),
+        dense_bytes=sum(p.nbytes for p in dense_parameters.values()),
+        bytes=len(payload),
+        compressed_bytes=len(zlib.compress(payload)) if payload else 0,
+        peak_bytes=work.peak,
+    )
 
 
-def _held(module: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Return the parameters by the name of the module that they belong to, each once."""
+def _parameters_by_owner(module: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the parameters by the name of their module. A tied parameter comes once."""
     held: dict[str, dict[str, Tensor]] = {}
     for raw, parameter in module.named_parameters():
         name = plain_name(raw)
@@ -171,22 +188,26 @@ def _held(module: nn.Module) -> dict[str, dict[str, Tensor]]:
     return held
 
 
-def _pattern(parameters: Mapping[str, Tensor], module: nn.Module, name: str) -> str:
-    owner = {plain_name(n): layer for n, layer in module.named_modules()}.get(name)
+def _describe_patterns(parameters: Mapping[str, Tensor], owner: nn.Module | None) -> str:
+    if owner is None:
+        return ""
     patterns = [
-        pattern_of(parameter.transpose(0, output_axis(parameter, owner)))
+        describe_pattern(parameter.transpose(0, output_axis(parameter, owner)))
         for parameter in parameters.values()
-        if owner is not None and parameter.ndim > 1
+        if parameter.ndim > 1
     ]
     return ", ".join(dict.fromkeys(patterns))
 
 
-def _bytes(parameter: Tensor) -> bytes:
+def _to_bytes(parameter: Tensor) -> bytes:
     flat = parameter.contiguous().cpu().flatten()
     return flat.view(torch.uint8).numpy().tobytes()
 
 
-def _constant(layers: Sequence[LayerReport], counted: Pass, emptied: set[str]) -> tuple[str, ...]:
+def _find_constant(
+    layers: Sequence[LayerReport], counted: Pass, emptied: set[str]
+) -> tuple[str, ...]:
+    """Return the names of modules with a constant output, without the emptied modules."""
     names = [
         layer.name
         for layer in layers
@@ -196,28 +217,28 @@ def _constant(layers: Sequence[LayerReport], counted: Pass, emptied: set[str]) -
     return (*names, "output") if counted.constant else tuple(names)
 
 
-def _unknown(layers: Sequence[LayerReport], counted: Pass) -> tuple[str, ...]:
-    """Return in words what the counts leave out."""
+def _uncounted_notes(layers: Sequence[LayerReport], counted: Pass) -> tuple[str, ...]:
+    """Return a line for each module whose multiplications the counts leave out."""
     notes = [
         f"multiplications of {layer.name or layer.kind} are not known and not counted: it runs "
         f"{', '.join(layer.unknown)}"
         for layer in layers
         if layer.unknown
     ]
-    idle = [
+    unused = [
         layer.name or layer.kind
         for layer in layers
         if layer.pattern and layer.name not in counted.used
     ]
-    return (*notes, f"not used with this example: {', '.join(idle)}") if idle else tuple(notes)
+    return (*notes, f"not used with this example: {', '.join(unused)}") if unused else tuple(notes)
 
 
 def _copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).eval().requires_grad_(False)
 
 
-def _filled(module: nn.Module) -> nn.Module:
-    """Return a copy without zeros, which no kernel could tell from a dense module."""
+def _copy_without_zeros(module: nn.Module) -> nn.Module:
+    """Return a copy that no kernel can tell from a dense module."""
     full = copy.deepcopy(module)
     generator = torch.Generator().manual_seed(0)
     for parameter in full.parameters():
@@ -231,7 +252,7 @@ def _filled(module: nn.Module) -> nn.Module:
     return full
 
 
-def _described(example: Any) -> str:
+def _describe_example(example: Any) -> str:
     return ", ".join(
         f"{' x '.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).rpartition('.')[2]}"
         for tensor in tree_leaves(example)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_prune.deploy import onnx_runtime
-from lightning_prune.reporting.latency import Contest, Latency, measured
+from lightning_prune.reporting.latency import Contest, Latency, measure_latency
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
@@ -60,7 +60,7 @@ def latencies_of(
 
     def measure(contest: Contest) -> None:
         bar.update(task, description=f"dense and pruned in turns, {contest.runtime}")
-        latencies.append(measured(contest, blocks, lambda: bar.advance(task)))
+        latencies.append(measure_latency(contest, blocks, lambda: bar.advance(task)))
 
     with torch.inference_mode(), _threads(call.threads):
         measure(_in_torch(dense, pruned, call))

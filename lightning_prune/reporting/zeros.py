@@ -1,35 +1,35 @@
-"""What the zeros of a tensor form, read off the tensor alone."""
+"""The pattern of the zeros of a tensor, found in the tensor alone."""
 
 import math
 
 from torch import Tensor
 
 _GROUP_SIZES = (2, 4, 8, 16)
-_BY_CHANCE = 1e-3  # below this probability it is no accident
+_BY_CHANCE = 1e-3  # a less probable pattern is no accident
 
 
-def pattern_of(weight: Tensor) -> str:
-    """Return what the zeros of a weight form, the most useful that holds.
+def describe_pattern(weight: Tensor) -> str:
+    """Return the most useful pattern that the zeros of a weight have.
 
     Args:
-        weight: As ``(output, input, ...)``.
+        weight: A tensor of shape ``(output, input, ...)``.
 
     Returns:
-        ``"dense"``, ``"empty"``, ``"channels"`` (whole outputs or inputs, counted), ``"blocks"``
-        (of outputs and flattened inputs: the largest that fit), ``"n:m"`` (at most n of m
-        consecutive inputs, unless the zeros are so many that they would do so by chance), or
+        ``"dense"``; ``"empty"``; ``"channels"`` with the number of kept outputs or inputs;
+        ``"blocks"`` with the largest size that fits, in outputs and flattened inputs; ``"n:m"`` if
+        at most n of m consecutive inputs are kept, unless so many zeros would do so by chance; or
         ``"unstructured"``.
 
     Examples:
         >>> import torch
-        >>> pattern_of(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+        >>> describe_pattern(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
         'channels: 1 of 2 outputs'
-        >>> pattern_of(torch.eye(4).repeat_interleave(2, 0).repeat_interleave(2, 1))
+        >>> describe_pattern(torch.eye(4).repeat_interleave(2, 0).repeat_interleave(2, 1))
         'blocks of 2 x 2'
         >>> pairs = torch.rand(8, 8, 2)
-        >>> pattern_of((pairs * (pairs == pairs.amax(2, keepdim=True))).flatten(1))
+        >>> describe_pattern((pairs * (pairs == pairs.amax(2, keepdim=True))).flatten(1))
         '1:2'
-        >>> pattern_of(torch.tensor([[1.0, 0.0, 2.0], [3.0, 4.0, 5.0], [0.0, 6.0, 7.0]]))
+        >>> describe_pattern(torch.tensor([[1.0, 0.0, 2.0], [3.0, 4.0, 5.0], [0.0, 6.0, 7.0]]))
         'unstructured'
     """
     kept = weight != 0
@@ -37,11 +37,16 @@ def pattern_of(weight: Tensor) -> str:
         return "dense"
     if not kept.any():
         return "empty"
-    return _channels(kept) or _blocks(kept.flatten(1)) or _groups(kept) or "unstructured"
+    return (
+        _describe_channels(kept)
+        or _describe_blocks(kept.flatten(1))
+        or _describe_groups(kept)
+        or "unstructured"
+    )
 
 
-def _channels(kept: Tensor) -> str | None:
-    """Return how many outputs and inputs are left, if the others are zero and these are not."""
+def _describe_channels(kept: Tensor) -> str | None:
+    """Return how many outputs and inputs are kept, if no kept channel has a zero."""
     outputs = kept.flatten(1).any(1)
     inputs = kept.movedim(1, 0).flatten(1).any(1)
     if not kept[outputs][:, inputs].all():
@@ -54,31 +59,32 @@ def _channels(kept: Tensor) -> str | None:
     return f"channels: {', '.join(left)}"
 
 
-def _blocks(kept: Tensor) -> str | None:
-    """Return the largest blocks that share a fate.
+def _describe_blocks(kept: Tensor) -> str | None:
+    """Return the largest size of blocks that are either kept or zero as a whole.
 
-    They do if and only if a row differs from the one before at multiples of the height only, and a
-    column from the one before at multiples of the width only.
+    Two neighboring rows differ only at multiples of the height, and two neighboring columns only
+    at multiples of the width.
     """
-    height, width = _distance(kept), _distance(kept.T)
+    height, width = _period(kept), _period(kept.T)
     return f"blocks of {height} x {width}" if height * width > 1 else None
 
 
-def _distance(rows: Tensor) -> int:
+def _period(rows: Tensor) -> int:
+    """Return the largest divisor of the length and of every index where the rows change."""
     changes = (rows[1:] != rows[:-1]).any(1).nonzero().flatten() + 1
     return math.gcd(len(rows), *changes.tolist())
 
 
-def _groups(kept: Tensor) -> str | None:
-    """Return of which groups of consecutive inputs how many are kept: in all, or at most."""
-    density = float(kept.double().mean())
+def _describe_groups(kept: Tensor) -> str | None:
+    """Return n:m for the smallest m with n inputs kept in every group, or else at most n."""
+    sparsity = 1 - float(kept.double().mean())
     at_most = None
     for m in _GROUP_SIZES:
         if kept.shape[1] % m:
             continue
         groups = kept.movedim(1, -1).reshape(-1, m).sum(1)
         n = int(groups.max())
-        if n == m or _at_most(n, m, density) ** len(groups) > _BY_CHANCE:
+        if n == m or _probability(n, m, sparsity) ** len(groups) > _BY_CHANCE:
             continue
         if (groups == n).all():
             return f"{n}:{m}"
@@ -86,6 +92,6 @@ def _groups(kept: Tensor) -> str | None:
     return at_most
 
 
-def _at_most(n: int, m: int, density: float) -> float:
-    """Return the probability that at most n of m are kept if each is, independently."""
-    return sum(math.comb(m, k) * density**k * (1 - density) ** (m - k) for k in range(n + 1))
+def _probability(n: int, m: int, sparsity: float) -> float:
+    """Return the probability that at most n of m entries are kept, if all are independent."""
+    return sum(math.comb(m, k) * (1 - sparsity) ** k * sparsity ** (m - k) for k in range(n + 1))

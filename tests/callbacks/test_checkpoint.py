@@ -196,7 +196,7 @@ def test_a_fit_without_a_best_model_warns(fit, tmp_path):
 
 
 def test_a_fit_without_a_save_says_so(fit, tmp_path):
-    with pytest.warns(UserWarning, match=r"reached sparsity 0\.7500 of 0\.7500; no save fell due"):
+    with pytest.warns(UserWarning, match=r"reached sparsity 0\.7500 of 0\.7500; no save was due"):
         fit(best(dirpath=tmp_path, every_n_epochs=10))
 
 

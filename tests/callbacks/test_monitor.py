@@ -103,7 +103,7 @@ def test_the_quality_is_recorded_at_each_sparsity(make_model, make_trainer, load
 
 def test_an_unknown_quality_lists_what_is_logged_before_training(make_model, make_trainer, loader):
     pruning = PruningCallback()
-    with pytest.raises(ValueError, match=r"quality='val_accuracy'; logged are \['val_acc'\]"):
+    with pytest.raises(ValueError, match=r"quality='val_accuracy'; validation logs \['val_acc'\]"):
         make_trainer(pruning, SparsityMonitor(quality="val_accuracy")).fit(
             make_model(), loader, loader
         )

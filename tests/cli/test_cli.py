@@ -271,4 +271,4 @@ def test_a_metric_that_is_not_logged_is_explained(main, folder, checkpoint, caps
     arguments = ["--ckpt_path", "dense.ckpt", "--monitor", "val_ac", "--mode", "max"]
     with pytest.raises(SystemExit):
         main(["sensitivity", "--config", "recipe.yaml", *arguments, "--sparsities", "[0.75]"])
-    assert "got monitor='val_ac'; it logs 'val_acc'" in capsys.readouterr().err
+    assert "got monitor='val_ac'; validation logs 'val_acc'" in capsys.readouterr().err

@@ -53,6 +53,12 @@ class Lengths(Model):
         self.log("val_mean", self(batch[0][:, : 8 + batch_idx]).mean())
 
 
+class LengthsWithExample(Lengths):
+    def __init__(self):
+        super().__init__()
+        self.example_input_array = torch.rand(1, 16)
+
+
 class Data(LightningDataModule):
     def val_dataloader(self):
         generator = torch.Generator().manual_seed(1)
@@ -115,7 +121,7 @@ def test_an_onnx_file_is_written_beside_the_checkpoint_and_validated(model, expo
     zeros = int((model.net[0].weight == 0).sum())
     assert f"written: best.onnx, {size:,} bytes, " in printed
     assert f"zeros: {zeros:,} of 800 weights, sparsity {zeros / 800:.4f}" in printed
-    assert "it takes batches of any size" in printed
+    assert "the file takes batches of any size" in printed
     images, labels, scales = validation_images()
     logits = model(images, scale=scales)["logits"]
     session = onnxruntime.InferenceSession("best.onnx")
@@ -137,7 +143,7 @@ def test_a_sparse_file_loads_back_into_the_model(model, export, files, capsys):
     export("--format", "sparse")
     assert files() == {"best.safetensors"}
     printed = capsys.readouterr().out
-    assert "it loads back bit for bit, so its quality is the model's" in printed
+    assert "the file loads back bit for bit, so it keeps the quality of the model" in printed
     loaded = load_sparse("best.safetensors")
     assert list(loaded) == list(model.state_dict())
     assert all(torch.equal(loaded[name], t) for name, t in model.state_dict().items())
@@ -155,15 +161,22 @@ def test_a_validation_without_forward_measures_nothing_and_says_so(export, files
     export("--model", "deployed.SilentWithExample")
     assert files() == {"best.onnx"}
     printed = capsys.readouterr().out
-    assert "its quality was not measured: validation never calls the model's forward" in printed
+    assert (
+        "the quality of the file was not measured: validation never calls the model's forward"
+        in printed
+    )
     assert "val_sum" not in printed
 
 
 @pytest.mark.slow
-def test_a_validation_of_other_shapes_measures_nothing_and_says_so(export, capsys):
-    export("--model", "deployed.Lengths")
+@pytest.mark.parametrize("name", ["Lengths", "LengthsWithExample"])
+def test_a_validation_of_other_shapes_measures_nothing_and_says_so(name, export, capsys):
+    export("--model", f"deployed.{name}")
     printed = capsys.readouterr().out
-    assert "its quality was not measured: validation calls forward with a shape of" in printed
+    assert (
+        "the quality of the file was not measured: validation calls forward with a shape of"
+        in printed
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,7 +245,7 @@ def test_the_demo_is_exported(tmp_path, monkeypatch, prune_cli, capsys):
         printed = capsys.readouterr().out
         assert "zeros: 76,40" in printed
         if more == options:
-            assert "its weights use 8 of 8 bits (reduce_range=False)" in printed
+            assert "the weights use 8 of 8 bits (reduce_range=False)" in printed
             before, after, change = row(printed, "val_loss")
             assert 0 < abs(change) < 0.1
             assert after == pytest.approx(before + change, abs=2e-4)

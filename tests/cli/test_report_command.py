@@ -126,7 +126,7 @@ def test_help_reads_like_the_rest(main, capsys):
         main("--help")
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    own = printed[printed.rindex("Measure what pruning has bought") :]
+    own = printed[printed.rindex("Measure the size, multiplications") :]
     for option in ("--ckpt_path", "--batch_size", "--latency", "--threads", "--blocks", "--output"):
         assert option in own
     assert "--datamodule" not in printed

@@ -17,7 +17,7 @@ from lightning_prune import (
     Sensitivity,
     measure_sensitivity,
 )
-from lightning_prune.post_training.sensitivity import check_plot
+from lightning_prune.post_training.sensitivity_report import check_plot
 from tests.hooks import registered
 from tests.post_training.models import (
     Gradient,
@@ -144,7 +144,7 @@ def test_the_pattern_is_that_of_the_recipe():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"monitor": "sums"}, "got monitor='sums'; it logs 'sum', 'noise'"),
+        ({"monitor": "sums"}, "got monitor='sums'; validation logs 'sum', 'noise'"),
         ({"mode": "up"}, "need mode 'max' or 'min', got mode='up'"),
         ({"sparsities": ()}, r"need at least one sparsity in \(0, 1\], got sparsities=\[\]"),
         ({"sparsities": (0.5, 1.5)}, r"need at least one sparsity in \(0, 1\]"),

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from lightning_prune import Latency, report
-from lightning_prune.reporting.latency import Contest, compared
+from lightning_prune.reporting.latency import Contest, compare_times
 from tests.reporting.reports import shown
 
 SIDES = {"runtime": "torch", "device": "cpu", "threads": 1, "dense": None, "pruned": None}
 
 
 def judged(dense, pruned) -> Latency:
-    return compared(Contest(**SIDES), dense, pruned, calls=1)
+    return compare_times(Contest(**SIDES), dense, pruned, calls=1)
 
 
 def test_the_interval_of_ten_pairs_by_hand():

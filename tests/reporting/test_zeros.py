@@ -66,8 +66,8 @@ def test_emptied_layers_and_what_they_make_constant_are_named():
     assert found.constant == ("3", "4", "output")
     text = shown(found, 100)
     assert "warning: all weights are zero in 2.weight" in text
-    assert "warning: because of that the output is constant in 3, 4" in text
-    assert "the output of the model no longer depends on its input" in text
+    assert "warning: therefore the output is constant in 3, 4" in text
+    assert "the output of the model no longer depends on the input" in text
 
 
 def test_an_emptied_branch_beside_a_path_makes_only_itself_constant():

@@ -1,0 +1,87 @@
+import csv
+import io
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from lightning_prune.reporting.tables import Column, Table
+
+
+def table_of(*cells, **arguments):
+    columns = (Column(heading="layer", align="left"), Column(heading="zeros"))
+    return Table(columns=columns, rows=cells, **arguments)
+
+
+def printed(table, width=80):
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_all_three_forms_hold_the_same_cells():
+    table = table_of(("encoder", "1,024"), ("all", "2,048"), has_total=True)
+    for text in (printed(table), table.to_markdown()):
+        lines = [line.replace("┃", "|").replace("│", "|") for line in text.splitlines()]
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+        assert [row for row in rows if row and row[0].isalpha()] == [
+            ["layer", "zeros"],
+            ["encoder", "1,024"],
+            ["all", "2,048"],
+        ]
+    assert list(csv.reader(io.StringIO(table.to_csv()))) == [
+        ["layer", "zeros"],
+        ["encoder", "1,024"],
+        ["all", "2,048"],
+    ]
+
+
+def test_only_a_terminal_shows_title_notes_and_the_rule_above_the_total():
+    table = table_of(("a", 1), ("all", 1), title="Zeros", has_total=True, notes=("dense: b",))
+    text = printed(table)
+    assert text.startswith("Zeros")
+    assert "├" in text
+    assert text.rstrip().endswith("dense: b")
+    assert len(table.to_markdown().splitlines()) == 4
+    assert "Zeros" not in table.to_markdown()
+
+
+def test_markdown_aligns_numbers_right_and_text_left():
+    _, rule, _ = table_of(("encoder", 12)).to_markdown().splitlines()
+    left, right = rule.strip("|").split("|")
+    assert set(left) == {"-"}
+    assert right.endswith(":")
+    assert set(right[:-1]) == {"-"}
+
+
+@pytest.mark.parametrize("columns", ["20", "80"])
+def test_markdown_wraps_no_row_however_narrow_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    name = "decoder.layers." * 200 + "weight"
+    *_, row = table_of((name, 12)).to_markdown().splitlines()
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [name, "12"]
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_markdown_is_plain_text_where_colors_are_forced(variable, monkeypatch):
+    monkeypatch.setenv(variable, "1")
+    table = table_of((Text("a", style="bold red"), 1), ("all", 1), has_total=True)
+    assert "\x1b" not in table.to_markdown()
+
+
+def test_a_bar_or_a_line_end_in_a_name_ends_no_cell_of_markdown():
+    *_, row = table_of(("left|right\nbelow", 1)).to_markdown().splitlines()
+    assert row.startswith(r"| left\|right below |")
+
+
+def test_brackets_in_a_name_are_no_markup():
+    table = table_of(("experts[bold].weight", 1), title="zeros of [red]")
+    assert "experts[bold].weight" in printed(table)
+    assert "zeros of [red]" in printed(table)
+    assert "experts[bold].weight" in table.to_markdown()
+
+
+def test_a_narrow_terminal_folds_a_name_and_drops_none_of_it():
+    name = "encoder.layers.weight"
+    rows = [line.split("│") for line in printed(table_of((name, 1)), width=20).splitlines()]
+    assert "".join(cells[1].strip() for cells in rows if len(cells) > 1) == name
