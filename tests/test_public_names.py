@@ -23,7 +23,7 @@ BEFORE = {
     *("measure_sensitivity", "prune_once", "quantize_onnx", "report", "save_sparse", "shrink"),
     "shrunk_state",
 }
-ADDED = {"Atoms", "Ramp", "sparsity"}
+ADDED = {"Atoms", "Ramp", "Recipe", "sparsity"}
 REMOVED = {"Group", "ChannelGroup"}
 
 
@@ -42,6 +42,15 @@ def test_every_public_name_is_found_in_the_package():
 def test_a_name_that_is_gone_names_the_cure(name):
     with pytest.raises(ImportError, match=rf"got '{name}'; read Pruner\.groups"):
         exec(f"from lightning_prune import {name}")
+
+
+@pytest.mark.parametrize("room", ["schedules", "criteria", "metrics", "pruner"])
+def test_a_former_module_names_the_cure(room):
+    message = rf"got its former module '{room}'; import the name from lightning_prune itself"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        importlib.import_module(f"lightning_prune.{room}")
+    with pytest.raises(ImportError, match=message):
+        getattr(lightning_prune, room)
 
 
 def test_the_api_page_shows_every_public_name():

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_prune import Pruner, adopt, load_sparse
-from lightning_prune.cli.command import main
+from lightning_prune.cli import main
 from tests.written_at_0_1_0.trainings import (
     EPOCHS,
     FITS,
@@ -27,11 +27,13 @@ from tests.written_at_0_1_0.trainings import (
     counts,
     digests,
     numbers,
+    unpacked,
 )
 
 FOLDER = Path(__file__).parent / "written_at_0_1_0"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
-CONFIGS = sorted(path.stem for path in (FOLDER / "configs").glob("*.yaml"))
+BY_MODULE = "by_module"  # its class paths name modules, which were never public
+CONFIGS = sorted({path.stem for path in (FOLDER / "configs").glob("*.yaml")} - {BY_MODULE})
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # it was a temporary one
 
 
@@ -71,7 +73,7 @@ def resumed(request):
 def test_a_pruner_resumes_with_the_masks_steps_and_sums_of_its_state(resumed):
     name, state, net, _, pruner = resumed
     assert "version" not in state
-    masks = unpack_mask(state)
+    masks = unpacked(state)
     assert_same(pruner.masks, masks)
     assert found(pruner) == EXPECTED["pruners"][name]["saved"]
     for parameter, mask in masks.items():
@@ -122,7 +124,7 @@ def test_a_fit_resumes_with_the_masks_and_ends_with_the_counts_of_the_first_run(
     trainer.fit(Classifier(), Batches(), ckpt_path=path, weights_only=True)
     state = state_in(torch.load(path, weights_only=True))
     expected = EXPECTED["fits"][name]
-    assert_same(start.masks, unpack_mask(state))
+    assert_same(start.masks, unpacked(state))
     assert start.steps == state["steps"] == expected["saved"]["steps"]
     assert counts(start.masks) == expected["saved"]["kept"]
     assert found(pruning.pruner) == expected["final"]
@@ -134,7 +136,7 @@ def test_a_checkpoint_has_no_version_and_loads_into_the_plain_module(path):
     assert "version" not in state_in(checkpoint)
     module = Classifier()
     module.load_state_dict(checkpoint["state_dict"])
-    for name, mask in unpack_mask(state_in(checkpoint)).items():
+    for name, mask in unpacked(state_in(checkpoint)).items():
         assert not module.get_parameter(name)[~mask].any()
 
 
@@ -159,7 +161,7 @@ def config(name):
 
 def last_kept(folder):
     last = max(folder.glob("**/*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return counts(unpack_mask(state_in(torch.load(last, weights_only=True))))
+    return counts(unpacked(state_in(torch.load(last, weights_only=True))))
 
 
 def assert_holds(new, old):
@@ -188,6 +190,13 @@ def test_a_config_is_understood_as_it_was(name, command, capsys):
     pairs = zip(printed["trainer"]["callbacks"], old["trainer"]["callbacks"], strict=True)
     for callback, callback_before in pairs:
         assert_holds(callback, callback_before)
+
+
+def test_a_config_with_class_paths_of_former_modules_names_the_cure(command, capsys):
+    with pytest.raises(SystemExit):
+        command("fit", "--config", config(BY_MODULE))
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "got its former module 'schedules'; import the name from lightning_prune" in message
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def _describe(value: Any) -> Any:
         }
     if is_dataclass(value):
         return {each.name: _describe(getattr(value, each.name)) for each in fields(value)}
-    return value
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _find_path(kind: type) -> str:

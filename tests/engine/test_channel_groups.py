@@ -13,6 +13,7 @@ from lightning_prune import (
     LAMPAllocation,
     MagnitudeCriterion,
 )
+from lightning_prune.engine.scores import ScoreBook
 from tests.conftest import answers
 from tests.engine.channels import AT_ONCE, STEPS, Net, Two, outer, pruned, start, train
 from tests.engine.training import OPTIMIZERS
@@ -110,7 +111,8 @@ def test_a_score_is_the_mean_over_all_weights_of_the_channel():
     model[2].weight.data[2] = torch.tensor([8.0, 0.0] * 8)  # 10 or 2 of the columns
     model[0].bias.data[:] = torch.arange(160.0, 0, -10)  # has no say
     optimizer, pruner = start(model, schedule=AT_ONCE)
-    scores = pruner.groups[0].scores(MagnitudeCriterion().score)
+    book = ScoreBook(())
+    scores = pruner.groups[0].rank(book.read(pruner.tensors, MagnitudeCriterion()))
     assert (scores * 7).tolist() == pytest.approx([3 + i + (2 if i % 2 else 10) for i in range(16)])
     train(model, optimizer, pruner, 1)
     assert kept(pruner) == [4, 6, 8, 10, 12, 13, 14, 15]  # 17 and more

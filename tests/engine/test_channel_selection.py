@@ -174,7 +174,9 @@ def test_what_no_optimizer_owns_keeps_its_group_dense():
 def test_groups_that_could_lose_nothing_are_not_counted():
     _, pruner = pruned(Net(), pattern=ChannelPattern(round_to=16))
     assert {group.name: group.kept for group in pruner.groups} == {"3.weight": 16, "7.weight": 16}
-    assert pruner.dense["0.weight"] == "no more channels than round_to=16 keeps"
+    assert pruner.dense["0.weight"] == (
+        "ChannelPattern(round_to=16, scope='inner') keeps all 16 channels"
+    )
 
 
 def test_lazy_layers_are_waited_for():
@@ -182,7 +184,7 @@ def test_lazy_layers_are_waited_for():
     model.example_input_array = torch.zeros(1, 4)
     optimizer, pruner = start(model, schedule=AT_ONCE)
     assert pruner.may_grow
-    assert pruner.dense["2.weight"] == "waits for '0.weight' to be initialised"
+    assert pruner.dense["2.weight"] == "waits for '0.weight' to be initialized"
     train(model, optimizer, pruner, 1)
     assert [group.kept for group in pruner.groups] == [8]
 
@@ -211,7 +213,7 @@ class Unpredictable(nn.Module):
         (
             Net(),
             {"pattern": ChannelPattern(round_to=64)},
-            r"at least one prunable weight, got none: '0.weight' \(no more channels than round_to",
+            r"at least one prunable weight, got none: '0.weight' \(ChannelPattern\(round_to",
         ),
         (nn.Linear(4, 16), {}, "got example=None; set self.example_input_array = "),
         (Unpredictable(), {"example": torch.ones(1, 4)}, "need a forward that torch.export can"),
@@ -248,7 +250,7 @@ def test_bad_arguments_and_clashes_are_refused(make, message):
 
 
 def test_the_same_sparsity_everywhere_is_the_default():
-    assert Pruner(pattern=ChannelPattern()).allocation == UniformAllocation()
+    assert Pruner(pattern=ChannelPattern()).recipe.chosen_allocation == UniformAllocation()
 
 
 @pytest.mark.parametrize("kind", [Net, Residual, Attention])

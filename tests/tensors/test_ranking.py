@@ -1,12 +1,12 @@
 import dataclasses
 import math
-from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
 from lightning_prune.tensors import ranking
+from lightning_prune.tensors.parts import Part, Sizes
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 TINY = 1e-40  # a denormal in single precision
@@ -25,15 +25,21 @@ def twin(scores, keep):
 
 
 # So small that a few values take every turn of the search: pieces, samples, brackets.
-TINY_STEPS = {"_PIECE": 4, "_SORTED": 2, "_HELD": 2, "_SPREAD": 0.3}
+TINY_SIZES = Sizes(piece=4, sorted=2, held=2, spread=0.3)
 SMALL = [
-    TINY_STEPS,
-    TINY_STEPS | {"_HELD": 1000},
-    TINY_STEPS | {"_SPREAD": 0.0},
-    TINY_STEPS | {"_array": lambda values: values},  # as on an accelerator
+    TINY_SIZES,
+    dataclasses.replace(TINY_SIZES, held=1000),
+    dataclasses.replace(TINY_SIZES, spread=0.0),
+    dataclasses.replace(TINY_SIZES, uses_numpy=False),  # as on an accelerator
 ]
-STEPS = [(dtype, {"_PIECE": 1 << 16}) for dtype in DTYPES]
-STEPS += [(torch.float32, steps) for steps in SMALL]
+SIZED = [(dtype, Sizes()) for dtype in DTYPES] + [(torch.float32, sizes) for sizes in SMALL]
+
+
+def shares(parts, keep, **sizes):
+    """Return how many of the best are in each part; the thresholds must divide there."""
+    found = ranking.share_out(parts, keep, **sizes)
+    assert all(s.threshold is None or s.threshold.divides_at(s.keep) for s in found)
+    return [share.keep for share in found]
 
 
 def test_ranking_meets_the_reference(vectors):
@@ -42,25 +48,23 @@ def test_ranking_meets_the_reference(vectors):
         assert mask.int().tolist() == case["mask"]
 
 
-@pytest.mark.parametrize(("dtype", "steps"), STEPS)
+@pytest.mark.parametrize(("dtype", "sizes"), SIZED)
 @given(numbers=lists, data=st.data())
-def test_best_is_the_top_of_a_stable_sort(dtype, steps, numbers, data):
+def test_best_is_the_top_of_a_stable_sort(dtype, sizes, numbers, data):
     scores = torch.tensor(numbers, dtype=dtype)
     keep = data.draw(st.integers(0, len(numbers)))
-    with mock.patch.multiple(ranking, **steps):
-        assert torch.equal(ranking.choose_best(scores, keep), twin(scores, keep))
+    assert torch.equal(ranking.choose_best(scores, keep, sizes), twin(scores, keep))
 
 
-@pytest.mark.parametrize(("dtype", "steps"), STEPS)
+@pytest.mark.parametrize(("dtype", "sizes"), SIZED)
 @given(pool=st.lists(lists, min_size=1, max_size=4), data=st.data())
-def test_a_pool_is_ranked_as_if_it_were_one_tensor(dtype, steps, pool, data):
+def test_a_pool_is_ranked_as_if_it_were_one_tensor(dtype, sizes, pool, data):
     tensors = [torch.tensor(numbers, dtype=dtype) for numbers in pool]
-    sizes = [len(numbers) for numbers in pool]
-    keep = data.draw(st.integers(0, sum(sizes)))
-    expected = [int(part.sum()) for part in twin(torch.cat(tensors), keep).split(sizes)]
-    with mock.patch.multiple(ranking, **steps):
-        parts = [ranking.Part.of(scores) for scores in tensors]
-        assert ranking.best_of_pool(parts, keep) == expected
+    lengths = [len(numbers) for numbers in pool]
+    keep = data.draw(st.integers(0, sum(lengths)))
+    expected = [int(part.sum()) for part in twin(torch.cat(tensors), keep).split(lengths)]
+    parts = [Part.of(scores, sizes=sizes) for scores in tensors]
+    assert shares(parts, keep, sizes=sizes) == expected
 
 
 @pytest.mark.parametrize("few", [math.inf, 1.0])
@@ -73,7 +77,7 @@ def test_a_few_values_that_no_sample_has_seen_are_found(sign, few):
 
 
 def least_of(scores, least):
-    return dataclasses.replace(ranking.Part.of(scores), least=least)
+    return dataclasses.replace(Part.of(scores), least=least)
 
 
 @given(pool=st.lists(lists, min_size=1, max_size=5), data=st.data())
@@ -85,7 +89,7 @@ def test_a_tensor_keeps_its_least_as_if_its_best_were_protected(pool, data):
         scores[int(twin(scores, 1).nonzero())] = math.inf
     keep = data.draw(st.integers(len(pool), sum(sizes)))
     expected = [int(part.sum()) for part in twin(torch.cat(protected), keep).split(sizes)]
-    assert ranking.best_of_pool([least_of(scores, 1) for scores in tensors], keep) == expected
+    assert shares([least_of(scores, 1) for scores in tensors], keep) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -114,7 +118,7 @@ def test_many_values_are_ranked_as_by_a_stable_sort(kind, dtype, share):
 
 def test_a_pool_may_mix_dtypes():
     pool = [torch.tensor([1.0, 3.0], dtype=torch.bfloat16), torch.tensor([2.0], dtype=torch.double)]
-    assert ranking.best_of_pool([ranking.Part.of(scores) for scores in pool], 2) == [1, 1]
+    assert shares([Part.of(scores) for scores in pool], 2) == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -141,9 +145,7 @@ def test_more_entries_than_quantile_takes_are_ranked_exactly():
     mask = ranking.choose_best(scores, keep)
     assert int(mask.sum()) == keep
     assert scores[mask].min() >= scores[~mask].max()
-    assert ranking.best_of_pool(
-        [ranking.Part.of(scores[:1000]), ranking.Part.of(scores[1000:])], keep
-    ) == [
+    assert shares([Part.of(scores[:1000]), Part.of(scores[1000:])], keep) == [
         int(mask[:1000].sum()),
         int(mask[1000:].sum()),
     ]

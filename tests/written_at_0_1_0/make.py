@@ -47,6 +47,7 @@ from tests.written_at_0_1_0.trainings import (
     callbacks,
     counts,
     digests,
+    unpacked,
 )
 
 FOLDER = Path(__file__).parent
@@ -201,7 +202,7 @@ def write_checkpoint(name: str, folder: Path) -> dict[str, Any]:
 def of_state(path: Path) -> dict[str, Any]:
     """Return what later code must find again, from the masks in a checkpoint."""
     state = torch.load(path, weights_only=True)["callbacks"]["PruningCallback"]
-    masks = unpack_mask(state)
+    masks = unpacked(state)
     return {"steps": state["steps"], "kept": counts(masks)}
 
 

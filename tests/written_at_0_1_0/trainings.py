@@ -300,7 +300,7 @@ FITS = ("default", "rewind", "watched", "distillation")
 # -- what is compared ------------------------------------------------------------------------------
 
 
-def unpack_mask(state: dict[str, Any]) -> dict[str, Tensor]:
+def unpacked(state: dict[str, Any]) -> dict[str, Tensor]:
     """Return the masks of a state of 0.1.0: one bit an entry, the first in the highest bit."""
     masks = {}
     for name, shape in state["shapes"].items():
