@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import shards
-from benchmarks.memory import recorded, span
+from benchmarks.kit.memory import record, span
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
@@ -80,12 +80,12 @@ def test_allocations_are_recorded_to_the_byte():
             kept = torch.cat([kept, kept])
             del more
 
-    recording = recorded(run, torch.device("cpu"))
-    assert recording.live_before("some") == 4_000
-    assert recording.peak("some") == 4_000 + 2 * 12_000 + 4
-    assert recording.live_after("some") == 8_000
-    assert recording.extra("some") == recording.peak("some") - 8_000
-    assert recording.allocations("some", 8_000) == 3
+    recording = record(run, torch.device("cpu"))
+    assert recording.count_before("some") == 4_000
+    assert recording.find_peak("some") == 4_000 + 2 * 12_000 + 4
+    assert recording.count_after("some") == 8_000
+    assert recording.find_excess("some") == recording.find_peak("some") - 8_000
+    assert recording.count_allocations("some", 8_000) == 3
 
 
 def traffic():
