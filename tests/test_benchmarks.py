@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import lightning_prune
 from benchmarks import shards, update_cost
@@ -273,6 +274,15 @@ def test_another_file_than_idx_is_refused(tmp_path):
     file.write_bytes(gzip.compress(bytes((0, 0, 9, 1, 0, 0, 0, 1, 7))))
     with pytest.raises(ValueError, match="need an IDX file of bytes"):
         read_idx(file)
+
+
+@pytest.mark.slow
+def test_a_fake_tensor_takes_no_memory():
+    before = simulation.count_tensor_bytes()
+    with FakeTensorMode():
+        held = [torch.empty(1000)]
+    held.append(torch.empty(1000))
+    assert simulation.count_tensor_bytes() - before == 4000
 
 
 @pytest.mark.slow

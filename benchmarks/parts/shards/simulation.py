@@ -140,13 +140,16 @@ def build_transformer(layers: int) -> nn.Module:
 
 
 def count_tensor_bytes() -> int:
-    """Return the bytes of all living tensors on the CPU; shared storage counts once."""
+    """Return the bytes of all living tensors on the CPU; shared storage counts once.
+
+    Only plain tensors hold memory. A `DTensor` wraps a plain tensor, and a fake tensor has no data.
+    """
     gc.collect()
-    alive = (t for t in gc.get_objects() if issubclass(type(t), Tensor))
+    alive = (t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter))
     storages = {
         t.untyped_storage()._cdata: t.untyped_storage().nbytes()
         for t in alive
-        if not isinstance(t, DTensor) and t.device.type == "cpu" and t.layout == torch.strided
+        if t.device.type == "cpu" and t.layout == torch.strided
     }
     return sum(storages.values())
 
