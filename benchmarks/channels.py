@@ -131,13 +131,14 @@ def prune(model: nn.Module, inputs: Inputs, steps: int) -> Pruner:
 def compare_answers(pruned: nn.Module, shrunk: nn.Module, inputs: Inputs) -> float:
     """Return the largest difference of answers to fresh inputs, over the largest answer."""
     generator = torch.Generator().manual_seed(1)
-    worst = 0.0
+    differences = []
     for _ in range(FRESH_BATCHES):
         batch = inputs(BATCH, generator)
         answers = (_find_floats(module(batch)) for module in (pruned, shrunk))
         for expected, found in zip(*answers, strict=True):
-            worst = max(worst, float((expected - found).abs().max() / expected.abs().max()))
-    return worst
+            gap = (expected - found).abs().max()
+            differences.append(gap / expected.abs().max() if gap > 0 else gap)
+    return float(torch.stack(differences).max())  # NaN wherever an answer is NaN
 
 
 def measure(name: str, model: nn.Module, inputs: Inputs, steps: int, blocks: int) -> Removal:

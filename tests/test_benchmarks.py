@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 
 import lightning_prune
 from benchmarks import shards, update_cost
-from benchmarks.channels import Removal
+from benchmarks.channels import Removal, compare_answers
 from benchmarks.kit.data import read_idx
 from benchmarks.kit.judging import Bar, finish, finish_with_all
 from benchmarks.kit.memory import record, span
@@ -217,6 +217,7 @@ def test_a_rank_is_held_to_its_memory(masks, extra, missed):
     [
         ("U-Net", 1e-5, 1, 0.5, []),
         ("U-Net", 1.1e-5, 9, 9.0, ["difference of answers"]),
+        ("U-Net", math.nan, 9, 9.0, ["difference of answers"]),
         ("ResNet-18", 0.0, 3, 2.5, []),
         ("ResNet-18", 0.0, 2, 2.4, ["times fewer parameters", "times as fast"]),
     ],
@@ -260,6 +261,19 @@ def test_every_turn_makes_every_call():
     times = take_turns(calls, 3)
     assert made == ["a", "b"] * 3
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+def test_answers_that_are_not_numbers_differ():
+    def draw(count, generator):
+        return torch.ones(count, 2)
+
+    broken = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(broken.weight, math.nan)
+    assert math.isnan(compare_answers(torch.nn.Linear(2, 2), broken, draw))
+    silent = torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(silent.weight)
+    torch.nn.init.zeros_(silent.bias)
+    assert compare_answers(silent, silent, draw) == 0.0
 
 
 def test_too_few_pairs_are_refused():
