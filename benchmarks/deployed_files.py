@@ -1,27 +1,29 @@
-"""What a pruned network weighs in each file: `python -m benchmarks.deployed_files`.
+"""Measure the size of a pruned network in each file: `python -m benchmarks.deployed_files`.
 
-Trains the digits demo at sparsity 0.9 for each seed and writes every file that it can be deployed
-as. Prints their bytes, raw and compressed, those of the first seed, and the test accuracy of each
-seed as the file has it (ONNX files in ONNX Runtime).
+Trains the digits demo at sparsity 0.9 for each seed, and writes every kind of file. Prints the
+bytes of each file with the first seed, raw and compressed. Reads each file again, and prints the
+test accuracy of each seed. ONNX files run in ONNX Runtime.
 """
 
 import argparse
-import logging
-import statistics
+import sys
 import tempfile
-import warnings
 from pathlib import Path
 
-import onnxruntime
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from rich.console import Console
-from rich.table import Table
+from lightning.pytorch import seed_everything
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.kit.judging import summarize
+from benchmarks.kit.onnx_files import answer
+from benchmarks.kit.recording import list_points, print_table, silence_libraries
+from benchmarks.kit.training import count_points, make_quiet_trainer
 from examples.digits import DigitsClassifier, DigitsDataModule
 from lightning_prune import (
+    FileSize,
     PolynomialSchedule,
     PruningCallback,
     export_onnx,
@@ -33,25 +35,18 @@ from lightning_prune import (
 
 
 def train(seed: int, epochs: int) -> tuple[DigitsClassifier, DigitsDataModule]:
-    """Return the demo's network at sparsity 0.9, and the data."""
-    seed_everything(seed)
+    """Return the network of the demo at sparsity 0.9, and the data."""
+    seed_everything(seed, verbose=False)
     pruning = PruningCallback(sparsity=0.9, schedule=PolynomialSchedule(begin=0.1, end=0.75))
     model, data = DigitsClassifier(), DigitsDataModule()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=[pruning],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, data)
+    make_quiet_trainer(pruning, max_epochs=epochs).fit(model, data)
     return model.eval(), data
 
 
-def write(model: DigitsClassifier, calibration: list[Tensor], folder: Path) -> dict[str, Path]:
-    """Write all files and return them by what they are."""
+def write_files(
+    model: DigitsClassifier, calibration: list[Tensor], folder: Path
+) -> dict[str, Path]:
+    """Write all files, and return them by kind."""
     files = {
         "`state_dict`, `torch.save`": folder / "net.pt",
         "sparse": folder / "sparse",
@@ -73,51 +68,61 @@ def write(model: DigitsClassifier, calibration: list[Tensor], folder: Path) -> d
 
 
 @torch.no_grad()
-def points(file: Path, model: DigitsClassifier, data: TensorDataset) -> float:
+def measure_accuracy(file: Path, model: DigitsClassifier, split: TensorDataset) -> float:
     """Return the accuracy of a file in points."""
-    images, labels = data.tensors
+    images, labels = split.tensors
     if file.suffix == ".onnx":
-        (logits,) = onnxruntime.InferenceSession(file).run(None, {"images": images.numpy()})
-        answers = torch.from_numpy(logits)
-    else:
-        state = torch.load(file) if file.suffix == ".pt" else load_sparse(file)
-        model.load_state_dict(state)
-        answers = model(images)
-    return 100 * float((answers.argmax(1) == labels).double().mean())
+        return count_points(answer(file, images), labels)
+    state = torch.load(file) if file.suffix == ".pt" else load_sparse(file)
+    model.load_state_dict(state)
+    return count_points(model(images), labels)
+
+
+def print_files(sizes: dict[str, FileSize], accuracies: dict[str, list[float]], dense: int) -> None:
+    """Print a row for each file.
+
+    Args:
+        sizes: The bytes of each file.
+        accuracies: The accuracies of each file, by seed.
+        dense: Bytes of the dense weights in float32.
+    """
+    print_table(
+        ("file", "bytes", "of dense", "compressed", "of dense", "test accuracy", "mean"),
+        (
+            (
+                name,
+                f"{size.raw:,}",
+                f"{size.raw / dense:.3f}",
+                f"{size.zstd:,}",
+                f"{size.zstd / dense:.3f}",
+                list_points(accuracies[name]),
+                f"{summarize(accuracies[name]).mean:.2f}",
+            )
+            for name, size in sizes.items()
+        ),
+        width=120,
+    )
+    print(f"dense: {dense:,} bytes of float32")
 
 
 def main() -> None:
     """Train, write, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs of each training")
     arguments = parser.parse_args()
-    logging.getLogger("lightning").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    sizes, accuracies = {}, {}
+    silence_libraries()
+    sizes: dict[str, FileSize] = {}
+    accuracies: dict[str, list[float]] = {}
     for seed in range(arguments.seeds):
         model, data = train(seed, arguments.epochs)
         calibration = [images for images, _ in data.val_dataloader()]
         with tempfile.TemporaryDirectory() as folder:
-            files = write(model, calibration, Path(folder))
-            for name, file in files.items():
+            for name, file in write_files(model, calibration, Path(folder)).items():
                 sizes.setdefault(name, file_size(file))
-                accuracies.setdefault(name, []).append(points(file, model, data.test))
+                accuracies.setdefault(name, []).append(measure_accuracy(file, model, data.test))
     dense = sum(tensor.nbytes for tensor in model.net.state_dict().values())
-    table = Table("file", "bytes", "of dense", "compressed", "of dense", "test accuracy", "mean")
-    for name, size in sizes.items():
-        each = accuracies[name]
-        table.add_row(
-            name,
-            f"{size.raw:,}",
-            f"{size.raw / dense:.3f}",
-            f"{size.zstd:,}",
-            f"{size.zstd / dense:.3f}",
-            ", ".join(f"{one:.2f}" for one in each),
-            f"{statistics.mean(each):.2f}",
-        )
-    Console(width=120).print(table)
-    print(f"dense: {dense:,} bytes of float32")
+    print_files(sizes, accuracies, dense)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
-"""What a shape costs: `python benchmarks/digits_patterns.py`, from the repository.
+"""Measure the accuracy that each shape costs: `python benchmarks/digits_patterns.py`.
 
-Trains the digits demo with each pattern and with unstructured pruning of the same layers at the
-same sparsity, so that only the shape differs, and prints mean and standard deviation of the test
-accuracy over the seeds. Exits with 1 if a run does not land exactly on its target.
+Trains the digits demo with each pattern. Beside it, the same layers are pruned unstructured to the
+same sparsity, so that only the shape differs. Prints the mean and the standard deviation of the
+test accuracy over the seeds. Exits with 1 if a run misses the exact target.
 """
 
 import argparse
-import contextlib
-import io
-import logging
-import statistics
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
-from rich.console import Console
-from rich.table import Table
+from lightning.pytorch import seed_everything
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.kit.judging import summarize
+from benchmarks.kit.recording import hide_output, list_points, print_table, silence_libraries
+from benchmarks.kit.training import make_quiet_trainer
+from examples.digits import DigitsClassifier, DigitsDataModule
 from lightning_prune import (
     BlockPattern,
     ChannelPattern,
@@ -28,13 +27,10 @@ from lightning_prune import (
     UniformAllocation,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from examples.digits import DigitsClassifier, DigitsDataModule
-
-# The first layer has one input channel, which is no group of four; the last has ten outputs, which
-# are no blocks of four. Blocks are divided by ERK as unstructured weights are, N:M uniformly. Of
-# channels the sparsity is that of the channels between layers: three of four parameters go.
+# The first layer has one input channel, too few for a group of four; the last layer has ten
+# outputs, too few for whole blocks of four. ERK divides blocks and unstructured weights among the
+# layers; N:M is uniform. For channels, the sparsity is the fraction of the channels between layers:
+# three of four parameters disappear.
 HALF: dict[str, Any] = {"sparsity": {"*": 0.5, "net.0": None}, "allocation": UniformAllocation()}
 MOST: dict[str, Any] = {"sparsity": {"*": 0.9, "net.10": None}}
 ROWS: dict[str, dict[str, Any]] = {
@@ -46,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "unstructured, 0.9": MOST,
     "blocks of 4 x 1, 0.9": {**MOST, "pattern": BlockPattern(shape=(4, 1))},
 }
+WEIGHTS = 84_896
 
 
 def train(seed: int, epochs: int, arguments: dict[str, Any]) -> float:
@@ -53,40 +50,28 @@ def train(seed: int, epochs: int, arguments: dict[str, Any]) -> float:
     seed_everything(seed, verbose=False)
     model, data = DigitsClassifier(), DigitsDataModule()
     pruning = PruningCallback(schedule=PolynomialSchedule(begin=0.1, end=0.75), **arguments)
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = Trainer(
-            max_epochs=epochs,
-            callbacks=[pruning],
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+    with hide_output():
+        trainer = make_quiet_trainer(pruning, max_epochs=epochs)
         trainer.fit(model, data)
         (result,) = trainer.test(model, data, verbose=False)
     target = pruning.pruner.final_sparsity
-    if abs(pruning.sparsity - target) * 84_896 > 2:  # half a block: kept are whole blocks
+    if abs(pruning.sparsity - target) * WEIGHTS > 2:  # half a block, since only whole blocks stay
         sys.exit(f"landed on {pruning.sparsity:.6f} instead of {target}")
     return 100 * result["test_acc"]
 
 
 def main() -> None:
-    """Train all and print a table."""
+    """Train all, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs of each training")
     arguments = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    table = Table("pattern", "test accuracy of each seed", "mean", "sd")
+    silence_libraries()
+    rows = []
     for name, row in ROWS.items():
         points = [train(seed, arguments.epochs, row) for seed in range(arguments.seeds)]
-        spread = statistics.stdev(points) if len(points) > 1 else 0.0
-        each = ", ".join(f"{point:.2f}" for point in points)
-        table.add_row(name, each, f"{statistics.mean(points):.2f}", f"{spread:.2f}")
-    Console().print(table)
+        rows.append((name, list_points(points), *summarize(points).cells))
+    print_table(("pattern", "test accuracy of each seed", "mean", "sd"), rows)
 
 
 if __name__ == "__main__":

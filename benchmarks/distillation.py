@@ -1,228 +1,180 @@
-"""What a dense teacher gives to a pruned net: `python benchmarks/distillation.py`, from the root.
+"""Measure the gain from a dense teacher: `python benchmarks/distillation.py`, from the root.
 
-For each seed a dense network is trained. Then the same network is pruned, each time by the same
-recipe, number of epochs, order of the data and seed, from random weights (``scratch``) and from
-those of the dense network (``trained``), in three ways: alone, under the soft targets of the dense
-network, and under its features (the hidden layer) as well. Prints the test accuracies and the gain
-of each way over pruning alone, seed by seed.
+For each seed, trains a dense network. Then prunes the same network in three ways: alone, under the
+soft targets of the dense network, and under its features (the hidden layer) as well. Recipe,
+epochs, order of the data and seed are always the same. Each way starts from random weights
+(``scratch``) and from the dense weights (``trained``). Prints the test accuracies, and the gain of
+each way over pruning alone, seed by seed.
 
-The data are the digits that scikit-learn bundles, with the convolutional net of the demo; with
-``--root`` MNIST from a folder with its four IDX files (``train-images-idx3-ubyte.gz`` and so on),
-with LeNet-300-100. Exits with 1 if a run does not land exactly on its target.
+The data are the digits of scikit-learn, with the convolutional net of the demo. With ``--root``
+they are the four IDX files of MNIST (``train-images-idx3-ubyte.gz`` and so on), with LeNet-300-100.
+Exits with 1 if a run misses the exact target.
 """
 
 import argparse
-import gzip
-import io
-import logging
-import statistics
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from lightning.pytorch import Callback
+from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.kit.data import Data, FullBatches, keep_first, read_digits, read_mnist
+from benchmarks.kit.judging import summarize
+from benchmarks.kit.networks.small import build_lenet
+from benchmarks.kit.recording import hide_output, print_table, silence_libraries
+from benchmarks.kit.training import Classifier, make_quiet_trainer, measure_accuracy
+from examples.digits_data import convolutional_net
 from lightning_prune import DistillationCallback, PruningCallback
 
-ROOT = Path(__file__).resolve().parent.parent
-WAYS = ("alone", "soft targets", "soft targets and features")
+ALONE, SOFT, FEATURES = "alone", "soft targets", "soft targets and features"
+WAYS = (ALONE, SOFT, FEATURES)
+Key = tuple[str, float, str]  # start, sparsity and way
 
 
-class Batches:
-    """Shuffled batches by indexing, which on small images is far faster than a DataLoader."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set, and the network that learns it.
 
-    def __init__(self, data: TensorDataset, batch_size: int, seed: int) -> None:
-        self.data, self.batch_size = data, batch_size
-        self.generator = torch.Generator().manual_seed(seed)
+    Args:
+        data: The images.
+        build_net: Builds the network.
+        hidden: Name of the hidden layer, as the classifier holds it.
+    """
 
-    def __len__(self) -> int:
-        return len(self.data) // self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.data), generator=self.generator)
-        for index in range(len(self)):
-            yield self.data[order[index * self.batch_size : (index + 1) * self.batch_size]]
-
-
-class Classifier(LightningModule):
-    """Any net under cross-entropy, which knows nothing of teachers."""
-
-    def __init__(self, net: nn.Module, learning_rate: float) -> None:
-        super().__init__()
-        self.net, self.learning_rate = net, learning_rate
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the cross-entropy."""
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> dict:
-        """Return AdamW and its cosine."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+    data: Data
+    build_net: Callable[[], nn.Module]
+    hidden: str
 
 
-def lenet() -> nn.Sequential:
-    """Return LeNet-300-100."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(784, 300),
-        nn.ReLU(),
-        nn.Linear(300, 100),
-        nn.ReLU(),
-        nn.Linear(100, 10),
+def read_task(root: Path | None) -> Task:
+    """Return the digits, or MNIST if the folder is given."""
+    if root is None:
+        return Task(data=read_digits(), build_net=convolutional_net, hidden="net.9")
+    return Task(
+        data=read_mnist(root),
+        build_net=lambda: nn.Sequential(nn.Flatten(), *build_lenet()),
+        hidden="net.4",
     )
 
 
-def mnist(root: Path, part: str) -> TensorDataset:
-    """Return images in [0, 1] and labels of the ``train`` or ``t10k`` part."""
-    pixels = gzip.decompress((root / f"{part}-images-idx3-ubyte.gz").read_bytes())[16:]
-    labels = gzip.decompress((root / f"{part}-labels-idx1-ubyte.gz").read_bytes())[8:]
-    images = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(-1, 1, 28, 28)
-    return TensorDataset(
-        images.float() / 255, torch.frombuffer(bytearray(labels), dtype=torch.uint8).long()
-    )
+def make_teacher(
+    way: str, path: Path, hidden: str, arguments: argparse.Namespace
+) -> list[Callback]:
+    """Return the callback of a way.
 
-
-def fit(model: Classifier, batches: Batches, epochs: int, *callbacks: Callback) -> None:
-    """Train."""
-    Trainer(
-        max_epochs=epochs,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(model, batches)
-
-
-@torch.no_grad()
-def points(model: Classifier, test: TensorDataset) -> float:
-    """Return the test accuracy in points."""
-    model.eval()
-    return 100 * float((model.net(test.tensors[0]).argmax(1) == test.tensors[1]).float().mean())
-
-
-def taught(way: str, arguments: argparse.Namespace, path: Path, hidden: str) -> list[Callback]:
-    """Return the callback of a way."""
-    if way == "alone":
+    Args:
+        way: The way.
+        path: File with the weights of the dense network.
+        hidden: Name of the hidden layer.
+        arguments: The arguments of the command line.
+    """
+    if way == ALONE:
         return []
     return [
         DistillationCallback(
             teacher=path,
             weight=arguments.weight,
             temperature=arguments.temperature,
-            features={hidden: arguments.feature_weight} if "features" in way else None,
+            features={hidden: arguments.feature_weight} if way == FEATURES else None,
             output="net",
         )
     ]
 
 
-def run(
-    seed: int,
-    make_net: Callable[[], nn.Module],
-    hidden: str,
-    train: TensorDataset,
-    test: TensorDataset,
-    arguments: argparse.Namespace,
-) -> dict[tuple, float]:
-    """Return the accuracies of one seed by start, sparsity and way."""
+def build_model(task: Task, seed: int, learning_rate: float) -> Classifier:
+    """Return the classifier of a seed, with random weights."""
+    torch.manual_seed(seed)
+    return Classifier(task.build_net(), partial(torch.optim.AdamW, lr=learning_rate))
 
-    def fresh() -> Classifier:
-        torch.manual_seed(seed)
-        return Classifier(make_net(), arguments.learning_rate)
 
-    def batches() -> Batches:
-        return Batches(train, arguments.batch_size, seed)
+def train(
+    model: Classifier, task: Task, seed: int, arguments: argparse.Namespace, *callbacks: Callback
+) -> float:
+    """Train a model, and return the test accuracy in points."""
+    trainer = make_quiet_trainer(*callbacks, max_epochs=arguments.epochs)
+    trainer.fit(model, FullBatches(task.data.train, arguments.batch_size, seed))
+    return measure_accuracy(model.net, *task.data.test.tensors)
 
-    accuracies: dict[tuple, float] = {}
-    dense = fresh()
-    fit(dense, batches(), arguments.epochs)
-    accuracies["dense", 0.0, "alone"] = points(dense, test)
+
+def check_landing(pruning: PruningCallback, sparsity: float) -> None:
+    """End the script if the masks do not keep exactly the number of weights that is due."""
+    kept = sum(int(mask.sum()) for mask in pruning.masks.values())
+    entries = sum(mask.numel() for mask in pruning.masks.values())
+    if kept != round(entries * (1 - sparsity)):
+        sys.exit(f"kept {kept} of {entries} at sparsity {sparsity}")
+
+
+def run(seed: int, task: Task, arguments: argparse.Namespace) -> dict[Key, float]:
+    """Return the accuracies of a seed by start, sparsity and way."""
+    accuracies: dict[Key, float] = {}
+    dense = build_model(task, seed, arguments.learning_rate)
+    accuracies["dense", 0.0, ALONE] = train(dense, task, seed, arguments)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.pt"
         torch.save(dense.state_dict(), path)
         for start in arguments.starts:
             for sparsity in arguments.sparsities:
                 for way in WAYS:
-                    model = fresh()
+                    model = build_model(task, seed, arguments.learning_rate)
                     if start == "trained":
                         model.load_state_dict(dense.state_dict())
                     pruning = PruningCallback(sparsity=sparsity)
-                    fit(
-                        model,
-                        batches(),
-                        arguments.epochs,
-                        pruning,
-                        *taught(way, arguments, path, hidden),
-                    )
-                    kept = sum(int(mask.sum()) for mask in pruning.masks.values())
-                    entries = sum(mask.numel() for mask in pruning.masks.values())
-                    if kept != round(entries * (1 - sparsity)):
-                        sys.exit(f"kept {kept} of {entries} at sparsity {sparsity}")
-                    accuracies[start, sparsity, way] = points(model, test)
+                    teacher = make_teacher(way, path, task.hidden, arguments)
+                    points = train(model, task, seed, arguments, pruning, *teacher)
+                    check_landing(pruning, sparsity)
+                    accuracies[start, sparsity, way] = points
     return accuracies
 
 
-def spread(values: list[float]) -> str:
-    """Return mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
+def read_arguments() -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, help="folder of MNIST; by default the digits are used")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of each training")
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.98], help="targets")
+    parser.add_argument(
+        "--starts", nargs="+", default=["scratch", "trained"], help="weights at the start"
+    )
+    parser.add_argument("--images", type=int, help="number of training images; by default all")
+    parser.add_argument("--batch-size", type=int, default=32, help="images of a batch")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="at the start")
+    parser.add_argument("--weight", type=float, default=1.0, help="weight of the soft targets")
+    parser.add_argument("--temperature", type=float, default=4.0, help="of the soft targets")
+    parser.add_argument("--feature-weight", type=float, default=0.1, help="weight of the features")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Train all, and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, help="folder of MNIST's IDX files; else the digits")
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.98])
-    parser.add_argument("--starts", nargs="+", default=["scratch", "trained"])
-    parser.add_argument("--images", type=int, help="use only so many training images")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--weight", type=float, default=1.0)
-    parser.add_argument("--temperature", type=float, default=4.0)
-    parser.add_argument("--feature-weight", type=float, default=0.1)
-    arguments = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    sys.path.insert(0, str(ROOT))
-    from examples.digits_data import convolutional_net, load_digits_splits
-
-    if arguments.root is None:
-        train, _, test = load_digits_splits()
-        make_net, hidden = convolutional_net, "net.9"
-    else:
-        train, test = mnist(arguments.root, "train"), mnist(arguments.root, "t10k")
-        make_net, hidden = lenet, "net.4"
+    arguments = read_arguments()
+    silence_libraries()
+    task = read_task(arguments.root)
     if arguments.images:
-        train = TensorDataset(*train[: arguments.images])
-
-    with redirect_stdout(io.StringIO()):  # the tables of what is pruned
-        runs = [
-            run(seed, make_net, hidden, train, test, arguments) for seed in range(arguments.seeds)
-        ]
-    table = Table("start", "sparsity", "taught by", "test accuracy", "gain over alone")
+        task = Task(
+            data=keep_first(task.data, arguments.images),
+            build_net=task.build_net,
+            hidden=task.hidden,
+        )
+    with hide_output():
+        runs = [run(seed, task, arguments) for seed in range(arguments.seeds)]
+    rows = []
     for start, sparsity, way in runs[0]:
-        key, alone = (start, sparsity, way), (start, sparsity, "alone")
-        gains = [one[key] - one[alone] for one in runs]
-        gain = spread(gains) if way != "alone" else ""
-        table.add_row(start, f"{sparsity}", way, spread([one[key] for one in runs]), gain)
-    Console().print(table)
+        key, alone = (start, sparsity, way), (start, sparsity, ALONE)
+        gains = [accuracies[key] - accuracies[alone] for accuracies in runs]
+        gain = str(summarize(gains)) if way != ALONE else ""
+        reached = summarize([accuracies[key] for accuracies in runs])
+        rows.append((start, f"{sparsity}", way, str(reached), gain))
+    print_table(("start", "sparsity", "taught by", "test accuracy", "gain over alone"), rows)
     print(f"mean ± standard deviation of {arguments.seeds} seeds, in points; gains are paired")
 
 

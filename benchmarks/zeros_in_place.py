@@ -1,22 +1,28 @@
-"""Do zeros alone make a dense kernel faster? `python benchmarks/zeros_in_place.py`.
+"""Time a dense kernel with zeros in its weights: `python benchmarks/zeros_in_place.py`.
 
-Times a forward pass of one network dense and with nine weights of ten at zero, interleaved in one
-run on one thread of the CPU, and prints the ratio of the medians: dense time over sparse time.
+Times the forward pass of a network twice: dense, and with nine of ten weights at zero. Both take
+turns in the same run, on a single thread of the CPU. Prints the medians and their ratio, the dense
+time over the sparse time.
 """
 
 import argparse
 import copy
 import statistics
-import time
+import sys
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.kit.turns import take_turns
 from lightning_prune import OneShotSchedule, Pruner
 
 
-def network() -> nn.Module:
-    """Return a few convolutions and a matrix of usual sizes."""
+def build_network() -> nn.Module:
+    """Return three convolutions and a matrix of usual sizes."""
     return nn.Sequential(
         nn.Conv2d(3, 64, 3, padding=1),
         nn.ReLU(),
@@ -32,8 +38,8 @@ def network() -> nn.Module:
     )
 
 
-def pruned(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """Return a copy with nine weights of ten at zero."""
+def prune_copy(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """Return a copy with nine of ten weights at zero."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     pruner = Pruner(sparsity=0.9, schedule=OneShotSchedule(end=0))
@@ -46,26 +52,23 @@ def pruned(model: nn.Module, images: torch.Tensor) -> nn.Module:
 
 
 def main() -> None:
-    """Time both, taking turns."""
+    """Time both networks, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=200, help="number of turns")
     repeats = parser.parse_args().repeats
     torch.manual_seed(0)
     torch.set_num_threads(1)
     images = torch.randn(4, 3, 32, 32)
-    dense = network().eval()
-    models = {"dense": dense, "sparsity 0.9": pruned(dense, images)}
-    times: dict[str, list[float]] = {name: [] for name in models}
+    dense = build_network().eval()
+    sparse = prune_copy(dense, images)
     with torch.inference_mode():
-        for _ in range(repeats):
-            for name, model in models.items():
-                start = time.perf_counter()
-                model(images)
-                times[name].append(time.perf_counter() - start)
-    for name, seconds in times.items():
-        print(f"{name}: median {1000 * statistics.median(seconds):.2f} ms")
-    fast = statistics.median(times["dense"]) / statistics.median(times["sparsity 0.9"])
-    print(f"dense over sparse: {fast:.2f} (1 is no faster)")
+        calls = {"dense": partial(dense, images), "sparsity 0.9": partial(sparse, images)}
+        times = take_turns(calls, repeats)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, seconds in medians.items():
+        print(f"{name}: median {1000 * seconds:.2f} ms")
+    ratio = medians["dense"] / medians["sparsity 0.9"]
+    print(f"dense over sparse: {ratio:.2f} (1 is no faster)")
 
 
 if __name__ == "__main__":

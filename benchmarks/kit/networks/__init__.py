@@ -1,0 +1,1 @@
+"""Networks that benchmarks build: `small`, `convolutional`, `inverted` and `attention`."""

@@ -1,0 +1,1 @@
+"""Parts of the larger benchmarks: `parts/<name>/` belongs to `benchmarks/<name>.py`."""
