@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import sys
@@ -97,13 +98,43 @@ def vectors() -> dict:
     return json.loads((Path(__file__).parent / "reference" / "vectors.json").read_text())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the contract tests try answers of your own."""
+    help = "a Python file; the contract tests try the answers in it instead of ours"
+    parser.addoption("--answers", type=Path, metavar="FILE", help=help)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the file of `--answers`, under its own name, as a config would."""
+    path = config.getoption("--answers")
+    if path is not None:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        _OWN_MODULES.append(path.stem)
+
+
+_OWN_MODULES: list[str] = []
+
+
 def answers(question: type) -> list[type]:
     """Return the classes of the package that answer a question, however deep they descend."""
+    return [kind for kind in descend(question) if kind.__module__.startswith("lightning_prune.")]
 
-    def descend(base: type) -> Iterator[type]:
-        for child in base.__subclasses__():
-            if child.__module__.startswith("lightning_prune.") and not child.__abstractmethods__:
-                yield child
-            yield from descend(child)
 
-    return sorted(descend(question), key=lambda child: child.__name__)
+def answers_under_contract(question: type) -> list[type]:
+    """Return the classes of the file of `--answers` that answer a question; without it, ours."""
+    if not _OWN_MODULES:
+        return answers(question)
+    return [kind for kind in descend(question) if kind.__module__ in _OWN_MODULES]
+
+
+def descend(question: type) -> list[type]:
+    """Return the concrete classes below a question, however deep."""
+    found = [
+        kind
+        for child in question.__subclasses__()
+        for kind in [*([] if child.__abstractmethods__ else [child]), *descend(child)]
+    ]
+    return sorted(dict.fromkeys(found), key=lambda kind: kind.__name__)

@@ -47,7 +47,20 @@ class Schedule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp(Schedule):
-    """A schedule that climbs from ``begin`` to ``end`` with an update at every ``every``."""
+    """A schedule that climbs from ``begin`` to ``end`` with an update at every ``every``.
+
+    A subclass defines `climb`, and nothing else.
+
+    Args:
+        begin: Where the ramp starts, in ``unit``; nothing is due before.
+        end: Where the ramp ends, in ``unit``; everything is due from there on.
+        every: Distance between updates, in ``unit``; None for a hundredth of the ramp.
+        unit: What these count: a ``"fraction"`` of the planned training, in [0, 1], optimizer
+            ``"step"``s or ``"epoch"``s, both 0-based.
+
+    Raises:
+        ValueError: If an argument is out of range, or ``end`` is before ``begin``.
+    """
 
     begin: float = 0.1
     end: float = 0.5
@@ -76,7 +89,7 @@ class Ramp(Schedule):
             return 0.0
         if t >= self.end:
             return 1.0
-        return self._climb((t - self.begin) / (self.end - self.begin))
+        return self.climb((t - self.begin) / (self.end - self.begin))
 
     def last_due(self, t: float) -> float | None:
         """Return the last of ``begin, begin + every, ..., end`` up to ``t``; None before them."""
@@ -88,8 +101,8 @@ class Ramp(Schedule):
         return self.begin + math.floor((t - self.begin) / every + _TOLERANCE) * every
 
     @abstractmethod
-    def _climb(self, p: float) -> float:
-        """Return the height of the ramp where the share ``p`` in [0, 1) of it is done."""
+    def climb(self, p: float) -> float:
+        """Return the height of the ramp, in [0, 1], where a share ``p`` in [0, 1) of it is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +142,8 @@ class PolynomialSchedule(Ramp):
         if not (self.power > 0 and math.isfinite(self.power)):
             raise ValueError(f"need a finite power > 0, got power={self.power}")
 
-    def _climb(self, p: float) -> float:
+    def climb(self, p: float) -> float:
+        """Return the height of the ramp where a share ``p`` of it is done."""
         return 1 - float((1 - self.initial) * (1 - p) ** self.power)
 
 
@@ -158,7 +172,8 @@ class CosineSchedule(Ramp):
         [0.0, 0.146, 0.5, 1.0]
     """
 
-    def _climb(self, p: float) -> float:
+    def climb(self, p: float) -> float:
+        """Return the height of the ramp where a share ``p`` of it is done."""
         return (1 - math.cos(math.pi * p)) / 2
 
 
@@ -196,7 +211,8 @@ class ExponentialSchedule(Ramp):
         if not (self.rate > 0 and math.isfinite(self.rate)):
             raise ValueError(f"need a finite rate > 0, got rate={self.rate}")
 
-    def _climb(self, p: float) -> float:
+    def climb(self, p: float) -> float:
+        """Return the height of the ramp where a share ``p`` of it is done."""
         return math.expm1(-self.rate * p) / math.expm1(-self.rate)
 
 

@@ -127,19 +127,3 @@ def test_a_book_lets_scores_go_once_nothing_else_will_read_them():
     book.read(tensors, noise)
     assert noise.calls.total() == 2
     pruner.detach(completed=False)
-
-
-@pytest.mark.parametrize("kind", answers(Criterion))
-def test_a_source_agrees_with_the_score(kind):
-    model = Net()
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-    criterion = kind()
-    pruner = Pruner(criterion=criterion, schedule=OneShotSchedule(end=5, unit="step"))
-    pruner.attach(model, optimizer, steps=6)
-    train(model, optimizer, pruner, steps=2)
-    for tensor in pruner.tensors:
-        source = criterion.source(tensor, tensor.state)
-        if source is not None:
-            score = criterion.score(tensor, tensor.state)
-            assert torch.equal(criterion.transform(source), score)
-    pruner.detach(completed=False)

@@ -10,83 +10,22 @@ from lightning_prune import (
     MagnitudeCriterion,
     MovementCriterion,
     OneShotSchedule,
-    PrunedTensor,
     Pruner,
     RandomCriterion,
     TaylorCriterion,
 )
-from lightning_prune.tensors.masks import Mask
 from tests.conftest import answers
-
-
-def tensor(name="weight", step=0, shape=(6, 5), dtype=torch.float32):
-    parameter = nn.Parameter(torch.randn(shape).to(dtype))
-    parameter.grad = torch.randn(shape).to(dtype)
-    owner = nn.Linear(shape[1], shape[0], dtype=dtype)
-    owner.weight = parameter
-    return PrunedTensor(
-        name=name,
-        parameter=parameter,
-        owner=owner,
-        sparsity=0.5,
-        glob="*",
-        optimizer=0,
-        output_axis=0,
-        mask=Mask(torch.tensor(True), parameter),
-        step=step,
-    )
-
-
-def observed(criterion, pruned):
-    """Return what a criterion has gathered after one forward pass of ones."""
-    pruned.hooks = criterion.watch(pruned)
-    pruned.owner(torch.ones_like(pruned.parameter[:2]))
-    state = criterion.observe(pruned, {})
-    pruned.remove_hooks()
-    return state
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("kind", answers(Criterion))
-def test_scores_are_finite_repeatable_and_shaped_as_the_tensor(kind, dtype):
-    criterion, pruned = kind(), tensor(dtype=dtype)
-    state = observed(criterion, pruned)
-    scores = criterion.score(pruned, state)
-    assert scores.shape == pruned.parameter.shape
-    assert scores.isfinite().all()
-    assert criterion.has_signed_scores or (scores >= 0).all()
-    assert torch.equal(scores, criterion.score(pruned, state))
-    assert not scores.requires_grad
-
-
-@pytest.mark.parametrize("kind", answers(Criterion))
-def test_scores_leave_weights_and_the_global_random_state_alone(kind):
-    pruned = tensor()
-    before, state = pruned.parameter.clone(), torch.get_rng_state()
-    first = kind().score(pruned, observed(kind(), pruned))
-    torch.manual_seed(123)  # as on another rank
-    assert torch.equal(first, kind().score(pruned, observed(kind(), pruned)))
-    torch.manual_seed(0)
-    assert torch.equal(pruned.parameter, before)
-    torch.set_rng_state(state)
-    kind().score(pruned, observed(kind(), pruned))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("kind", answers(Criterion))
-def test_observations_are_tensors(kind):
-    state = observed(kind(), tensor())
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
+from tests.recipe.tensors import make_tensor
 
 
 def test_magnitude_is_the_absolute_value():
-    pruned = tensor()
+    pruned = make_tensor()
     assert torch.equal(MagnitudeCriterion().score(pruned, {}), pruned.parameter.abs())
 
 
 def test_random_scores_depend_on_seed_step_and_name():
     scores = [
-        RandomCriterion(seed=seed).score(tensor(name, step), {})
+        RandomCriterion(seed=seed).score(make_tensor(name, step), {})
         for seed, name, step in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
     ]
     assert all(not torch.equal(scores[0], other) for other in scores[1:])
@@ -94,7 +33,7 @@ def test_random_scores_depend_on_seed_step_and_name():
 
 
 def test_the_gradient_criterion_is_the_absolute_gradient_of_the_present_step():
-    pruned = tensor()
+    pruned = make_tensor()
     assert torch.equal(GradientCriterion().score(pruned, {}), pruned.parameter.grad.abs())
 
 
@@ -104,7 +43,7 @@ def step(pruned, weights, gradient):
 
 
 def test_taylor_is_the_mean_of_weight_times_gradient():
-    pruned, criterion = tensor(shape=(1, 3)), TaylorCriterion()
+    pruned, criterion = make_tensor(shape=(1, 3)), TaylorCriterion()
     step(pruned, [[1.0, -2.0, 3.0]], [[-4.0, 0.5, 0.0]])
     state = criterion.observe(pruned, {})
     assert criterion.score(pruned, state).tolist() == [[4.0, 1.0, 0.0]]
@@ -114,7 +53,7 @@ def test_taylor_is_the_mean_of_weight_times_gradient():
 
 
 def test_fisher_is_half_the_squared_weight_times_the_mean_squared_gradient():
-    pruned, criterion = tensor(shape=(1, 2)), FisherCriterion()
+    pruned, criterion = make_tensor(shape=(1, 2)), FisherCriterion()
     step(pruned, [[1.0, 1.0]], [[-4.0, 0.0]])
     state = criterion.observe(pruned, {})
     step(pruned, [[3.0, -2.0]], [[2.0, 1.0]])
@@ -123,7 +62,7 @@ def test_fisher_is_half_the_squared_weight_times_the_mean_squared_gradient():
 
 
 def test_movement_adds_up_what_moves_away_from_zero():
-    pruned, criterion = tensor(shape=(1, 4)), MovementCriterion()
+    pruned, criterion = make_tensor(shape=(1, 4)), MovementCriterion()
     state = {}
     for _ in range(3):
         step(pruned, [[1.0, -2.0, 0.5, -1.0]], [[-4.0, 0.5, 2.0, -1.0]])
@@ -138,7 +77,7 @@ def test_movement_adds_up_what_moves_away_from_zero():
 @pytest.mark.parametrize("kind", [TaylorCriterion, MovementCriterion])
 def test_sums_are_kept_in_a_precision_that_holds_them(kind):
     for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
-        pruned, state = tensor(dtype=dtype), {}
+        pruned, state = make_tensor(dtype=dtype), {}
         pruned.weights[:], pruned.parameter.grad[:] = -1.0, 1.0
         for _ in range(300):  # in bfloat16, 256 + 1 is 256
             state = kind().observe(pruned, state)

@@ -1,9 +1,8 @@
-import dataclasses
 import itertools
 import math
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import strategies as st
 
 from lightning_prune import (
     CosineSchedule,
@@ -11,9 +10,7 @@ from lightning_prune import (
     MultiStepSchedule,
     OneShotSchedule,
     PolynomialSchedule,
-    Schedule,
 )
-from tests.conftest import answers
 
 moments = st.floats(0, 1)
 
@@ -68,36 +65,6 @@ def test_a_hundredth_of_the_ramp_is_the_default_interval(end):
     due = {schedule.last_due(i / 10_000) for i in range(10_001)} - {None}
     assert len(due) == 101
     assert max(due) == end
-
-
-@pytest.mark.parametrize("kind", answers(Schedule))
-@given(earlier=moments, later=moments)
-def test_a_schedule_stays_in_bounds_and_never_falls(kind, earlier, later):
-    schedule = kind()
-    earlier, later = sorted((earlier, later))
-    assert 0 <= schedule(earlier) <= schedule(later) <= 1
-    assert schedule(schedule.end) == schedule(1.0) == 1
-
-
-@pytest.mark.parametrize("kind", answers(Schedule))
-@given(earlier=moments, later=moments)
-def test_due_points_are_passed_points_and_never_go_back(kind, earlier, later):
-    schedule = kind()
-    earlier, later = sorted((earlier, later))
-    first, second = schedule.last_due(earlier), schedule.last_due(later)
-    assert schedule.last_due(1.0) == schedule.end
-    if first is None:
-        assert schedule(earlier) == 0
-    else:
-        assert first <= earlier + 1e-9
-        assert second >= first
-
-
-@pytest.mark.parametrize("kind", answers(Schedule))
-def test_a_schedule_is_a_value(kind):
-    assert kind() == kind()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        kind().unit = "step"
 
 
 # What is left after each round that removes a fifth: Frankle & Carbin 2019, figure 1 and 3.

@@ -1,0 +1,52 @@
+"""The contract of every pattern."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from lightning_prune import Pattern, UnstructuredPattern
+from tests.conftest import answers_under_contract
+
+SHAPES = [(8, 8), (4, 8, 3, 3), (8, 4, 3)]
+PATTERNS = answers_under_contract(Pattern)
+if UnstructuredPattern in PATTERNS:
+    PATTERNS = [*PATTERNS, lambda: UnstructuredPattern(per_row=True)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(data=st.data())
+def test_a_mask_keeps_exactly_what_was_asked_between_what_must_and_what_may(pattern, shape, data):
+    pattern = pattern()
+    pattern.check_shape(shape)
+    seed = data.draw(st.integers(0, 1000))
+    scores = pattern.to_atoms(
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed)).abs().mul(3).round()
+    )
+    alive = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed)) < 0.8
+    due = data.draw(st.integers(0, scores.numel()))
+    protected, allowed = pattern.bounds(scores, alive, due)
+    assert not (protected & ~allowed).any()
+    assert not (allowed & ~alive).any()
+    keep = data.draw(st.integers(int(protected.sum()), int(allowed.sum())))
+    ranked = scores.masked_fill(protected, math.inf).masked_fill(~allowed, -math.inf)
+    mask = pattern(ranked, keep)
+    assert mask.dtype == torch.bool
+    assert int(mask.sum()) == keep
+    assert mask[protected].all()
+    assert not mask[~allowed].any()
+    entries = pattern.to_entries(mask, shape)
+    assert entries.shape == shape
+    assert torch.equal(pattern.to_atoms(entries.float()) > 0, mask)
+    assert int(entries.sum()) == keep * entries.numel() // mask.numel()
+
+
+@pytest.mark.parametrize("kind", answers_under_contract(Pattern))
+def test_a_pattern_is_a_value(kind):
+    assert kind() == kind()
+    assert dataclasses.is_dataclass(kind)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().anything = 1
