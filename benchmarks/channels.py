@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import ChannelPattern, Pruner, export_onnx, shrink
-from lightning_prune.deploy.onnx_runtime import session
+from lightning_prune.deploy.onnx_runtime import open_session
 from lightning_prune.reporting.latency import Contest, Latency, measured
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -228,7 +228,7 @@ def _loss(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _call(file: Path, example: Tensor) -> Callable[[], object]:
-    opened = session(file, threads=1)
+    opened = open_session(file, threads=1)
     given = {opened.get_inputs()[0].name: example.numpy()}
     return lambda: opened.run(None, given)
 

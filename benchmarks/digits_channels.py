@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lightning_prune import ChannelPattern, PruningCallback, export_onnx, quantize_onnx, shrink
-from lightning_prune.deploy.onnx_runtime import run, session
+from lightning_prune.deploy.onnx_runtime import open_session, run_session
 from lightning_prune.reporting.latency import Contest, Latency, measured
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -143,14 +143,14 @@ def write(dense: Convolutions, pruned: Convolutions, data: Data, folder: Path) -
 def accuracy(file: Path, data: TensorDataset) -> float:
     """Return the accuracy of a file in points."""
     images, labels = data.tensors
-    opened = session(file, threads=1)
-    logits = torch.cat([run(opened, [batch])[0] for batch in images.split(1000)])
+    opened = open_session(file, threads=1)
+    logits = torch.cat([run_session(opened, [batch])[0] for batch in images.split(1000)])
     return 100 * float((logits.argmax(1) == labels).double().mean())
 
 
 def latency(dense: Path, other: Path, image: Tensor, blocks: int) -> Latency:
     """Let two files take turns with one image."""
-    first, second = (session(file, threads=1) for file in (dense, other))
+    first, second = (open_session(file, threads=1) for file in (dense, other))
     given = {first.get_inputs()[0].name: image.numpy()}
     return measured(
         Contest(

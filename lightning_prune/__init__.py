@@ -11,9 +11,10 @@ if TYPE_CHECKING:
         SparsityCheckpoint,
         SparsityMonitor,
     )
-    from lightning_prune.channels.removal import adopt, shrink, shrunk_state
-    from lightning_prune.deploy.files import FileSize, file_size
-    from lightning_prune.deploy.onnx import OnnxFile, export_onnx, quantize_onnx
+    from lightning_prune.channels.shrink import adopt, shrink, shrunk_state
+    from lightning_prune.deploy.compression import FileSize, file_size
+    from lightning_prune.deploy.onnx import OnnxFile, export_onnx
+    from lightning_prune.deploy.quantization import quantize_onnx
     from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
     from lightning_prune.engine.channel_groups import ChannelGroup
     from lightning_prune.engine.groups import Group
@@ -127,7 +128,7 @@ _ROOMS = {
     "DistillationCallback": "callbacks",
     "ERKAllocation": "recipe.allocations",
     "ExponentialSchedule": "recipe.schedules",
-    "FileSize": "deploy.files",
+    "FileSize": "deploy.compression",
     "FisherCriterion": "recipe.criteria",
     "GlobalAllocation": "recipe.allocations",
     "GradientCriterion": "recipe.criteria",
@@ -160,17 +161,17 @@ _ROOMS = {
     "UniformAllocation": "recipe.allocations",
     "UnstructuredPattern": "recipe.patterns",
     "WandaCriterion": "recipe.criteria",
-    "adopt": "channels.removal",
+    "adopt": "channels.shrink",
     "export_onnx": "deploy.onnx",
-    "file_size": "deploy.files",
+    "file_size": "deploy.compression",
     "load_sparse": "deploy.sparse_file",
     "measure_sensitivity": "post_training.sensitivity",
     "prune_once": "post_training.one_shot",
-    "quantize_onnx": "deploy.onnx",
+    "quantize_onnx": "deploy.quantization",
     "report": "reporting.report",
     "save_sparse": "deploy.sparse_file",
-    "shrink": "channels.removal",
-    "shrunk_state": "channels.removal",
+    "shrink": "channels.shrink",
+    "shrunk_state": "channels.shrink",
 }
 
 

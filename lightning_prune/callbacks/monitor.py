@@ -8,7 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_prune.callbacks.beside import pruner_beside
-from lightning_prune.callbacks.first_call import FirstCall, missing_example
+from lightning_prune.models.calls import refuse_missing_example
+from lightning_prune.models.examples import CallRecorder
 from lightning_prune.reporting.pruning import pruning_markdown
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class SparsityMonitor(Callback):
         self.report = report
         self.quality_curve: list[tuple[float, float]] = []
         self._logged_updates = 0
-        self._first_call: FirstCall | None = None
+        self._recorder: CallRecorder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh; refuse to watch nothing, or to draw without what that needs."""
@@ -68,7 +69,7 @@ class SparsityMonitor(Callback):
             return
         pruner_beside(self, trainer)
         self.quality_curve = []
-        self._first_call = None
+        self._recorder = None
         if self.quality and _boards(trainer) and importlib.util.find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
                 f"need matplotlib to draw quality={self.quality!r} in TensorBoard: "
@@ -123,10 +124,10 @@ class SparsityMonitor(Callback):
             logger.log_metrics(scalars, step=_logged_step(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for an example of what the model is called with."""
+        """Record the first call of the model, as an example for the report."""
         wanted = self.report and trainer.is_global_zero and trainer.state.fn == "fit"
-        if wanted and pl_module.example_input_array is None and self._first_call is None:
-            self._first_call = FirstCall(pl_module, samples=1)
+        if wanted and pl_module.example_input_array is None and self._recorder is None:
+            self._recorder = CallRecorder(pl_module, limit=1, samples=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the quality at the sparsity that was validated."""
@@ -165,19 +166,20 @@ class SparsityMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Stop looking for an example."""
-        if self._first_call is not None:
-            self._first_call.stop()
+        if self._recorder is not None:
+            self._recorder.stop()
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from lightning_prune.reporting.report import report
 
         example = pl_module.example_input_array
-        if self._first_call is not None:
-            self._first_call.stop()
-            example, self._first_call = self._first_call.example, None
+        if self._recorder is not None:
+            self._recorder.stop()
+            example = next(iter(self._recorder.calls), None)
+            self._recorder = None
         try:
             if example is None:
-                raise ValueError(missing_example(pl_module))
+                refuse_missing_example(pl_module, "no call of forward in validation_step")
             measured = report(pl_module, example, progress=False)
         except Exception as error:  # of the user's model, too: no reason to end with an error
             warnings.warn(f"no report: {error}", stacklevel=2)

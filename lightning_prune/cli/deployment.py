@@ -1,6 +1,5 @@
 """A checkpoint exported, and the file's quality by the user's own validation."""
 
-import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -13,19 +12,16 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import RenderableType
 from rich.progress import track
 
-from lightning_prune.channels.removal import shrink, shrunk_state
+from lightning_prune.channels.shrink import shrink, shrunk_state
 from lightning_prune.cli.example import example_of_validation
-from lightning_prune.deploy.files import file_size
-from lightning_prune.deploy.onnx import export_onnx, quantize_onnx
-from lightning_prune.deploy.onnx_runtime import (
-    on_cpu,
-    run,
-    session,
-    tensors_of,
-    with_tensors,
-)
+from lightning_prune.deploy.compression import file_size
+from lightning_prune.deploy.onnx import export_onnx
+from lightning_prune.deploy.onnx_runtime import open_session, run_session
+from lightning_prune.deploy.quantization import quantize_onnx
 from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
-from lightning_prune.models.calls import as_call, bound_call
+from lightning_prune.models.calls import Call, bind_call, make_call, refuse_missing_example
+from lightning_prune.models.examples import CallRecorder
+from lightning_prune.models.trees import find_tensors, move_to_cpu, replace_tensors
 from lightning_prune.post_training.calibration import quiet, validated
 from lightning_prune.reporting.pruning import change_table
 
@@ -71,23 +67,21 @@ def write_onnx(
     example = model.example_input_array
     if example is None:
         if not inputs:
-            raise ValueError(
-                "need an example of what forward is called with, got no example_input_array in the "
-                "model and no validation that calls forward; set self.example_input_array"
-            )
+            refuse_missing_example(model, "no call of forward in validation_step")
         example = inputs[0]
     if precision == "int8" and not inputs:
         raise ValueError(
             "need a validation_step that calls forward (as self(...)) to calibrate int8 with its "
             f"inputs, got one that does not in {type(model).__name__}"
         )
-    inputs = [given for given in inputs if _items(given) == _items(example)]
+    items = _items(make_call(model, example))
+    inputs = [call for call in inputs if _items(call) == items]
     say("writing the ONNX file and comparing it with the model")
     if precision == "int8":
         with TemporaryDirectory() as folder:
             floats = export_onnx(model, Path(folder) / "floats", example=example, inputs=inputs)
             calls = track(
-                [as_call(model, given) for given in inputs],
+                inputs,
                 "calibrating 8 bits",
                 transient=True,
                 disable=trainer.progress_bar_callback is None,
@@ -217,32 +211,20 @@ def _validates(model: LightningModule, datamodule: LightningDataModule | None) -
     )
 
 
-def _items(example: Any) -> list[torch.Size]:
+def _items(call: Call) -> list[torch.Size]:
     """Return the shapes without their first dimension; a traced file is for these."""
-    return [tensor.shape[1:] for tensor in tensors_of(example)]
+    return [tensor.shape[1:] for tensor in call.tensors]
 
 
 def _validated_and_watched(
     trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, calls: int
-) -> tuple[dict[str, float], list[Any]]:
-    """Return what validation logs for a copy, and what its ``forward`` was called with at first."""
-    inputs: list[Any] = []
-    copy = deepcopy(model)
-    forward = copy.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        if len(inputs) < calls:
-            positional, named = deepcopy(on_cpu(bound_call(model, args, kwargs)))
-            names = inspect.signature(model.forward).parameters
-            inputs.append(
-                named | dict(zip(names, positional, strict=False)) if named else positional
-            )
-        return forward(*args, **kwargs)
-
-    copy.forward = watched  # type: ignore[method-assign]
+) -> tuple[dict[str, float], list[Call]]:
+    """Return the metrics that validation logs for a copy, and the first calls of ``forward``."""
     if not _validates(model, datamodule):
         return {}, []
-    return validated(trainer, copy, datamodule), inputs
+    copied = deepcopy(model)
+    with CallRecorder(copied, limit=calls) as recorder:
+        return validated(trainer, copied, datamodule), recorder.calls
 
 
 class _MisfitError(ValueError):
@@ -254,14 +236,14 @@ class _OnnxForward:
 
     def __init__(self, model: LightningModule, path: Path, example: Any) -> None:
         self.model = model
-        self.opened = session(path)
-        copy = deepcopy(model).cpu().float().eval()
-        args, kwargs = as_call(copy, on_cpu(example))
+        self.opened = open_session(path)
+        copied = deepcopy(model).cpu().float().eval()
+        call = move_to_cpu(make_call(copied, example))
         with torch.no_grad():
-            self.template = copy(*args, **kwargs)
+            self.template = copied(*call.arguments, **call.keywords)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tensors = tensors_of(bound_call(self.model, args, kwargs))
+        tensors = bind_call(self.model, args, kwargs).tensors
         for node, tensor in zip(self.opened.get_inputs(), tensors, strict=True):
             if len(node.shape) != tensor.dim() or any(
                 isinstance(size, int) and size != found
@@ -271,12 +253,12 @@ class _OnnxForward:
                     f"validation calls forward with a shape of {list(tensor.shape)}, and the file "
                     f"takes {node.shape}"
                 )
-        answers = run(self.opened, on_cpu(tensors))
+        answers = run_session(self.opened, move_to_cpu(tensors))
         device = tensors[0].device
-        return with_tensors(
+        return replace_tensors(
             self.template,
             [
                 answer.to(device, like.dtype)
-                for answer, like in zip(answers, tensors_of(self.template), strict=True)
+                for answer, like in zip(answers, find_tensors(self.template), strict=True)
             ],
         )

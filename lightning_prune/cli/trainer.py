@@ -243,7 +243,8 @@ class PruneTrainer(Trainer):
         """
         from lightning_prune.cli.deployment import write_onnx, write_sparse
         from lightning_prune.deploy.files import need_libraries
-        from lightning_prune.deploy.onnx import LIBRARIES, saturates
+        from lightning_prune.deploy.onnx import LIBRARIES
+        from lightning_prune.deploy.quantization import saturates
         from lightning_prune.post_training.calibration import (
             check_batches,
             check_one_process,
@@ -292,7 +293,7 @@ def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     if "shrunk_attributes" not in checkpoint:
         return False
-    from lightning_prune.channels.removal import adopt
+    from lightning_prune.channels.shrink import adopt
 
     model.configure_model()
     adopt(model, checkpoint)

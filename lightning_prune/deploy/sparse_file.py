@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.deploy.files import need_libraries, replacing
+from lightning_prune.deploy.files import need_libraries, replace_file
 from lightning_prune.tensors.bits import packed, unpacked
 
 _FORMAT = "lightning_prune.sparse"
@@ -100,7 +100,7 @@ def save_sparse(
         "tensors": description,
         "checksum": _checksum(description, stored),
     }
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write_bytes(safetensors.torch.save(stored, metadata))
 
 

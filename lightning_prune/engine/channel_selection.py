@@ -9,10 +9,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_prune.channels.coupling import CoupledChannels, couple
-from lightning_prune.channels.removal import why_not_removable
+from lightning_prune.channels.shrink import find_unremovable
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.engine.selection import Candidate, Selection, candidates, entries
-from lightning_prune.models.calls import example_of
+from lightning_prune.models.calls import make_call
 from lightning_prune.recipe.patterns import ChannelPattern
 from lightning_prune.recipe.targets import as_yaml
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -49,12 +49,12 @@ def select_channels(
     by_name = {name: one for one in found for name in one.names}
     tensors: dict[str, PrunedTensor] = {}
     groups: list[ChannelGroup] = []
-    example = example_of(module, example)
-    coupling = couple(module, example)
+    call = make_call(module, example)
+    coupling = couple(module, call)
     all_coupled = [_coupled(channels, by_name) for channels in coupling.groups]
     reasons = {index: _why_dense(coupled, pattern) for index, coupled in enumerate(all_coupled)}
     free = [index for index, reason in reasons.items() if reason is None]
-    tried = why_not_removable(module, example, coupling, free)
+    tried = find_unremovable(module, call, coupling, free)
     reasons |= {index: _Reason(why=why) for index, why in tried.items()}
     for index, coupled in enumerate(all_coupled):
         if reasons[index] is not None:

@@ -1,26 +1,24 @@
 """What pruning has bought: size, multiplications, memory and latency, without flattery."""
 
 import copy
-import random
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from lightning_prune.models.calls import as_call, example_of
+from lightning_prune.deploy.compression import count_compressed_bytes
+from lightning_prune.models.calls import Call, make_call
+from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.counting import Pass, Work, count
 from lightning_prune.models.names import owner_of, plain_name
 from lightning_prune.models.prunable import output_axis, prunable_weights
+from lightning_prune.models.undisturbed import keep_generators
 from lightning_prune.reporting.latency import LEAST_BLOCKS, Latency
 from lightning_prune.reporting.records import LayerReport, Report
-from lightning_prune.reporting.runtimes import Call, latencies_of
+from lightning_prune.reporting.runtimes import measure_latencies
 from lightning_prune.reporting.zeros import pattern_of
 from lightning_prune.tensors.shards import is_sharded
 
@@ -72,19 +70,16 @@ def report(
         (40, 24)
     """
     _check(module, threads, blocks)
-    example = example_of(module, example)
-    with _undisturbed(), _bar(progress) as bar:
+    call = make_call(module, example)
+    with keep_generators(), torch.no_grad(), _bar(progress) as bar:
         pruned = _copy(module)
         full = _filled(pruned) if dense is None else _copy(dense)
-        arguments, keywords = as_call(pruned, example)
-        counted = count(pruned, arguments, keywords)
-        counted_dense = count(full, arguments, keywords)
+        counted, counted_dense = count(pruned, call), count(full, call)
         layers = _layers(module, full, counted, counted_dense, bar)
         latencies: tuple[Latency, ...] = ()
         notes: tuple[str, ...] = ()
         if latency:
-            call = Call(arguments=arguments, keywords=keywords, threads=threads)
-            latencies, notes = latencies_of(full, pruned, call, blocks, bar)
+            latencies, notes = measure_latencies(full, pruned, call, threads, blocks, bar)
     weights = prunable_weights(module)
     entries = sum(weight.numel() for weight in weights.values())
     kept = sum(int(weight.detach().count_nonzero()) for weight in weights.values())
@@ -93,7 +88,7 @@ def report(
     )
     return Report(
         model=type(module).__name__,
-        example=_described(example),
+        example=_described(call),
         layers=layers,
         sparsity=1 - kept / entries if entries else 0.0,
         peak_bytes=counted.peak,
@@ -150,7 +145,7 @@ def _layers(
                 unknown=tuple(dict.fromkeys(work.unknown)),
                 dense_bytes=sum(p.nbytes for p in held_dense.get(name, {}).values()),
                 bytes=len(payload),
-                compressed_bytes=len(zlib.compress(payload)) if payload else 0,
+                compressed_bytes=count_compressed_bytes(payload),
                 peak_bytes=work.peak,
             )
         )
@@ -213,7 +208,7 @@ def _unknown(layers: Sequence[LayerReport], counted: Pass) -> tuple[str, ...]:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).eval().requires_grad_(False)
+    return copy_module(module).eval().requires_grad_(False)
 
 
 def _filled(module: nn.Module) -> nn.Module:
@@ -231,23 +226,8 @@ def _filled(module: nn.Module) -> nn.Module:
     return full
 
 
-def _described(example: Any) -> str:
+def _described(call: Call) -> str:
     return ", ".join(
         f"{' x '.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).rpartition('.')[2]}"
-        for tensor in tree_leaves(example)
-        if isinstance(tensor, Tensor)
+        for tensor in call.tensors
     )
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Give the random number generators back as they are now; compute no gradients."""
-    python = random.getstate()
-    of_numpy = np.random.get_state()  # noqa: NPY002
-    devices = range(torch.cuda.device_count())
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
