@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.progress import track
 
 from lightning_prune.channels.shrink import shrink, shrunk_state
-from lightning_prune.cli.example import example_of_validation
+from lightning_prune.cli.example import find_example
 from lightning_prune.deploy.compression import file_size
 from lightning_prune.deploy.onnx import export_onnx
 from lightning_prune.deploy.onnx_runtime import open_session, run_session
@@ -137,7 +137,7 @@ def write_shrunk(
         say: Told what is done, and what came of it.
     """
     before = _validated(trainer, model, datamodule)
-    example = example_of_validation(trainer, model, datamodule, samples=2)
+    example = find_example(trainer, model, datamodule, samples=2)
     say("finding which channels go together, and comparing the model without those that are zero")
     smaller = shrink(model, example)
     parameters = [sum(p.numel() for p in each.parameters()) for each in (model, smaller)]

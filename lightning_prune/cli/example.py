@@ -10,7 +10,7 @@ from lightning_prune.models.examples import CallRecorder
 from lightning_prune.post_training.calibration import quiet, validated
 
 
-def example_of_validation(
+def find_example(
     trainer: Trainer,
     model: LightningModule,
     datamodule: LightningDataModule | None,

@@ -149,7 +149,7 @@ class PruneTrainer(Trainer):
                 call; more make the interval narrower.
             output: Where to write it, too: a .json, .csv or .md file, or a folder for all three.
         """
-        from lightning_prune.cli.example import example_of_validation
+        from lightning_prune.cli.example import find_example
         from lightning_prune.post_training.calibration import check_one_process, checked_checkpoint
         from lightning_prune.reporting.records import check_output
         from lightning_prune.reporting.report import report
@@ -162,7 +162,7 @@ class PruneTrainer(Trainer):
         checked_checkpoint(ckpt_path)
         dense = deepcopy(model)
         is_shrunk = _load(model, ckpt_path)
-        example = example_of_validation(self, model, datamodule, batch_size)
+        example = find_example(self, model, datamodule, batch_size)
         measured = report(
             model.to(self.strategy.root_device),
             example,
