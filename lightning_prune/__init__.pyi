@@ -4,13 +4,10 @@ from .callbacks.checkpoint import SparsityCheckpoint as SparsityCheckpoint
 from .callbacks.distillation import DistillationCallback as DistillationCallback
 from .callbacks.monitor import SparsityMonitor as SparsityMonitor
 from .callbacks.pruning import PruningCallback as PruningCallback
-from .channels.removal import adopt as adopt, shrink as shrink, shrunk_state as shrunk_state
-from .deploy.files import FileSize as FileSize, file_size as file_size
-from .deploy.onnx import (
-    OnnxFile as OnnxFile,
-    export_onnx as export_onnx,
-    quantize_onnx as quantize_onnx,
-)
+from .channels.shrink import adopt as adopt, shrink as shrink, shrunk_state as shrunk_state
+from .deploy.compression import FileSize as FileSize, file_size as file_size
+from .deploy.onnx import OnnxFile as OnnxFile, export_onnx as export_onnx
+from .deploy.quantization import quantize_onnx as quantize_onnx
 from .deploy.sparse_file import load_sparse as load_sparse, save_sparse as save_sparse
 from .engine.pruner import Pruner as Pruner
 from .post_training.one_shot import OneShotReport as OneShotReport, prune_once as prune_once

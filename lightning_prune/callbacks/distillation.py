@@ -14,9 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
 from lightning_prune.callbacks.teaching import FORWARD, Lesson, called, submodule
+from lightning_prune.models.compiled import is_compiled
 
 
 class DistillationCallback(Callback):
@@ -281,7 +281,7 @@ def _refuse_compiled(model: LightningModule) -> None:
     compiled = [
         name or type(model).__name__
         for name, module in model.named_modules()
-        if isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
+        if is_compiled(module)
     ]
     if model._compiler_ctx is not None:
         compiled.insert(0, type(model).__name__)

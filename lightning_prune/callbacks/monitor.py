@@ -8,7 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_prune.callbacks.beside import pruner_beside
-from lightning_prune.callbacks.first_call import FirstCall, missing_example
+from lightning_prune.models.calls import refuse_missing_example
+from lightning_prune.models.examples import CallRecorder
 from lightning_prune.reporting.pruning import pruning_table
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class SparsityMonitor(Callback):
         self.report = report
         self.quality_curve: list[tuple[float, float]] = []
         self._logged_updates = 0
-        self._first_call: FirstCall | None = None
+        self._recorder: CallRecorder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh; refuse a Trainer without pruning, or a plot without matplotlib."""
@@ -67,7 +68,7 @@ class SparsityMonitor(Callback):
             return
         pruner_beside(self, trainer)
         self.quality_curve = []
-        self._first_call = None
+        self._recorder = None
         if self.quality and _boards(trainer) and importlib.util.find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
                 f"need matplotlib to draw quality={self.quality!r} in TensorBoard: "
@@ -122,10 +123,10 @@ class SparsityMonitor(Callback):
             logger.log_metrics(scalars, step=_logged_step(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the first input of the model, for the report."""
+        """Record the first call of the model, as an example for the report."""
         wanted = self.report and trainer.is_global_zero and trainer.state.fn == "fit"
-        if wanted and pl_module.example_input_array is None and self._first_call is None:
-            self._first_call = FirstCall(pl_module, samples=1)
+        if wanted and pl_module.example_input_array is None and self._recorder is None:
+            self._recorder = CallRecorder(pl_module, limit=1, samples=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the quality at the validated sparsity."""
@@ -158,19 +159,20 @@ class SparsityMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Stop recording the input."""
-        if self._first_call is not None:
-            self._first_call.stop()
+        if self._recorder is not None:
+            self._recorder.stop()
 
     def _log_report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from lightning_prune.reporting.report import report
 
         example = pl_module.example_input_array
-        if self._first_call is not None:
-            self._first_call.stop()
-            example, self._first_call = self._first_call.example, None
+        if self._recorder is not None:
+            self._recorder.stop()
+            example = next(iter(self._recorder.calls), None)
+            self._recorder = None
         try:
             if example is None:
-                raise ValueError(missing_example(pl_module))
+                refuse_missing_example(pl_module, "no call of forward in validation_step")
             measured = report(pl_module, example, progress=False)
         except Exception as error:  # a model that fails here must not end the training
             warnings.warn(f"no report: {error}", stacklevel=2)

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
+
+from lightning_prune.models.trees import find_tensors
+from lightning_prune.models.undisturbed import keep_torch_generators
 
 FORWARD = "forward"
 
@@ -88,7 +90,7 @@ class Lesson:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = find_tensors((args, kwargs))
         if any(tensor.grad_fn is not None for tensor in tensors):
             raise ValueError(
                 f"need {called(self.output)} to be given data, got the output of layers "
@@ -111,9 +113,8 @@ class Lesson:
             submodule(self.teacher, name).register_forward_hook(self._keep(name))
             for name in self._taught
         ]
-        device = next(self.teacher.parameters()).device
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with keep_torch_generators(next(self.teacher.parameters()).device):
                 answer = submodule(self.teacher, self.output)(*args, **kwargs)
         finally:
             for handle in handles:

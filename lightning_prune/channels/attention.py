@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, scaled_dot_product_attention
 
+from lightning_prune.models.compiled import compile_like, unwrap_compiled
+
 
 class SlimMultiheadAttention(nn.Module):
     """`torch.nn.MultiheadAttention` after heads were removed, which torch's own class cannot be.
@@ -103,11 +105,15 @@ class SlimMultiheadAttention(nn.Module):
 
 def slim_attention(module: nn.Module) -> None:
     """Replace attention whose projections have lost heads."""
-    for child in list(module.modules()):
-        for name, attention in child.named_children():
+    for parent in list(module.modules()):
+        if unwrap_compiled(parent) is not parent:
+            continue  # Its parent replaces it as a whole.
+        for name, child in parent.named_children():
+            attention = unwrap_compiled(child)
             if isinstance(attention, nn.MultiheadAttention) and _has_lost_heads(attention):
                 head_size = attention.embed_dim // attention.num_heads
-                setattr(child, name, SlimMultiheadAttention(attention, head_size))
+                slim = SlimMultiheadAttention(attention, head_size)
+                setattr(parent, name, compile_like(slim, child))
 
 
 def _has_lost_heads(attention: nn.MultiheadAttention) -> bool:

@@ -1,24 +1,23 @@
 """Channels of a model that go together, found by a walk over the graphs of its forward pass."""
 
-import copy
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_prune.channels.flow import CountedAxis, Flow
 from lightning_prune.channels.labels import Labels
 from lightning_prune.channels.operations import StoredTensor
 from lightning_prune.channels.walk import walk
-from lightning_prune.models.calls import as_call
+from lightning_prune.models.calls import Call, make_call
+from lightning_prune.models.compiled import copy_uncompiled, unwrap_compiled
+from lightning_prune.models.errors import describe_error
 from lightning_prune.models.names import plain_name
+from lightning_prune.models.tracing import trace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,9 +101,9 @@ def couple(module: nn.Module, example: Any) -> Coupling:
         ValueError: If the module cannot be traced with this example.
     """
     labels = Labels()
-    stored = _label_axes(module, labels)
+    stored = _label_axes(unwrap_compiled(module), labels)
     flow = Flow(labels)
-    for program in _programs(module, example):
+    for program in _trace_modes(module, example):
         walk(flow, program, stored)
     flow.settle()
     counted_axes = tuple(
@@ -115,66 +114,26 @@ def couple(module: nn.Module, example: Any) -> Coupling:
     return Coupling(groups=groups, counted_axes=counted_axes)
 
 
-def with_two_samples(example: Any) -> Any:
-    """Return an example whose batch is not of 1: some normalisations cannot train on that."""
-
-    def twice(value: Any) -> Any:
-        is_one = isinstance(value, Tensor) and value.ndim > 0 and len(value) == 1
-        return torch.cat([value, value]) if is_one else value
-
-    return tree_map(twice, example)
-
-
-def _programs(module: nn.Module, example: Any) -> list[torch.export.ExportedProgram]:
-    """Trace both modes, or the one that can be: some models are not called in the other."""
-    args, kwargs = as_call(module, with_two_samples(example))
-    traced = [_traced(module, args, kwargs, training) for training in (True, False)]
+def _trace_modes(module: nn.Module, example: Any) -> list[torch.export.ExportedProgram]:
+    """Trace both modes, or the only mode in which the model can be called."""
+    call = make_call(module, example).double_single_sample()
+    traced = [_try_trace(copy_uncompiled(module).train(mode), call) for mode in (True, False)]
     programs = [program for program in traced if not isinstance(program, Exception)]
-    if not programs:
-        error = traced[-1]
-        cause = (str(error).splitlines() or [""])[0]
+    if isinstance(error := traced[-1], Exception) and not programs:
         raise ValueError(
             "need a forward that torch.export can trace, to find which channels go together, got "
-            f"{type(error).__name__}: {cause}; give an example that forward takes (example=..., "
-            "or the module's example_input_array), and keep what depends on values of tensors "
-            "out of forward"
+            f"{describe_error(error)}; give an example that forward takes (example=..., or the "
+            "module's example_input_array), and keep what depends on values of tensors out of "
+            "forward"
         )
     return programs
 
 
-def _traced(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
-) -> "torch.export.ExportedProgram | Exception":
+def _try_trace(module: nn.Module, call: Call) -> "torch.export.ExportedProgram | Exception":
     try:
-        copied = copy.deepcopy(module).train(training)
-        with _plainly(), undisturbed(module):
-            return torch.export.export(copied, args, kwargs, strict=False)
-    except Exception as error:  # whatever the model's own code raises
+        return trace(module, call)
+    except Exception as error:  # of the model's own code
         return error
-
-
-@contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Leave the random number generators that a module may use as they are now."""
-    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices):
-        yield
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Trace what is computed, not the fused kernels that hide it."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            torch.compiler.set_stance("force_eager"),
-            warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
-        ):
-            warnings.filterwarnings("ignore", "The tensor attributes .* assigned during export")
-            yield  # recurrent layers keep a list of their weights, which is assigned
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 # -- groups of channels --------------------------------------------------------------------------
@@ -203,7 +162,7 @@ def _label_axes(module: nn.Module, labels: Labels) -> dict[str, StoredTensor]:
                 model_axes=tuple(range(tensor.ndim)),
                 is_parameter=isinstance(tensor, nn.Parameter),
             )
-        found[name] = known[id(tensor)]
+        found[plain_name(name)] = known[id(tensor)]
     return found
 
 

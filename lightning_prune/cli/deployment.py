@@ -1,6 +1,5 @@
 """Files to deploy, written from a checkpoint and validated by the user's own validation."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -14,19 +13,17 @@ from rich.console import RenderableType
 from rich.progress import track
 from torch import nn
 
-from lightning_prune.channels.removal import shrink, shrunk_state
-from lightning_prune.cli.example import example_of_validation
-from lightning_prune.deploy.files import file_size, need_libraries
-from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, export_onnx, quantize_onnx, saturates
-from lightning_prune.deploy.onnx_runtime import (
-    on_cpu,
-    run,
-    session,
-    tensors_of,
-    with_tensors,
-)
+from lightning_prune.channels.shrink import shrink, shrunk_state
+from lightning_prune.cli.example import find_example
+from lightning_prune.deploy.compression import file_size
+from lightning_prune.deploy.files import need_libraries
+from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, export_onnx
+from lightning_prune.deploy.onnx_runtime import open_session, run_session
+from lightning_prune.deploy.quantization import quantize_onnx, saturates
 from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
-from lightning_prune.models.calls import as_call, bound_call
+from lightning_prune.models.calls import Call, bind_call, make_call, refuse_missing_example
+from lightning_prune.models.examples import CallRecorder
+from lightning_prune.models.trees import find_tensors, move_to_cpu, replace_tensors
 from lightning_prune.post_training.calibration import quiet, validate
 from lightning_prune.reporting.pruning import change_table
 
@@ -75,14 +72,15 @@ def write_onnx(
         reduce_range: Whether 8-bit weights use 7 bits; by default if this machine needs it.
         say: Called with each line and table for the user.
     """
-    before, recorded = _validated_and_watched(trainer, model, datamodule, batches)
+    before, recorded = _validate_and_record(trainer, model, datamodule, batches)
     example = _choose_example(model, recorded)
     if precision == "int8" and not recorded:
         raise ValueError(
             "need a validation_step that calls forward (as self(...)) to calibrate int8, got "
             f"{type(model).__name__}.validation_step without such a call"
         )
-    inputs = [given for given in recorded if _items(given) == _items(example)]
+    items = _items(make_call(model, example))
+    inputs = [call for call in recorded if _items(call) == items]
     if precision == "int8" and reduce_range is None:
         reduce_range = saturates()
     say("writing the ONNX file and comparing it with the model")
@@ -107,12 +105,12 @@ def _write_int8(
     model: LightningModule,
     output: Path,
     example: Any,
-    inputs: Sequence[Any],
+    inputs: Sequence[Call],
     reduce_range: bool | None,
 ) -> OnnxFile:
     """Write a file in 32 bits to a temporary folder, and quantize it."""
     calls = track(
-        [as_call(model, given) for given in inputs],
+        inputs,
         "calibrating 8 bits",
         transient=True,
         disable=trainer.progress_bar_callback is None,
@@ -122,15 +120,12 @@ def _write_int8(
         return quantize_onnx(floats.path, output, calls, reduce_range=reduce_range)
 
 
-def _choose_example(model: LightningModule, recorded: Sequence[Any]) -> Any:
+def _choose_example(model: LightningModule, recorded: Sequence[Call]) -> Any:
     """Return the model's ``example_input_array``, or else the first recorded input."""
     if model.example_input_array is not None:
         return model.example_input_array
     if not recorded:
-        raise ValueError(
-            "need an example of what forward is called with, got no example_input_array in the "
-            "model and no validation that calls forward; set self.example_input_array"
-        )
+        refuse_missing_example(model, "no call of forward in validation_step")
     return recorded[0]
 
 
@@ -188,7 +183,7 @@ def write_shrunk(
         say: Called with each line and table for the user.
     """
     before = _validate_if_possible(trainer, model, datamodule)
-    example = example_of_validation(trainer, model, datamodule, samples=2)
+    example = find_example(trainer, model, datamodule, samples=2)
     say("finding which channels go together, and comparing the smaller model with the model")
     smaller = shrink(model, example)
     dense, left = (sum(p.numel() for p in each.parameters()) for each in (model, smaller))
@@ -271,32 +266,20 @@ def _has_validation(model: LightningModule, datamodule: LightningDataModule | No
     )
 
 
-def _items(example: Any) -> list[torch.Size]:
+def _items(call: Call) -> list[torch.Size]:
     """Return the shapes without the first dimension, which a traced file requires."""
-    return [tensor.shape[1:] for tensor in tensors_of(example)]
+    return [tensor.shape[1:] for tensor in call.tensors]
 
 
-def _validated_and_watched(
+def _validate_and_record(
     trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, calls: int
-) -> tuple[dict[str, float], list[Any]]:
-    """Return the metrics of a validated copy, and the first inputs of ``forward``."""
-    inputs: list[Any] = []
-    copy = deepcopy(model)
-    forward = copy.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        if len(inputs) < calls:
-            positional, named = deepcopy(on_cpu(bound_call(model, args, kwargs)))
-            names = inspect.signature(model.forward).parameters
-            inputs.append(
-                named | dict(zip(names, positional, strict=False)) if named else positional
-            )
-        return forward(*args, **kwargs)
-
-    copy.forward = watched  # type: ignore[method-assign]
+) -> tuple[dict[str, float], list[Call]]:
+    """Return the metrics of a validated copy, and the first calls of ``forward``."""
     if not _has_validation(model, datamodule):
         return {}, []
-    return validate(trainer, copy, datamodule), inputs
+    copied = deepcopy(model)
+    with CallRecorder(copied, limit=calls) as recorder:
+        return validate(trainer, copied, datamodule), recorder.calls
 
 
 class _MisfitError(ValueError):
@@ -308,14 +291,14 @@ class _OnnxForward:
 
     def __init__(self, model: LightningModule, path: Path, example: Any) -> None:
         self.model = model
-        self.opened = session(path)
-        copy = deepcopy(model).cpu().float().eval()
-        args, kwargs = as_call(copy, on_cpu(example))
+        self.opened = open_session(path)
+        copied = deepcopy(model).cpu().float().eval()
+        call = move_to_cpu(make_call(copied, example))
         with torch.no_grad():
-            self.template = copy(*args, **kwargs)
+            self.template = copied(*call.arguments, **call.keywords)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tensors = tensors_of(bound_call(self.model, args, kwargs))
+        tensors = bind_call(self.model, args, kwargs).tensors
         for node, tensor in zip(self.opened.get_inputs(), tensors, strict=True):
             if len(node.shape) != tensor.dim() or any(
                 isinstance(size, int) and size != found
@@ -325,12 +308,12 @@ class _OnnxForward:
                     f"validation calls forward with a shape of {list(tensor.shape)}, and the file "
                     f"takes {node.shape}"
                 )
-        answers = run(self.opened, on_cpu(tensors))
+        answers = run_session(self.opened, move_to_cpu(tensors))
         device = tensors[0].device
-        return with_tensors(
+        return replace_tensors(
             self.template,
             [
                 answer.to(device, like.dtype)
-                for answer, like in zip(answers, tensors_of(self.template), strict=True)
+                for answer, like in zip(answers, find_tensors(self.template), strict=True)
             ],
         )

@@ -1,43 +1,42 @@
-"""What a model's ``forward`` is called with, where the model does not say it."""
+"""An example of a model's input, taken from validation where the model has none."""
 
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from lightning_prune.callbacks.first_call import FirstCall, missing_example
+from lightning_prune.models.calls import refuse_missing_example
+from lightning_prune.models.examples import CallRecorder
 from lightning_prune.post_training.calibration import quiet, validate
 
 
-def example_of_validation(
+def find_example(
     trainer: Trainer,
     model: LightningModule,
     datamodule: LightningDataModule | None,
     samples: int,
 ) -> Any:
-    """Return a model's ``example_input_array``, or what validation first calls it with.
+    """Return a model's ``example_input_array``, or else the first call of its validation.
 
     Args:
-        trainer: Validates one batch.
+        trainer: Validates a batch.
         model: Left as it was.
-        datamodule: Where the batch comes from; by default from the model.
-        samples: How many samples of the batch to take.
+        datamodule: Gives the batch; by default the model does.
+        samples: The number of samples to take from the batch.
 
     Raises:
         ValueError: If validation does not call ``forward``.
     """
     if model.example_input_array is not None:
         return model.example_input_array
-    call = FirstCall(model, samples)
     limit, callbacks = trainer.limit_val_batches, trainer.callbacks  # type: ignore[attr-defined]
     trainer.limit_val_batches = 1
     trainer.callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
     try:
-        with quiet(".*"):
+        with quiet(".*"), CallRecorder(model, limit=1, samples=samples) as recorder:
             validate(trainer, model, datamodule)
     finally:
         trainer.limit_val_batches, trainer.callbacks = limit, callbacks  # type: ignore[attr-defined]
-        call.stop()
-    if call.example is None:
-        raise ValueError(missing_example(model))
-    return call.example
+    if not recorder.calls:
+        refuse_missing_example(model, "no call of forward in validation_step")
+    return recorder.calls[0]

@@ -154,7 +154,7 @@ class PruneTrainer(Trainer):
                 one call. More blocks narrow the interval.
             output: A .json, .csv or .md file to write the report to, or a folder for all three.
         """
-        from lightning_prune.cli.example import example_of_validation
+        from lightning_prune.cli.example import find_example
         from lightning_prune.post_training.calibration import check_checkpoint, check_one_process
         from lightning_prune.reporting.records import check_output
         from lightning_prune.reporting.report import report
@@ -167,7 +167,7 @@ class PruneTrainer(Trainer):
         check_checkpoint(ckpt_path)
         dense = deepcopy(model)
         is_shrunk = _load(model, ckpt_path)
-        example = example_of_validation(self, model, datamodule, batch_size)
+        example = find_example(self, model, datamodule, batch_size)
         found = report(
             model.to(self.strategy.root_device),
             example,
@@ -295,7 +295,7 @@ def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     if "shrunk_attributes" not in checkpoint:
         return False
-    from lightning_prune.channels.removal import adopt
+    from lightning_prune.channels.shrink import adopt
 
     model.configure_model()
     adopt(model, checkpoint)

@@ -1,4 +1,4 @@
-"""A file that holds what is not zero, and where: it loads back bit for bit."""
+"""Files of the nonzero values and their places; they load back bit for bit."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.deploy.files import need_libraries, replacing
+from lightning_prune.deploy.files import need_libraries, replace_file
 from lightning_prune.tensors.bits import pack_mask, unpack_mask
 
 _FORMAT = "lightning_prune.sparse"
@@ -44,27 +44,27 @@ def save_sparse(
 
     Of a tensor with :math:`N` entries of :math:`b` bytes, :math:`k` of them not zero, the file
     holds a mask of one bit an entry and the packed values, :math:`\lceil N / 8 \rceil + k b` bytes;
-    or the plain tensor, where that is less. Zero is what has no bit set, so ``-0.0`` is a value
-    like any other, and NaNs keep their payload. Tied tensors are written once.
+    or the plain tensor, where that is less. An entry without any bit set is zero. So ``-0.0`` is a
+    value like any other, and NaNs keep their payload. Tied tensors are written once.
 
-    It is a safetensors file: whatever reads those can list it, and loading executes nothing. The
-    tensor ``name`` is ``mask/name`` (eight entries a byte, the first in the highest bit) and
-    ``values/name``, or ``plain/name``. In the metadata are ``format``, ``version``, ``tensors``
-    (JSON: by name, in order, ``dtype`` and ``shape``, or ``same_as`` for a tied one) and
-    ``checksum``: SHA-256 of ``tensors`` followed by the bytes of all tensors in the order of their
-    names.
+    It is a safetensors file: other readers of this format can list it, and loading executes
+    nothing. The tensor ``name`` is ``mask/name`` (eight entries a byte, the first in the highest
+    bit) and ``values/name``, or ``plain/name``. The metadata hold ``format``, ``version``,
+    ``tensors`` (JSON: by name, in order, ``dtype`` and ``shape``, or ``same_as`` for a tied tensor)
+    and ``checksum``: SHA-256 of ``tensors`` followed by the bytes of all tensors in the order of
+    their names.
 
     Args:
         weights: A module, or a ``state_dict``.
-        path: The file. It is replaced at the end: if anything fails, an older one stays.
-        dtype: Store values of a wider floating point type in this one, ``torch.float16`` or
-            ``torch.bfloat16``; they load in their own type again, rounded: by up to
-            :math:`2^{-11}` of themselves in float16 (absolutely :math:`2^{-25}` below
-            :math:`2^{-14}`, so what is smaller than that becomes zero), :math:`2^{-8}` in bfloat16.
-            By default nothing is rounded.
+        path: The file. It is replaced at the end: if anything fails, an older file stays.
+        dtype: Type to store wider floating-point values in, ``torch.float16`` or
+            ``torch.bfloat16``. They load in their own type again, rounded by up to :math:`2^{-8}`
+            of themselves in bfloat16 and :math:`2^{-11}` in float16. Below :math:`2^{-14}`, float16
+            rounds by up to :math:`2^{-25}`, so that smaller values become zero. By default nothing
+            is rounded.
 
     Raises:
-        ValueError: If something of a ``state_dict`` is no tensor or of a type that a file cannot
+        ValueError: If a ``state_dict`` holds anything but tensors, or a type that a file cannot
             hold, or if a finite value would become infinite in ``dtype``.
         ModuleNotFoundError: If safetensors is not installed.
 
@@ -100,16 +100,16 @@ def save_sparse(
         "tensors": description,
         "checksum": _checksum(description, stored),
     }
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write_bytes(safetensors.torch.save(stored, metadata))
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
-    """Return what `save_sparse` has written, dense and on the CPU, for ``load_state_dict``.
+    """Return the tensors of a file of `save_sparse`, dense and on the CPU, for ``load_state_dict``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it was written by something else or another version, or is damaged.
+        ValueError: If another program or version wrote the file, or it is damaged.
         ModuleNotFoundError: If safetensors is not installed.
     """
     file = Path(path)
@@ -125,15 +125,13 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         if stored:
             raise ValueError(f"it holds more than its metadata names: {', '.join(stored)}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (
-            error if isinstance(error, ValueError) else "its metadata are not what they must be"
-        )
+        reason = error if isinstance(error, ValueError) else "its metadata are not valid"
         raise ValueError(f"need a file of save_sparse, got path='{path}': {reason}") from error
     return loaded
 
 
 def _stored(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return what the file holds of one tensor, by its keys in the file."""
+    """Return the tensors that the file holds in the place of a tensor, by keys of the file."""
     bits = tensor.flatten().view(_BITS[tensor.element_size()])
     mask = bits != 0
     values = bits[mask].view(tensor.dtype)
@@ -144,7 +142,7 @@ def _stored(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _dense(name: str, entry: Mapping[str, Any], stored: dict[str, Tensor]) -> Tensor:
-    """Return a tensor from what the file holds of it, which is taken away."""
+    """Return a tensor from its parts in the file, and remove these from ``stored``."""
     dtype, shape = _DTYPES[entry["dtype"]], torch.Size(entry["shape"])
     if _PLAIN + name in stored:
         tensor = stored.pop(_PLAIN + name)
@@ -173,7 +171,7 @@ def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     with file.open("rb") as start:
         header = start.read(9)
     if header[8:] != b"{":
-        raise ValueError("it is no safetensors file")
+        raise ValueError("it is not a safetensors file")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             return opened.metadata() or {}, {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
@@ -182,15 +180,15 @@ def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
 
 
 def _checked(metadata: Mapping[str, str], stored: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what the metadata say of each tensor, if it is ours and intact."""
+    """Return the description of each tensor; raise ValueError if the file is not intact."""
     if metadata.get("format") != _FORMAT:
-        raise ValueError("it was written by something else")
+        raise ValueError("it is not from save_sparse")
     if metadata.get("version") != _VERSION:
         raise ValueError(
             f"it has version {metadata.get('version')}, and this release reads version {_VERSION}"
         )
     if metadata.get("checksum") != _checksum(metadata["tensors"], stored):
-        raise ValueError("it is damaged: its checksum is not that of its content")
+        raise ValueError("it is damaged: its checksum does not fit its content")
     described: dict[str, Any] = json.loads(metadata["tensors"])
     return described
 
@@ -216,7 +214,7 @@ def _rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _identity(name: str, tensor: Tensor) -> Any:
-    """Return what two tensors have in common if and only if they are tied."""
+    """Return a key that two tensors share if and only if they are tied."""
     if tensor.numel() == 0:
         return name
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_prune.channels.coupling import CoupledChannels, couple
-from lightning_prune.channels.removal import why_not_removable
+from lightning_prune.channels.shrink import find_unremovable
 from lightning_prune.engine.candidates import (
     Candidate,
     Selection,
@@ -17,7 +17,7 @@ from lightning_prune.engine.candidates import (
     find_candidates,
 )
 from lightning_prune.engine.channel_groups import ChannelGroup
-from lightning_prune.models.calls import example_of
+from lightning_prune.models.calls import make_call
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.targets import as_yaml
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -51,13 +51,13 @@ def select_channels(
     found = find_candidates(module, optimizers, sparsity)
     if any(is_lazy(each.parameter) for each in found):
         return _wait_for_shapes(found)
-    example = example_of(module, example)
-    coupling = couple(module, example)
+    call = make_call(module, example)
+    coupling = couple(module, call)
     by_name = {name: each for each in found for name in each.names}
     coupled = [_find_members(channels, by_name) for channels in coupling.groups]
     reasons = {index: _why_dense(group, pattern) for index, group in enumerate(coupled)}
     free = [index for index, reason in reasons.items() if reason is None]
-    tried = why_not_removable(module, example, coupling, free)
+    tried = find_unremovable(module, call, coupling, free)
     reasons |= {index: _Reason(why=why) for index, why in tried.items()}
     dense = [(coupled[index], reason) for index, reason in reasons.items() if reason is not None]
     chosen = [coupled[index] for index, reason in reasons.items() if reason is None]

@@ -1,20 +1,23 @@
-"""One forward pass under observation: multiplications, memory, and what no longer matters."""
+"""A forward pass under observation: multiplications, memory, and layers without an effect."""
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_prune.models.calls import Call
+from lightning_prune.models.compiled import run_uncompiled
 from lightning_prune.models.names import owner_of, plain_name
+from lightning_prune.models.trees import find_tensors
+from lightning_prune.models.undisturbed import use_plain_kernels
 
 aten = torch.ops.aten
 
@@ -35,7 +38,7 @@ _FACTORS: dict[Any, tuple[int, ...]] = {
     aten._scaled_dot_product_efficient_attention: (0, 1, 2),
     aten._scaled_dot_product_cudnn_attention: (0, 1, 2),
 }
-# Operations that look matrices up or move them, and multiply by none.
+# Operations that look up or move matrices, and multiply nothing.
 _MOVING = {
     aten.cat,
     aten.copy_,
@@ -58,16 +61,16 @@ _MOVING = {
 
 @dataclass(kw_only=True)
 class Work:
-    """What the layer of one name does in one forward pass.
+    """The work of a layer in a forward pass.
 
     Attributes:
-        macs: Multiplications with an addition each, zeros included; biases and all that works entry
-            by entry, as activations and normalisations, left out.
-        effective: Those of them that do not multiply a weight that is zero.
-        peak: The most bytes of activations that were alive after one of its operations.
-        unknown: Names of its operations with a weight whose multiplications nobody knows.
-        varies: Whether its outputs change with the input of the model.
-        would_vary: Whether they would if no weight were zero.
+        macs: Multiplications with an addition each, also by zeros. Biases are left out, and so is
+            all work entry by entry, such as activations and normalizations.
+        effective: The multiplications by weights that are not zero.
+        peak: The most bytes of activations that were alive after an operation of the layer.
+        unknown: Names of operations with a weight whose multiplications cannot be counted.
+        varies: Whether outputs of the layer change with the input of the model.
+        would_vary: Whether they would change if no weight were zero.
     """
 
     macs: int = 0
@@ -80,13 +83,13 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """What one forward pass does.
+    """The work of a whole forward pass.
 
     Args:
-        work: By the name of the module that holds the weights, or works without any.
+        work: By the name of the module that holds the weights, or that works without weights.
         used: Names of the modules whose parameters took part.
-        peak: The most bytes of activations that were alive at once, those of the input included.
-        constant: Whether, for the zeros, no output changes with the input any more.
+        peak: The most bytes of activations that were alive at once, the input included.
+        constant: Whether zeros keep all outputs from changing with the input.
     """
 
     work: Mapping[str, Work]
@@ -95,54 +98,44 @@ class Pass:
     constant: bool
 
 
-def count(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Pass:
-    """Run one forward pass, operation by operation, and count.
+def count(module: nn.Module, call: Call) -> Pass:
+    """Run a forward pass, operation by operation, and count.
 
-    Each entry of a weight takes part equally often in one operation (positions of a convolution's
-    zero padding are counted as such, by custom), so the effective share of its multiplications is
-    that of its entries that are not zero. FLOPs are those of `torch.utils.flop_counter`, halved.
+    Each entry of a weight takes part equally often in an operation. (By custom, that includes the
+    positions of a convolution's zero padding.) So the effective share of the multiplications is the
+    share of entries that are not zero. FLOPs are those of `torch.utils.flop_counter`, halved.
 
     Args:
         module: Runs in its own mode and changes as by any forward pass: give a copy.
-        arguments: Positional arguments of ``forward``.
-        keywords: Keyword arguments of ``forward``.
+        call: The arguments of ``forward``.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # hides an RNN's matrices
-        stack.enter_context(_slow_attention())
-        if any(hasattr(layer, "_orig_mod") for layer in module.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(use_plain_kernels())
+        stack.enter_context(run_uncompiled(module))
         counter = _Counter(module)
-        counter.begin((arguments, keywords), stack)
-        outputs = module(*arguments, **keywords)
+        counter.begin(call, stack)
+        outputs = module(*call.arguments, **call.keywords)
     return counter.result(outputs)
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Run transformer layers of torch by the operations that they are made of."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @dataclass(kw_only=True)
 class _Origin:
-    """What the bytes of a storage come from.
+    """The origin of the bytes in a storage.
 
     Args:
-        layer: Name of the layer whose parameters it was made of, if of nothing that varies.
-        varies: Whether it changes with the input of the model.
-        would_vary: Whether it would if no weight were zero.
+        layer: Name of the layer whose parameters made the bytes; None if an input took part.
+        varies: Whether they change with the input of the model.
+        would_vary: Whether they would change if no weight were zero.
     """
 
     layer: str | None = None
     varies: bool = False
     would_vary: bool = False
+
+
+_CONSTANT = _Origin()
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -163,7 +156,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def begin(self, inputs: Any, stack: ExitStack) -> None:
         """Observe until the stack is closed."""
-        for tensor in _tensors(inputs):
+        for tensor in find_tensors(inputs):
             self._origin(tensor, _Origin(varies=True, would_vary=True))
         for layer in self.names:
             stack.callback(layer.register_forward_pre_hook(self._enter).remove)
@@ -171,8 +164,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         stack.enter_context(self)
 
     def result(self, outputs: Any) -> Pass:
-        """Return what was counted."""
-        ends = [self._origin(tensor, _Origin()) for tensor in _tensors(outputs)]
+        """Return the counts of the whole pass."""
+        ends = [self._origin(tensor) for tensor in find_tensors(outputs)]
         constant = any(end.would_vary for end in ends) and not any(end.varies for end in ends)
         return Pass(work=self.work, used=self.used, peak=self.peak, constant=constant)
 
@@ -196,34 +189,42 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 decomposed = func.decompose(*args, **keywords)
             if decomposed is not NotImplemented:
                 return decomposed
-        sources = [self._origin(t, _Origin()) for t in _tensors((args, keywords))]
+        origin = self._join_origins(find_tensors((args, keywords)))
         outputs = func(*args, **keywords)
-        layers = [source.layer for source in sources if source.layer is not None]
-        self.used.update(layers)
-        origin = _Origin(
-            layer=layers[0] if layers else None,
-            varies=any(source.varies for source in sources),
-            would_vary=any(source.would_vary for source in sources),
-        )
-        running = self.running[-1] if self.running else ""
-        name = running if origin.layer is None else origin.layer
+        name = running = self.running[-1] if self.running else ""
+        if origin.layer is not None:
+            name = origin.layer
         if packet in _FACTORS or packet in flop_registry:
             self._multiply(packet, args, keywords, outputs, self.work[name], origin)
         elif origin.would_vary and _may_multiply(func, args, keywords, self):
             self.work[name].unknown.append(str(packet))
         else:
             name = running
+        self._note_outputs(find_tensors(outputs), origin, self.work[name])
+        return outputs
+
+    def _join_origins(self, tensors: Sequence[Tensor]) -> _Origin:
+        """Return the origin of a result that is computed from some tensors."""
+        sources = [self._origin(tensor) for tensor in tensors]
+        layers = [source.layer for source in sources if source.layer is not None]
+        self.used.update(layers)
+        return _Origin(
+            layer=layers[0] if layers else None,
+            varies=any(source.varies for source in sources),
+            would_vary=any(source.would_vary for source in sources),
+        )
+
+    def _note_outputs(self, outputs: Sequence[Tensor], origin: _Origin, work: Work) -> None:
+        """Remember the origin of an operation's outputs, and the state of memory after it."""
         if origin.would_vary:
             origin.layer = None
-        for tensor in _tensors(outputs):
+        for tensor in outputs:
             known = self._origin(tensor, origin)
             known.varies |= origin.varies
             known.would_vary |= origin.would_vary
-        work = self.work[name]
         work.peak = max(work.peak, self.alive)
         work.varies |= origin.varies
         work.would_vary |= origin.would_vary
-        return outputs
 
     def _multiply(
         self,
@@ -234,7 +235,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         work: Work,
         origin: _Origin,
     ) -> None:
-        """Add an operation's multiplications, and see whether anything of them is left."""
+        """Add an operation's multiplications; if all are by zero, the result varies no more."""
         macs = _macs(packet, args, keywords, outputs)
         factors = [args[index] for index in _FACTORS.get(packet, ())]
         weights = [factor for factor in factors if self.made_of_weights(factor)]
@@ -243,16 +244,16 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         work.macs += macs
         work.effective += macs * kept // entries if entries else macs
         if entries and not kept:
-            added = [t for t in _tensors((args, keywords)) if not any(t is f for f in factors)]
-            origin.varies = any(self._origin(tensor, _Origin()).varies for tensor in added)
+            added = [t for t in find_tensors((args, keywords)) if not any(t is f for f in factors)]
+            origin.varies = any(self._origin(tensor).varies for tensor in added)
 
     def made_of_weights(self, tensor: Tensor) -> bool:
-        """Whether a tensor was made of parameters and of nothing that varies."""
-        origin = self._origin(tensor, _Origin())
+        """Whether a tensor was made of parameters, and no input took part."""
+        origin = self._origin(tensor)
         return origin.layer is not None and not origin.would_vary
 
-    def _origin(self, tensor: Tensor, unseen: _Origin) -> _Origin:
-        """Return where a tensor's storage comes from; one that was not seen before is new."""
+    def _origin(self, tensor: Tensor, unseen: _Origin = _CONSTANT) -> _Origin:
+        """Return the origin of a tensor's storage; a storage that is new gets ``unseen``."""
         storage = tensor.untyped_storage()
         if storage not in self.origins:
             self.origins[storage] = _Origin(**vars(unseen))
@@ -282,13 +283,10 @@ def _macs(packet: Any, args: Sequence[Any], keywords: Mapping[str, Any], outputs
 def _may_multiply(
     func: Any, args: Sequence[Any], keywords: Mapping[str, Any], counter: _Counter
 ) -> bool:
-    """Whether an operation that nobody knows may multiply an activation by a matrix of weights."""
+    """Whether an unknown operation may multiply an activation by a matrix of weights."""
     if func.overloadpacket in _MOVING or torch.Tag.pointwise in func.tags:
         return False
     return any(
-        tensor.ndim > 1 and counter.made_of_weights(tensor) for tensor in _tensors((args, keywords))
+        tensor.ndim > 1 and counter.made_of_weights(tensor)
+        for tensor in find_tensors((args, keywords))
     )
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -33,7 +33,7 @@ def list_names(names: Sequence[str], at_most: int) -> str:
 
 
 def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every parameter under each of its plain names."""
+    """Return every parameter under each plain name that it has."""
     return {
         plain_name(name): parameter
         for name, parameter in module.named_parameters(remove_duplicate=False)
@@ -45,7 +45,7 @@ def named_tensors(module: nn.Module, *, remove_duplicate: bool = False) -> dict[
 
     Args:
         module: The module.
-        remove_duplicate: Whether a tied tensor comes once, under the first of its names.
+        remove_duplicate: Whether a tied tensor comes once, under its first name.
     """
     found = [
         *module.named_parameters(remove_duplicate=remove_duplicate),
@@ -55,7 +55,10 @@ def named_tensors(module: nn.Module, *, remove_duplicate: bool = False) -> dict[
 
 
 def named_modules(module: nn.Module) -> dict[str, nn.Module]:
-    """Return every module under each of its plain names; a compiled one is the module inside."""
+    """Return every module under each plain name that it has.
+
+    Under the name of a compiled module is the module inside, which holds the attributes.
+    """
     modules = module.named_modules(remove_duplicate=False)
     return {plain_name(name): child for name, child in modules}
 

@@ -13,14 +13,14 @@ from torch.nn.utils.parametrize import ParametrizationList
 from lightning_prune.models.names import plain_name
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# What becomes of a weight under these is zero where the weight is.
+_NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# Parametrizations that scale a weight, so that zeros stay zeros.
 _SCALINGS = ("_WeightNorm", "_SpectralNorm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One of the places where a parameter hangs in the model."""
+    """A place where a parameter hangs in the model."""
 
     name: str
     attribute: str
@@ -28,7 +28,7 @@ class Place:
     parametrized_by: str | None = None
 
     def matches(self, glob: str) -> bool:
-        """Whether the glob matches the parameter's name or that of a module around it."""
+        """Whether the glob matches the name of the parameter or of a module around it."""
         parts = self.name.split(".")
         names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
         return any(fnmatchcase(name, glob) for name in names)
@@ -37,8 +37,8 @@ class Place:
         """Return why the parameter stays dense by default; None if it may be pruned."""
         if isinstance(self.owner, _EMBEDDINGS):
             return "embedding"
-        if isinstance(self.owner, _NORMALISATIONS):
-            return "normalisation"
+        if isinstance(self.owner, _NORMALIZATIONS):
+            return "normalization"
         if "weight" not in self.attribute:
             return "not named *weight*"
         if self.attribute == "weight_g" or self.name.endswith(".weight.original0"):
@@ -53,7 +53,7 @@ Found = dict[str, tuple[nn.Parameter, list[Place]]]
 
 
 def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return by name what is pruned by default in a model, whoever trains it."""
+    """Return by name the weights that are pruned by default, whatever optimizer owns them."""
     return {
         name: parameter
         for name, (parameter, places) in find_parameters(module).items()
@@ -81,7 +81,7 @@ def find_parameters(module: nn.Module) -> Found:
 
 
 def why_unusual(parameter: nn.Parameter, places: Sequence[Place]) -> str | None:
-    """Return why a parameter is not pruned unless it is named; None if it is."""
+    """Return why a parameter is pruned only if a glob names it; None if it is by default."""
     reasons = [place.reason_to_stay_dense() for place in places]
     if "embedding" in reasons and len(places) > 1:
         return "tied to an embedding"
@@ -96,6 +96,6 @@ def why_unusual(parameter: nn.Parameter, places: Sequence[Place]) -> str | None:
 
 
 def output_axis(parameter: Tensor, owner: nn.Module) -> int:
-    """Return the axis of the output channels: Hugging Face's Conv1D is input first, too."""
+    """Return the axis of the output channels: 1 for transposed and Hugging Face's convolutions."""
     inputs_first = isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
     return int(inputs_first and parameter.ndim > 1)

@@ -1,7 +1,6 @@
 """Training batches for a criterion while no weight changes, and validations without a trace."""
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,13 +10,17 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
-from lightning_prune.models.names import named_tensors
+from lightning_prune.models.undisturbed import (
+    keep_generators,
+    keep_modes,
+    keep_quiet,
+    keep_tensors,
+)
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.schedules import OneShotSchedule
 
@@ -92,7 +95,7 @@ def validate(
     """
     loggers, trainer.loggers = trainer.loggers, [DummyLogger()]
     try:
-        with isolate_rng():
+        with keep_generators():
             results = trainer.validate(
                 model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False
             )
@@ -107,21 +110,10 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     Gradients are gone, as they are after any validation.
     """
-    saved = {
-        name: tensor.detach().clone()
-        for name, tensor in named_tensors(model, remove_duplicate=True).items()
-    }
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with isolate_rng():
+        with keep_generators(), keep_modes(model), keep_tensors(model):
             yield
     finally:
-        with torch.no_grad():
-            for name, tensor in named_tensors(model, remove_duplicate=True).items():
-                if name in saved:
-                    tensor.copy_(saved[name])
-        for module, mode in modes:
-            module.training = mode
         model.zero_grad()
 
 
@@ -287,18 +279,9 @@ def quiet(*warned: str) -> Iterator[None]:
     Args:
         *warned: Regular expressions of the warnings to leave out, too.
     """
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in warned:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    loggers = "lightning.pytorch", "lightning.fabric"
+    with keep_quiet(*loggers, level=logging.WARNING, warned=warned):
+        yield
 
 
 def _describe_shortage(batches: int, found: int) -> str:

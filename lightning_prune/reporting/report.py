@@ -1,26 +1,24 @@
 """A measurement of the size, multiplications, memory and latency that pruning has saved."""
 
 import copy
-import random
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from lightning_prune.models.calls import as_call, example_of
+from lightning_prune.deploy.compression import count_compressed_bytes
+from lightning_prune.models.calls import Call, make_call
+from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.counting import Pass, Work, count
 from lightning_prune.models.names import named_modules, owner_of, plain_name
 from lightning_prune.models.prunable import output_axis, prunable_weights
+from lightning_prune.models.undisturbed import keep_generators
 from lightning_prune.reporting.latency import BLOCKS, LEAST_BLOCKS, THREADS, Latency
 from lightning_prune.reporting.records import LayerReport, Report
-from lightning_prune.reporting.runtimes import Call, latencies_of
+from lightning_prune.reporting.runtimes import measure_latencies
 from lightning_prune.reporting.zeros import describe_pattern
 from lightning_prune.tensors.shards import is_sharded
 
@@ -72,23 +70,20 @@ def report(
         (40, 24)
     """
     _check(module, threads, blocks)
-    example = example_of(module, example)
+    call = make_call(module, example)
     latencies: tuple[Latency, ...] = ()
     failures: tuple[str, ...] = ()
-    with _undisturbed(), _progress_bar(progress) as bar:
+    with keep_generators(), torch.no_grad(), _progress_bar(progress) as bar:
         pruned = _copy(module)
         full = _copy_without_zeros(pruned) if dense is None else _copy(dense)
-        arguments, keywords = as_call(pruned, example)
-        counted = count(pruned, arguments, keywords)
-        counted_dense = count(full, arguments, keywords)
+        counted, counted_dense = count(pruned, call), count(full, call)
         layers = _report_layers(module, full, counted, counted_dense, bar)
         if latency:
-            call = Call(arguments=arguments, keywords=keywords, threads=threads)
-            latencies, failures = latencies_of(full, pruned, call, blocks, bar)
+            latencies, failures = measure_latencies(full, pruned, call, threads, blocks, bar)
     sparsity, emptied = _count_zeros(module)
     return Report(
         model=type(module).__name__,
-        example=_describe_example(example),
+        example=_describe_example(call),
         layers=layers,
         sparsity=sparsity,
         peak_bytes=counted.peak,
@@ -174,7 +169,7 @@ def _report_layer(
         unknown=tuple(dict.fromkeys(work.unknown)),
         dense_bytes=sum(p.nbytes for p in dense_parameters.values()),
         bytes=len(payload),
-        compressed_bytes=len(zlib.compress(payload)) if payload else 0,
+        compressed_bytes=count_compressed_bytes(payload),
         peak_bytes=work.peak,
     )
 
@@ -234,7 +229,7 @@ def _uncounted_notes(layers: Sequence[LayerReport], counted: Pass) -> tuple[str,
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).eval().requires_grad_(False)
+    return copy_module(module).eval().requires_grad_(False)
 
 
 def _copy_without_zeros(module: nn.Module) -> nn.Module:
@@ -252,23 +247,8 @@ def _copy_without_zeros(module: nn.Module) -> nn.Module:
     return full
 
 
-def _describe_example(example: Any) -> str:
+def _describe_example(call: Call) -> str:
     return ", ".join(
         f"{' x '.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).rpartition('.')[2]}"
-        for tensor in tree_leaves(example)
-        if isinstance(tensor, Tensor)
+        for tensor in call.tensors
     )
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Give the random number generators back as they are now; compute no gradients."""
-    python = random.getstate()
-    of_numpy = np.random.get_state()  # noqa: NPY002
-    devices = range(torch.cuda.device_count())
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(of_numpy)  # noqa: NPY002

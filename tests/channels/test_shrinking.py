@@ -7,16 +7,17 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.architectures import ARCHITECTURES
-from lightning_prune import shrink
+from lightning_prune import adopt, shrink, shrunk_state
 from lightning_prune.channels.attention import SlimMultiheadAttention
 from lightning_prune.channels.coupling import couple
-from lightning_prune.channels.removal import adopt, shrunk_state, why_not_removable
+from lightning_prune.channels.shrink import find_unremovable
+from lightning_prune.models.names import named_parameters
 from tests.coupled_models import MODELS, Headed, convolution, example, plain
 
 
 def zeroed(module, batch, every=2):
     """Set to zero all that is stored for every second channel, as a ChannelPattern leaves it."""
-    tensors = dict(module.named_parameters())
+    tensors = named_parameters(module)
     with torch.no_grad():
         for group in couple(module, batch).groups:
             if group.why_dense is None:
@@ -127,6 +128,34 @@ def test_a_fresh_instance_adopts_what_was_saved(name, tmp_path):
     assert fresh.state_dict().keys() == module.state_dict().keys()
 
 
+def compiled(module):
+    """Compile each child of a module."""
+    for name, child in module.named_children():
+        setattr(module, name, torch.compile(child, backend="eager"))
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["attention", "torch attention"])
+@pytest.mark.parametrize("make", [lambda module: module, compiled], ids=["plain", "compiled"])
+def test_a_module_with_compiled_parts_is_shrunk_and_adopted(name, make):
+    module = zeroed(compiled(MODELS[name]()), example())
+    smaller = shrink(module, example())
+    assert size(smaller) == size(shrink(zeroed(MODELS[name](), example()), example()))
+    fresh = make(MODELS[name]())
+    adopt(fresh, shrunk_state(smaller))
+    assert_same(module, fresh, example())
+    assert torch.equal(outputs(fresh, example()), outputs(smaller, example()))
+
+
+def test_a_plain_module_adopts_the_state_of_a_compiled_part():
+    smaller = shrink(zeroed(compiled(plain()), example()), example())
+    fresh = plain()
+    adopt(fresh, shrunk_state(smaller))
+    assert type(fresh[0]) is nn.Conv2d
+    assert torch.equal(outputs(fresh, example()), outputs(smaller, example()))
+
+
 def test_adopting_another_architecture_is_refused():
     with pytest.raises(
         ValueError, match=r"need the state of a module of the same class.*'0\.bias'"
@@ -156,7 +185,7 @@ class CountsOnWidth(nn.Module):
 def test_what_the_code_counts_on_is_found_before_and_named_after():
     module = CountsOnWidth()
     coupling = couple(module, example())
-    found = why_not_removable(module, example(), coupling, range(2))
+    found = find_unremovable(module, example(), coupling, range(2))
     names = [coupling.groups[index].producers[0] for index in found]
     assert names == ["first.weight"]
     assert "forward fails without it" in next(iter(found.values()))
@@ -196,6 +225,16 @@ def test_code_for_single_precision_is_compared_in_it():
 
     module = zeroed(Cast(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)), example())
     assert shrink(module, example())[0].out_channels == 4
+
+
+def test_a_mask_of_a_single_row_stays_beside_a_larger_batch():
+    class Masked(nn.Sequential):
+        def forward(self, x, mask):
+            return super().forward(x) * mask
+
+    batch = torch.randn(4, 6), torch.ones(1, 3)
+    module = zeroed(Masked(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), batch)
+    assert shrink(module, batch)[0].out_features == 4
 
 
 def test_without_an_example_the_error_says_what_to_set():
@@ -268,7 +307,7 @@ def test_whatever_is_found_free_in_random_networks_is_exact(steps):
     module, batch = Woven(steps), torch.randn(2, 3, 4, 4)
     coupling = couple(module, batch)
     free = [i for i, group in enumerate(coupling.groups) if group.why_dense is None]
-    refused = why_not_removable(module, batch, coupling, free)
+    refused = find_unremovable(module, batch, coupling, free)
     tensors = dict(module.named_parameters())
     with torch.no_grad():
         for index in set(free) - set(refused):

@@ -193,7 +193,10 @@ def test_a_validation_of_other_shapes_measures_nothing_and_says_so(name, export,
         (["--ckpt_path", "other.ckpt"], "need a checkpoint of Lightning, got ckpt_path='other"),
         (["--ckpt_path", "small.ckpt"], "need a checkpoint of the model, got ckpt_path='small"),
         (["--trainer.devices", "2"], "need one process to export, got world_size=2"),
-        (["--model", "deployed.Silent"], "need an example of what forward is called with, got no"),
+        (
+            ["--model", "deployed.Silent"],
+            "need an example of the arguments of forward, got no",
+        ),
         (
             ["--model", "deployed.SilentWithExample", "--precision", "int8"],
             "need a validation_step that calls forward (as self(...)) to calibrate int8",

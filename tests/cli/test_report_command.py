@@ -144,8 +144,8 @@ def test_help_reads_like_the_rest(main, capsys):
         (["--blocks", "5"], "need blocks >= 6, got blocks=5"),
         (
             ["--model", "small.WithoutForward"],
-            "need an example of what forward takes, got none: validation_step does not call it; "
-            "set WithoutForward.example_input_array",
+            "need an example of the arguments of forward, got no call of forward in "
+            "validation_step; set self.example_input_array",
         ),
     ],
 )

@@ -249,8 +249,11 @@ class Eigenvalues(nn.Module):
     [
         (Noisy(), r"need answers within tolerance=0\.0001 .* got a difference=.* in output 0"),
         (pruned(Refilled(4, 4)), r"need the 14 zeros of the weights in the file, got zeros=0"),
-        (Undecided(), "need a module that torch.export can trace, got a Undecided: Could not"),
-        (Eigenvalues(), "need operators that ONNX has, got a module of others: No ONNX function"),
+        (
+            Undecided(),
+            r"need a module that torch.export can trace, got a Undecided: \w+: Could",
+        ),
+        (Eigenvalues(), r"need operators that ONNX has, got a module of others: \w+: No ONNX"),
     ],
 )
 def test_what_cannot_be_exported_rightly_is_refused(module, message, tmp_path, capfd):
@@ -272,7 +275,7 @@ def test_inputs_that_do_not_fit_are_refused(example, inputs, message, tmp_path):
 
 
 def test_an_example_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"got example=None and no module\.example_input_array"):
+    with pytest.raises(ValueError, match=r"got example=None; set self\.example_input_array"):
         export_onnx(nn.Linear(2, 2), tmp_path / "net.onnx")
 
 

@@ -217,9 +217,9 @@ class Harmful:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"a text, of which there are many in a folder", "it is no safetensors file"),
-        (pickle.dumps(Harmful()) * 9, "it is no safetensors file"),
-        (safetensors.torch.save({"a": torch.ones(2)}), "it was written by something else"),
+        (b"a text, of which there are many in a folder", "it is not a safetensors file"),
+        (pickle.dumps(Harmful()) * 9, "it is not a safetensors file"),
+        (safetensors.torch.save({"a": torch.ones(2)}), "it is not from save_sparse"),
         (struct.pack("<Q", 2**60) + b"{}", "it is cut off or damaged"),
     ],
 )
@@ -261,15 +261,15 @@ def forged(written, tensors=None, version="1", entry=None):
         ({"tensors": {"values/a": torch.ones(2, 2)}}, "'a' has 4 values, and 4 by its mask"),
         ({"tensors": {"mask/a": torch.ones(9, dtype=torch.uint8)}}, "the mask of 'a' has not one"),
         ({"tensors": {"mask/a": torch.ones(8, dtype=torch.int8)}}, "the mask of 'a' has not one"),
-        ({"tensors": {"mask/a": None}}, "its metadata are not what they must be"),
+        ({"tensors": {"mask/a": None}}, "its metadata are not valid"),
         ({"tensors": {"plain/b": torch.ones(4)}}, r"'b' is \[4\] and should be \[3\]"),
         ({"tensors": {"plain/c": torch.ones(4)}}, "it holds more than its metadata names: plain/c"),
-        ({"entry": {"dtype": "nn", "shape": [64]}}, "its metadata are not what they must be"),
+        ({"entry": {"dtype": "nn", "shape": [64]}}, "its metadata are not valid"),
         ({"entry": {"dtype": "float32", "shape": [-8, -8]}}, r"'a' has the shape \[-8, -8\]"),
         ({"entry": {"dtype": "float32", "shape": [2**50]}}, "the mask of 'a' has not one bit"),
-        ({"entry": {"same_as": "a"}}, "its metadata are not what they must be"),
-        ({"entry": {"same_as": "b"}}, "its metadata are not what they must be"),
-        ({"entry": 3}, "its metadata are not what they must be"),
+        ({"entry": {"same_as": "a"}}, "its metadata are not valid"),
+        ({"entry": {"same_as": "b"}}, "its metadata are not valid"),
+        ({"entry": 3}, "its metadata are not valid"),
     ],
 )
 def test_a_forged_file_is_refused(written, change, reason, tmp_path):

@@ -86,8 +86,8 @@ def test_everything_else_stays_dense_with_its_reason():
     net[3].requires_grad_(False)
     assert chosen(net).dense == {
         "0.bias": "not named *weight*",
-        "1.weight": "normalisation",
-        "1.bias": "normalisation",
+        "1.weight": "normalization",
+        "1.bias": "normalization",
         "2.weight": "embedding",
         "3.weight": "frozen",
         "3.bias": "not named *weight*",

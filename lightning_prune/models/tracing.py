@@ -1,0 +1,88 @@
+"""Graphs of a module's ``forward``, by `torch.export`."""
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_prune.models.calls import Call
+from lightning_prune.models.compiled import unwrap_compiled
+from lightning_prune.models.errors import describe_error
+from lightning_prune.models.undisturbed import keep_generators, use_plain_kernels
+
+
+def trace(module: nn.Module, call: Call, *, shapes: Any = None) -> torch.export.ExportedProgram:
+    """Trace a module in its present mode, by the operations that fused kernels are made of.
+
+    Compiled parts are traced as the modules inside. Random number generators stay as they are.
+
+    Args:
+        module: Its buffers change as by any forward pass: give a copy.
+        call: The arguments of ``forward``.
+        shapes: The ``dynamic_shapes`` of `torch.export.export`; by default all sizes are fixed.
+    """
+    with (
+        use_plain_kernels(),
+        keep_generators(),
+        torch.compiler.set_stance("force_eager"),
+        warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
+    ):
+        # As recurrent layers do with the list of their weights.
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+        return torch.export.export(
+            unwrap_compiled(module), *call, dynamic_shapes=shapes, strict=False
+        )
+
+
+def trace_any_batch(module: nn.Module, call: Call) -> tuple[torch.export.ExportedProgram, bool]:
+    """Trace a module for batches of any size, or else for the size of the call.
+
+    Args:
+        module: As in `trace`.
+        call: The arguments of ``forward``.
+
+    Returns:
+        The graph, and whether the first dimension of the inputs with samples is free in it.
+
+    Raises:
+        ValueError: If `torch.export` cannot trace the module.
+    """
+    if call.batch_size is not None:
+        try:
+            program = _trace_free_batch(module, call)
+        except Exception:  # of the model's own code; the size of the call may still work
+            program = None
+        if program is not None:
+            return program, True
+    try:
+        return trace(module, call), False
+    except Exception as error:
+        raise ValueError(
+            f"need a module that torch.export can trace, got a {type(module).__name__}: "
+            f"{describe_error(error)}"
+        ) from error
+
+
+def _trace_free_batch(module: nn.Module, call: Call) -> torch.export.ExportedProgram | None:
+    """Return the graph for batches of any size; None if the size has become a constant."""
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+    forward = unwrap_compiled(module).forward
+    bound = inspect.signature(forward).bind(*call.arguments, **call.keywords)
+
+    def free(leaf: Any) -> dict[int, Any] | None:
+        is_free = isinstance(leaf, Tensor) and call.has_samples(leaf)
+        return {0: torch.export.Dim.AUTO} if is_free else None
+
+    shapes = tree_map(free, dict(bound.arguments))
+    program = trace(module, call.double_single_sample(), shapes=shapes)
+    names = program.graph_signature.user_inputs
+    inputs = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    traced = [value for value in inputs if isinstance(value, Tensor)]
+    for given, value in zip(call.tensors, traced, strict=True):
+        if call.has_samples(given) and (value.ndim == 0 or is_concrete_int(value.shape[0])):
+            return None
+    return program
