@@ -97,7 +97,11 @@ def test_a_lightning_module_brings_its_example():
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        (nn.Linear(2, 2), {}, "need an example of the arguments of forward, got example=None; .*Linear"),
+        (
+            nn.Linear(2, 2),
+            {},
+            "need an example of the arguments of forward, got example=None; .*Linear",
+        ),
         (Lightning(), {"threads": 0}, "need threads >= 1, got threads=0"),
         (Lightning(), {"blocks": 5}, "need blocks >= 6, got blocks=5"),
     ],
