@@ -87,6 +87,7 @@ def test_what_is_compiled_is_known():
 
 
 def test_compiled_parts_run_uncompiled_inside_the_block():
+    torch.compiler.reset()  # other tests may have reached the limit of compilations
     compiled = []
 
     def backend(graph, inputs):
