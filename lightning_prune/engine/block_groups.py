@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
-
-from lightning_prune.engine.groups import Cut, Scores, TensorGroup, bound_atoms
-from lightning_prune.recipe.atoms import Atoms
-from lightning_prune.tensors.ranking import Share
+from lightning_prune.engine.groups import BoundedGroup, TensorGroup
 
 
 @dataclass(kw_only=True, eq=False)
-class BlockGroup(TensorGroup):
+class BlockGroup(TensorGroup, BoundedGroup):
     """The atoms of one whole tensor, for a pattern with bounds or with atoms of several weights."""
 
     @cached_property
@@ -24,34 +20,6 @@ class BlockGroup(TensorGroup):
         """Number of atoms that are not pruned."""
         return int(self.alive().sum())
 
-    def is_satisfied(self, due: int) -> bool:
-        """Whether the pattern asks for no further pruning where ``due`` atoms may be kept."""
-        return self.pattern.is_satisfied(self.alive(), due)
-
     def round_keep(self, due: int) -> int:
         """Return the number of atoms that are kept where an allocation gives ``due``."""
         return self.pattern.round_kept(due, self.total, width=1)
-
-    def atoms(self, scores: Scores | None, target: float) -> Atoms:
-        """Return the atoms with the pattern's bounds; the best stays unless all may go.
-
-        Args:
-            scores: The scores of the tensor; None for a plan that needs none.
-            target: The sparsity that is due now, in [0, 1].
-        """
-        return bound_atoms(self, scores, target)
-
-    def choose(self, atoms: Atoms, share: Share) -> Tensor:
-        """Choose the atoms that stay, as the pattern says."""
-        return self.pattern(atoms.rank(), share.keep)
-
-    def alive_after(self, choice: Tensor | Cut) -> Tensor:
-        """Return which atoms are alive once a choice is carried out."""
-        assert isinstance(choice, Tensor)
-        return choice & self.alive()
-
-    def keep(self, choice: Tensor | Cut) -> None:
-        """Prune the atoms that a bool mask leaves out."""
-        assert isinstance(choice, Tensor)
-        for member, weights in self.spread(choice):
-            member.prune_to(weights)

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.groups import Cut, Group, Scores, bound_atoms
-from lightning_prune.recipe.atoms import Atoms
+from lightning_prune.engine.groups import BoundedGroup, Cut, Scores
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.ranking import Share
 
 if TYPE_CHECKING:
     from lightning_prune.channels.coupling import ChannelPlace
 
 
 @dataclass(kw_only=True, eq=False)
-class ChannelGroup(Group):
+class ChannelGroup(BoundedGroup):
     """The output channels of a layer, with all that goes with them; an atom is a channel.
 
     A tensor can be in several groups, with its rows in one group and its columns in another. It
@@ -95,10 +93,6 @@ class ChannelGroup(Group):
         """Return which channels have a weight that is not 0."""
         return self._find_any(lambda member: member.weights != 0)
 
-    def is_satisfied(self, due: int) -> bool:
-        """Whether the pattern asks for no further pruning where ``due`` channels may be kept."""
-        return self.pattern.is_satisfied(self.alive(), due)
-
     def round_keep(self, due: int) -> int:
         """Return the number of channels that are kept where an allocation gives ``due``."""
         return self.pattern.round_kept(due, self.channels, self.width)
@@ -117,29 +111,9 @@ class ChannelGroup(Group):
                 weights += self._gather(ones, place).sum(1)
         return sums / weights
 
-    def atoms(self, scores: Scores | None, target: float) -> Atoms:
-        """Return the channels with the pattern's bounds; the best stays unless all may go.
-
-        Args:
-            scores: The scores of the members; None for a plan that needs none.
-            target: The sparsity that is due now, in [0, 1].
-        """
-        return bound_atoms(self, scores, target)
-
-    def choose(self, atoms: Atoms, share: Share) -> Tensor:
-        """Choose the channels that stay, as the pattern says."""
-        return self.pattern(atoms.rank(), share.keep)
-
-    def alive_after(self, choice: Tensor | Cut) -> Tensor:
-        """Return which channels are alive once a choice is carried out."""
-        assert isinstance(choice, Tensor)
-        return choice & self.alive()
-
     def keep(self, choice: Tensor | Cut) -> None:
-        """Prune the channels that a bool mask leaves out, wherever they lie."""
-        assert isinstance(choice, Tensor)
-        for member, weights in self.spread(choice):
-            member.prune_to(weights)
+        """Prune the channels that a bool mask leaves out, and count those that stay."""
+        super().keep(choice)
         before, self._kept = self._kept, int(self.alive().sum())
         self._changes += before - self._kept
 

@@ -196,23 +196,44 @@ class Group(ABC):
         return self.pattern(ranked, count_best_local(ranked, keep, self.shard))
 
 
-def bound_atoms(group: Group, scores: Scores | None, target: float) -> TensorAtoms:
-    """Return atoms with the pattern's bounds; the best stays unless all may go.
+class BoundedGroup(Group):
+    """A group whose pattern may bound the choice; a choice is a bool mask of the atoms."""
 
-    Args:
-        group: The group.
-        scores: The scores of the members; None for a plan that needs none.
-        target: The sparsity that is due now, in [0, 1].
-    """
-    alive = group.alive()
-    blank = torch.zeros_like(alive, dtype=torch.float32)
-    ranked = blank if scores is None else group.rank(scores)
-    protected, allowed = group.pattern.bounds(ranked, alive, number_kept(group.total, target))
-    if group.sparsity < 1 and not protected.any():
-        protected = choose_best(ranked.masked_fill(~allowed, -math.inf), 1)
-    return TensorAtoms(
-        shape=group.members[0].shape, scores=ranked, protected=protected, allowed=allowed
-    )
+    def is_satisfied(self, due: int) -> bool:
+        """Whether the pattern asks for no further pruning where ``due`` atoms may be kept."""
+        return self.pattern.is_satisfied(self.alive(), due)
+
+    def atoms(self, scores: Scores | None, target: float) -> Atoms:
+        """Return the atoms with the pattern's bounds; the best stays unless all may go.
+
+        Args:
+            scores: The scores of the members; None for a plan that needs none.
+            target: The sparsity that is due now, in [0, 1].
+        """
+        alive = self.alive()
+        blank = torch.zeros_like(alive, dtype=torch.float32)
+        ranked = blank if scores is None else self.rank(scores)
+        protected, allowed = self.pattern.bounds(ranked, alive, number_kept(self.total, target))
+        if self.sparsity < 1 and not protected.any():
+            protected = choose_best(ranked.masked_fill(~allowed, -math.inf), 1)
+        return TensorAtoms(
+            shape=self.members[0].shape, scores=ranked, protected=protected, allowed=allowed
+        )
+
+    def choose(self, atoms: Atoms, share: Share) -> Tensor:
+        """Choose the atoms that stay, as the pattern says."""
+        return self.pattern(atoms.rank(), share.keep)
+
+    def alive_after(self, choice: Tensor | Cut) -> Tensor:
+        """Return which atoms are alive once a choice is carried out."""
+        assert isinstance(choice, Tensor)
+        return choice & self.alive()
+
+    def keep(self, choice: Tensor | Cut) -> None:
+        """Prune the atoms that a bool mask leaves out, wherever they lie."""
+        assert isinstance(choice, Tensor)
+        for member, weights in self.spread(choice):
+            member.prune_to(weights)
 
 
 class TensorGroup(Group):
