@@ -10,12 +10,14 @@ import lightning_prune
 from tests.commands import run_python
 
 TRACING = (
-    "_channel_selection",
-    "_coupling",
-    "_dataflow",
-    "export",
-    "reporting",
-    "shrinking",
+    "channels.coupling",
+    "channels.removal",
+    "channels.shrink",
+    "channels.walk",
+    "deploy.onnx",
+    "engine.channel_selection",
+    "models.tracing",
+    "reporting.report",
 )
 
 

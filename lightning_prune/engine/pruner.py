@@ -338,5 +338,9 @@ class Pruner:
         if state["criterion"] != type(self.recipe.criterion).__name__:
             self._pending["observed"] = {}  # means nothing to another criterion
 
+    def forget_state(self) -> None:
+        """Drop the state that the next `attach` would restore."""
+        self._pending = None
+
     def _owned(self, optimizer: Optimizer) -> Iterator[PrunedTensor]:
         return self._training.owned(self._training.index(optimizer))
