@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_prune.callbacks.beside import pruner_beside
+from lightning_prune.callbacks.beside import find_pruner
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
 from lightning_prune.reporting.pruning import pruning_table
@@ -66,7 +66,7 @@ class SparsityMonitor(Callback):
         """Start afresh; refuse a Trainer without pruning, or a plot without matplotlib."""
         if stage != "fit":
             return
-        pruner_beside(self, trainer)
+        find_pruner(self, trainer)
         self.quality_curve = []
         self._recorder = None
         if self.quality and _boards(trainer) and importlib.util.find_spec("matplotlib") is None:
@@ -104,7 +104,7 @@ class SparsityMonitor(Callback):
         batch_idx: int,
     ) -> None:
         """Log tensors, or groups of channels, after each update of the masks."""
-        pruner = pruner_beside(self, trainer)
+        pruner = find_pruner(self, trainer)
         if pruner.updates == self._logged_updates:
             return
         self._logged_updates = pruner.updates
@@ -144,7 +144,7 @@ class SparsityMonitor(Callback):
         for board in _boards(trainer):
             step = _logged_step(trainer)
             board.experiment.add_text(
-                "sparsity", pruning_table(pruner_beside(self, trainer)).to_markdown(), step
+                "sparsity", pruning_table(find_pruner(self, trainer)).to_markdown(), step
             )
             if self.quality and self.quality_curve:
                 figure = _plot_quality(self.quality, self.quality_curve)
@@ -184,7 +184,7 @@ class SparsityMonitor(Callback):
 
     def _draw_histograms(self, trainer: Trainer) -> None:
         for board in _boards(trainer):
-            for tensor in pruner_beside(self, trainer).tensors:
+            for tensor in find_pruner(self, trainer).tensors:
                 if tensor.is_scored:
                     kept = tensor.weights[tensor.mask.kept].float()
                     board.experiment.add_histogram(
@@ -202,7 +202,7 @@ class SparsityMonitor(Callback):
             )
         if not trainer.sanity_checking:
             value = float(trainer.callback_metrics[self.quality])
-            self.quality_curve.append((pruner_beside(self, trainer).sparsity, value))
+            self.quality_curve.append((find_pruner(self, trainer).sparsity, value))
 
 
 def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
