@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.clock import trainer_clock
+from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.rewinding import Rewinder
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
@@ -167,7 +167,9 @@ class PruningCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, where weights, optimizers and restored states are there under every strategy."""
         resumed = bool(self._restored)
-        clocks: Callable[[Schedule], Clock] = partial(trainer_clock, trainer, resumed=resumed)
+        clocks: Callable[[Schedule], Clock] = partial(
+            make_trainer_clock, trainer, is_resumed=resumed
+        )
         rewinder = None
         if self.recipe.rewind is not None:
             state = (self._restored or {}).get("rewind", {})

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.clock import planned_moment, trainer_clock
+from lightning_prune.callbacks.clock import make_trainer_clock, predict_moment
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.names import named_tensors
 from lightning_prune.recipe.clocks import Clock
@@ -46,7 +46,7 @@ class Rewinder:
         self.rewind, self.pruner, self.trainer = rewind, pruner, trainer
         _refuse(trainer)
         self._to = 0 if trainer.fast_dev_run else rewind.to  # type: ignore[attr-defined]
-        self._clock = trainer_clock(trainer, pruner.recipe.schedule, resumed=resumed)
+        self._clock = make_trainer_clock(trainer, pruner.recipe.schedule, is_resumed=resumed)
         self._moment = -1.0
         self._point: float | None = None
         self._steps: int | None = None
@@ -72,7 +72,7 @@ class Rewinder:
             self._state = {"recipe": self._recipe, "optimizer": start}
         if self._has_snapshot:
             return
-        moment = planned_moment(self.trainer, self.pruner.recipe.schedule, self._to, done)
+        moment = predict_moment(self.trainer, self.pruner.recipe.schedule, self._to, done)
         if moment is not None and self.pruner.recipe.schedule.last_due(moment) is not None:
             raise ValueError(_too_late(self._to))
 
