@@ -107,7 +107,7 @@ class SparsityCheckpoint(ModelCheckpoint):
     def _save_topk_checkpoint(
         self, trainer: Trainer, monitor_candidates: dict[str, Tensor]
     ) -> None:
-        if self._is_sparse_enough(trainer) and not self._has_score_of_denser(trainer):
+        if self._is_sparse_enough(trainer) and not self._has_score_of_denser_model(trainer):
             self._has_considered = True
             super()._save_topk_checkpoint(trainer, monitor_candidates)
         if self.save_last and self._last_global_step_saved != trainer.global_step:
@@ -123,7 +123,7 @@ class SparsityCheckpoint(ModelCheckpoint):
             >= self._find_least_sparsity(pruner) - _ROUNDING
         )
 
-    def _has_score_of_denser(self, trainer: Trainer) -> bool:
+    def _has_score_of_denser_model(self, trainer: Trainer) -> bool:
         """Whether the score comes from the validation of a model that was too dense."""
         score, was_sparse_enough = self._validation
         return (

@@ -62,7 +62,7 @@ class DistillationCallback(Callback):
             The inputs must be data, not the output of trained layers. The output must be logits: a
             tensor, or an object with ``logits``.
         class_dim: Dimension of the classes: 1 for ``(N, C, ...)``, -1 for ``(N, ..., C)``; not
-            needed for logits of one or two dimensions.
+            needed for logits with at most two dimensions.
 
     Raises:
         ValueError: If an argument is out of range, or if ``temperature`` and ``features`` are both
@@ -113,7 +113,7 @@ class DistillationCallback(Callback):
         self._origin: dict[str, str] = {}  # Path and digest of the teacher's file, if any.
         # The state that the next training restores. It is empty for a new training, and None after
         # training has started.
-        self._restored: dict[str, Any] | None = None
+        self._restored_state: dict[str, Any] | None = None
         self._unwrap: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -134,25 +134,25 @@ class DistillationCallback(Callback):
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
             raise ValueError(
                 "need a strategy that leaves parameters whole, got "
-                f"{type(trainer.strategy).__name__}; use DDP or one device"
+                f"{type(trainer.strategy).__name__}; use DDP or a single device"
             )
-        self._restored = {}
+        self._restored_state = {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Move the teacher to the CPU; forget an empty state if training did not start."""
-        self._restored = self._restored or None
+        self._restored_state = self._restored_state or None
         if self._model is not None:
             self._model.to("cpu")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's teacher until training starts; a running training ignores it."""
-        if self._restored is not None:
-            self._restored = state_dict
+        if self._restored_state is not None:
+            self._restored_state = state_dict
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights of a snapshot, or the path and digest of the teacher's file."""
-        if self._restored is not None:
-            return self._restored
+        if self._restored_state is not None:
+            return self._restored_state
         if self._model is None or self._origin:
             return dict(self._origin)
         return {"teacher": self._model.state_dict()}
@@ -164,9 +164,9 @@ class DistillationCallback(Callback):
             find_module(pl_module, name)
         with _suspend_own_hooks(pl_module):
             model = deepcopy(pl_module)
-        origin = self._load_teacher(model, self._restored or {})
+        origin = self._load_teacher(model, self._restored_state or {})
         self._model = model.requires_grad_(False).eval()
-        self._origin, self._restored = origin, None
+        self._origin, self._restored_state = origin, None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -218,7 +218,7 @@ class DistillationCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give the module its own `training_step` again."""
-        self._restored = self._restored or None
+        self._restored_state = self._restored_state or None
         self._unwrap_step()
 
     def _unwrap_step(self) -> None:

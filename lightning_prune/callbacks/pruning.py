@@ -107,11 +107,11 @@ class PruningCallback(Callback):
         self._rewinder: Rewinder | None = None
         # The state that the next training restores. It is empty for a new training, and None after
         # training has started.
-        self._restored: dict[str, Any] | None = None
+        self._restored_state: dict[str, Any] | None = None
         self._is_training = False
         self._averaged_updates: int | None = None
         # The number of updates, and the groups, at the last log of this epoch.
-        self._logged: tuple[int, Sequence[Group]] | None = None
+        self._logged_key: tuple[int, Sequence[Group]] | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -142,16 +142,16 @@ class PruningCallback(Callback):
                 f"{type(trainer.strategy).__name__}; use ModelParallelStrategy (FSDP2) or DDP"
             )
         if stage == "fit":
-            self._restored = {}
+            self._restored_state = {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an empty state if training did not start."""
-        self._restored = self._restored or None
+        self._restored_state = self._restored_state or None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's masks and counts until training starts."""
         if not self._is_training:
-            self._restored = state_dict
+            self._restored_state = state_dict
         elif state_dict["steps"] != self.pruner.steps:
             raise RuntimeError(
                 "need a checkpoint of the present step to restore in the middle of training, got "
@@ -161,8 +161,8 @@ class PruningCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit a weight), step counts, gathered statistics and the snapshot."""
-        if self._restored is not None:
-            return self._restored
+        if self._restored_state is not None:
+            return self._restored_state
         if not self.pruner.tensors:
             return {}
         snapshot = {"rewind": self._rewinder.state_dict()} if self._rewinder else {}
@@ -170,14 +170,14 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; under every strategy, weights, optimizers and restored states exist only now."""
-        is_resumed = bool(self._restored)
+        is_resumed = bool(self._restored_state)
         clocks: Callable[[Schedule], Clock]
         clocks = partial(make_trainer_clock, trainer, is_resumed=is_resumed)
         rewinder = self._make_rewinder(trainer, is_resumed=is_resumed)
         if rewinder is not None:
             clocks = rewinder.make_clock
-        if self._restored:
-            self.pruner.load_state_dict(self._restored)
+        if self._restored_state:
+            self.pruner.load_state_dict(self._restored_state)
         with self._show_status(trainer):
             self.pruner.attach(
                 pl_module,
@@ -189,14 +189,14 @@ class PruningCallback(Callback):
         if rewinder is not None:
             rewinder.begin()
         self._rewinder = rewinder
-        self._restored, self._is_training = None, True
-        self._averaged_updates, self._logged = None, None
+        self._restored_state, self._is_training = None, True
+        self._averaged_updates, self._logged_key = None, None
         self._mask_averages(trainer)
         self._print_table(trainer, "To be pruned")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log again in this epoch: Lightning forgets logged values at the end of an epoch."""
-        self._logged = None
+        self._logged_key = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -228,9 +228,9 @@ class PruningCallback(Callback):
         """Log sparsity and target after each update; Lightning repeats them between updates."""
         self._mask_averages(trainer)
         key = self.pruner.updates, self.pruner.groups
-        if self._logged == key:
+        if self._logged_key == key:
             return
-        self._logged = key
+        self._logged_key = key
         values = {
             "sparsity": self.pruner.sparsity,
             "sparsity_target": self.pruner.sparsity_target,
@@ -258,13 +258,13 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Remove the hooks; the pruned weights stay zero."""
-        self._is_training, self._restored = False, self._restored or None
+        self._is_training, self._restored_state = False, self._restored_state or None
         self.pruner.detach(completed=False)
 
     def _make_rewinder(self, trainer: Trainer, *, is_resumed: bool) -> Rewinder | None:
         if self.recipe.rewind is None:
             return None
-        state = (self._restored or {}).get("rewind", {})
+        state = (self._restored_state or {}).get("rewind", {})
         return Rewinder(
             self.recipe.rewind, self.pruner, trainer, state=state, is_resumed=is_resumed
         )

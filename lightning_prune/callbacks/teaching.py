@@ -1,4 +1,4 @@
-"""One training step of a student under a teacher."""
+"""A single training step of a student under a teacher."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
