@@ -1,4 +1,4 @@
-"""The Lightning floor: one callback a file."""
+"""The Lightning floor: each file holds a callback."""
 
 from lightning_prune.callbacks.checkpoint import SparsityCheckpoint
 from lightning_prune.callbacks.distillation import DistillationCallback

@@ -1,4 +1,4 @@
-"""What a callback knows of the pruning that goes on beside it."""
+"""How a callback finds the pruning of the same Trainer."""
 
 from lightning.pytorch import Callback, Trainer
 
@@ -6,19 +6,20 @@ from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
 
 
-def pruner_beside(callback: Callback, trainer: Trainer) -> Pruner:
+def find_pruner(callback: Callback, trainer: Trainer) -> Pruner:
     """Return the engine of the Trainer's `PruningCallback`.
 
     Args:
         callback: The callback that asks.
-        trainer: The Trainer that it is in.
+        trainer: The Trainer of both callbacks.
 
     Raises:
-        ValueError: If the Trainer has none.
+        ValueError: If the Trainer has no `PruningCallback`.
     """
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(other, PruningCallback):
             return other.pruner
     raise ValueError(
-        f"need a PruningCallback beside a {type(callback).__name__}, got none in the Trainer"
+        f"need a PruningCallback beside a {type(callback).__name__}, got a Trainer without a "
+        "PruningCallback; add PruningCallback(sparsity=...) to its callbacks"
     )

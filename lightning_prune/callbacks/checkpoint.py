@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lightning_prune.callbacks.beside import pruner_beside
+from lightning_prune.callbacks.beside import find_pruner
 from lightning_prune.engine.pruner import Pruner
 
 _ROUNDING = 1e-9  # a mean of targets is a sum of floats
@@ -21,8 +21,8 @@ class SparsityCheckpoint(ModelCheckpoint):
 
     .. math:: \max(s, s_{due}) \ge s_{min}
 
-    where :math:`s` is the sparsity counted from the masks, and :math:`s_{due}` is the target at
-    that moment; rounding can leave :math:`s` slightly below it. Checkpoints for resuming are not
+    where :math:`s` is the sparsity counted from the masks, and :math:`s_{due}` is the present
+    target; rounding can leave :math:`s` slightly below the target. Checkpoints for resuming are not
     restricted: ``save_on_exception`` saves any model, and ``save_last`` writes ``last.ckpt`` each
     time a save is due.
 
@@ -33,8 +33,8 @@ class SparsityCheckpoint(ModelCheckpoint):
             ``save_last``, ``dirpath``, ``filename``, ``every_n_train_steps`` and so on.
 
     Raises:
-        ValueError: If ``sparsity`` is out of range. When training starts, if the Trainer has no
-            `PruningCallback`, or a `PruningCallback` with a lower final target.
+        ValueError: If ``sparsity`` is out of range. Also when training starts, if the Trainer has
+            no `PruningCallback`, or a `PruningCallback` with a lower final target.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -54,25 +54,26 @@ class SparsityCheckpoint(ModelCheckpoint):
             raise ValueError(f"need 0 <= sparsity <= 1, got sparsity={sparsity!r}")
         self.sparsity = sparsity
         self._has_considered = False
-        self._validated: tuple[Tensor | None, bool] = (None, False)
+        # The score of the last validation, and whether the validated model was sparse enough.
+        self._validation: tuple[Tensor | None, bool] = (None, False)
 
     @property
     def state_key(self) -> str:
-        """The key of the state in a checkpoint, different for each least sparsity."""
+        """The key of the state in a checkpoint; each least sparsity has a different key."""
         return f"{super().state_key}{{'sparsity': {self.sparsity}}}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer without pruning."""
         if stage == "fit":
-            pruner_beside(self, trainer)
+            find_pruner(self, trainer)
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a sparsity above the final target."""
         self._has_considered = False
-        pruner = pruner_beside(self, trainer)
-        highest = _highest_target(pruner)
-        if self._least_sparsity(pruner) > highest + _ROUNDING:
+        pruner = find_pruner(self, trainer)
+        highest = _find_highest_target(pruner)
+        if self._find_least_sparsity(pruner) > highest + _ROUNDING:
             raise ValueError(
                 f"need sparsity <= {highest:.4f}, the final target of the PruningCallback, got "
                 f"sparsity={self.sparsity} of {type(self).__name__}; leave sparsity out to take "
@@ -83,7 +84,7 @@ class SparsityCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the validated score, and whether the model was sparse enough."""
         if trainer.state.fn == "fit":
-            self._validated = self._score(trainer), self._is_sparse_enough(trainer)
+            self._validation = self._read_score(trainer), self._is_sparse_enough(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,22 +92,22 @@ class SparsityCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if self._has_considered or self.save_top_k == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        pruner = pruner_beside(self, trainer)
+        pruner = find_pruner(self, trainer)
         remedy = (
-            "no save was due since then; save more often"
+            "no save was due after that; save more often"
             if self._is_sparse_enough(trainer)
             else "end the schedule earlier or lower the sparsity"
         )
         warnings.warn(
             f"{type(self).__name__} has considered no model: reached sparsity "
-            f"{pruner.sparsity:.4f} of {self._least_sparsity(pruner):.4f}; {remedy}",
+            f"{pruner.sparsity:.4f} of {self._find_least_sparsity(pruner):.4f}; {remedy}",
             stacklevel=2,
         )
 
     def _save_topk_checkpoint(
         self, trainer: Trainer, monitor_candidates: dict[str, Tensor]
     ) -> None:
-        if self._is_sparse_enough(trainer) and not self._has_score_of_denser(trainer):
+        if self._is_sparse_enough(trainer) and not self._has_score_of_denser_model(trainer):
             self._has_considered = True
             super()._save_topk_checkpoint(trainer, monitor_candidates)
         if self.save_last and self._last_global_step_saved != trainer.global_step:
@@ -114,27 +115,30 @@ class SparsityCheckpoint(ModelCheckpoint):
             self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, ""
 
     def _is_sparse_enough(self, trainer: Trainer) -> bool:
-        pruner = pruner_beside(self, trainer)
+        pruner = find_pruner(self, trainer)
         if self.sparsity is None and not pruner.tensors:  # all weights may still be frozen
             return False
         return (
-            max(pruner.sparsity, pruner.sparsity_target) >= self._least_sparsity(pruner) - _ROUNDING
+            max(pruner.sparsity, pruner.sparsity_target)
+            >= self._find_least_sparsity(pruner) - _ROUNDING
         )
 
-    def _has_score_of_denser(self, trainer: Trainer) -> bool:
-        """Return whether the score comes from the validation of a model that was too dense."""
-        score, was_sparse_enough = self._validated
-        return not was_sparse_enough and score is not None and bool(score == self._score(trainer))
+    def _has_score_of_denser_model(self, trainer: Trainer) -> bool:
+        """Whether the score comes from the validation of a model that was too dense."""
+        score, was_sparse_enough = self._validation
+        return (
+            not was_sparse_enough and score is not None and bool(score == self._read_score(trainer))
+        )
 
-    def _score(self, trainer: Trainer) -> Tensor | None:
+    def _read_score(self, trainer: Trainer) -> Tensor | None:
         return trainer.callback_metrics.get(self.monitor) if self.monitor else None
 
-    def _least_sparsity(self, pruner: Pruner) -> float:
+    def _find_least_sparsity(self, pruner: Pruner) -> float:
         return pruner.final_sparsity if self.sparsity is None else self.sparsity
 
 
-def _highest_target(pruner: Pruner) -> float:
-    """Return the final target, or the highest target if parameters can join later."""
+def _find_highest_target(pruner: Pruner) -> float:
+    """Return the final target; the highest target if dense parameters may join later."""
     if not pruner.may_grow:
         return pruner.final_sparsity
     return max(target for target in pruner.recipe.targets.values() if target is not None)

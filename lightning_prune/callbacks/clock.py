@@ -1,4 +1,4 @@
-"""How far the training of a Trainer has come, in the unit of a schedule."""
+"""The progress of a Trainer, in the unit of a schedule."""
 
 import math
 
@@ -9,38 +9,40 @@ from lightning_prune.recipe.clocks import Clock, planned_clock
 from lightning_prune.recipe.schedules import Schedule
 
 
-def trainer_clock(trainer: Trainer, schedule: Schedule, *, resumed: bool) -> Clock:
-    """Return the clock of a Trainer; its last planned step serves the schedule's end.
+def make_trainer_clock(trainer: Trainer, schedule: Schedule, *, is_resumed: bool) -> Clock:
+    """Return the clock of a Trainer; at the last planned step it returns the schedule's end.
 
-    Steps are the owner's own count. Epochs and fractions are read off Lightning's progress: batches
-    done over batches planned, or ``global_step / max_steps`` where that ends first.
+    The clock returns the completed steps that it is called with. It derives epochs and fractions
+    from Lightning's progress: completed batches over planned batches, or
+    ``global_step / max_steps`` where ``max_steps`` ends training first.
 
     Args:
         trainer: The Trainer, at or after ``on_train_start``.
         schedule: The schedule whose unit is read.
-        resumed: Whether the owner's count goes on from a checkpoint; else it starts at 0.
+        is_resumed: Whether the optimizer's count continues from a checkpoint; else it starts at 0.
 
     Raises:
-        ValueError: If a fraction of an unknown plan is asked for, or the plan ends before ``end``.
+        ValueError: If the unit is a fraction and the end of training is unknown, or the plan ends
+            before ``end``.
     """
-    # A ramp in any unit is squeezed into the few batches of a trial run.
+    # A trial run compresses the ramp, in any unit, into a few batches.
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return lambda done: schedule.end * _fraction(trainer)
+        return lambda done: schedule.end * _measure_fraction(trainer)
     if schedule.unit == "step":
-        planned_steps = _planned_steps(trainer, resumed=resumed)
+        planned_steps = _predict_steps(trainer, is_resumed=is_resumed)
         by_steps = planned_clock(schedule, planned_steps, None)
         if planned_steps is None:
             return by_steps
-        # With steps that a scaler has skipped, the last one has a lower number than planned.
+        # If a scaler has skipped steps, the last step has a lower number than planned.
         return lambda done: schedule.end if _is_last(trainer) else by_steps(done)
     if schedule.unit == "epoch":
-        planned = _planned_epochs(trainer)
+        planned = _predict_epochs(trainer)
         if schedule.end > planned:
             raise ValueError(
                 f"need end within the {planned:g} planned epochs, got end={schedule.end} with "
-                "unit='epoch'"
+                "unit='epoch'; lower end or train longer"
             )
-        return lambda done: schedule.end if _is_last(trainer) else _epochs(trainer)
+        return lambda done: schedule.end if _is_last(trainer) else _count_epochs(trainer)
     if not _has_known_end(trainer):
         raise ValueError(
             "need a known end of training for a schedule with unit='fraction', got "
@@ -49,84 +51,84 @@ def trainer_clock(trainer: Trainer, schedule: Schedule, *, resumed: bool) -> Clo
             "data with a length), or count in steps: "
             "PolynomialSchedule(begin=1000, end=8000, unit='step')"
         )
-    return lambda done: _fraction(trainer)
+    return lambda done: _measure_fraction(trainer)
 
 
-def planned_moment(trainer: Trainer, schedule: Schedule, step: int, done: int) -> float | None:
-    """Return the moment at which a later step is planned; None if Lightning cannot know.
+def predict_moment(trainer: Trainer, schedule: Schedule, step: int, done: int) -> float | None:
+    """Return the planned moment of a later step; None if Lightning cannot know it.
 
     Args:
         trainer: The Trainer, at ``on_train_start``.
-        schedule: The schedule in whose unit the moment is.
-        step: The step of the owner.
-        done: Those completed now.
+        schedule: The schedule whose unit the moment has.
+        step: The step of the optimizer.
+        done: Number of completed steps of the optimizer.
     """
     if trainer.fast_dev_run or not trainer.lightning_module.automatic_optimization:  # type: ignore[attr-defined]
         return None
     if schedule.unit == "step":
         return float(step)
-    at, batches = trainer.global_step + step - done, trainer.num_training_batches
+    global_step, batches = trainer.global_step + step - done, trainer.num_training_batches
     epochs = 0.0
     if not math.isinf(batches):
-        epochs = at / math.ceil(batches / trainer.accumulate_grad_batches)
+        epochs = global_step / math.ceil(batches / trainer.accumulate_grad_batches)
     if schedule.unit == "epoch":
         return epochs
-    by_steps = at / trainer.max_steps if trainer.max_steps > 0 else 0.0
-    return max(epochs / _max_epochs(trainer), by_steps)
+    by_steps = global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+    return max(epochs / _find_max_epochs(trainer), by_steps)
 
 
-def _fraction(trainer: Trainer) -> float:
+def _measure_fraction(trainer: Trainer) -> float:
     if _is_last(trainer):
         return 1.0
-    by_epochs = _epochs(trainer) / _max_epochs(trainer)
-    if trainer.max_steps > 0:  # both grow evenly: what ends first is ahead
+    by_epochs = _count_epochs(trainer) / _find_max_epochs(trainer)
+    if trainer.max_steps > 0:  # Both grow evenly; the larger fraction ends first.
         return max(trainer.global_step / trainer.max_steps, by_epochs)
     return by_epochs
 
 
-def _epochs(trainer: Trainer) -> float:
+def _count_epochs(trainer: Trainer) -> float:
     batches = trainer.fit_loop.batch_idx
-    if trainer.lightning_module.automatic_optimization:  # as they were at the last step
+    if trainer.lightning_module.automatic_optimization:  # The count at the last step.
         batches -= batches % trainer.accumulate_grad_batches
     return trainer.current_epoch + batches / trainer.num_training_batches
 
 
 def _is_last(trainer: Trainer) -> bool:
     """Whether no optimizer steps again after the present batch."""
-    last_batch = trainer.is_last_batch  # known also of data without a length
+    last_batch = trainer.is_last_batch  # Known also for data without a length.
     last_batch |= trainer.fit_loop.batch_idx + 1 >= trainer.num_training_batches
-    if last_batch and trainer.current_epoch + 1 >= _max_epochs(trainer):
+    if last_batch and trainer.current_epoch + 1 >= _find_max_epochs(trainer):
         return True
     return 0 < trainer.max_steps <= trainer.global_step + len(trainer.optimizers)
 
 
-def _max_epochs(trainer: Trainer) -> float:
+def _find_max_epochs(trainer: Trainer) -> float:
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        # Its extra epoch only gathers statistics.
+        # The extra epoch of this callback only updates batch normalization.
         if isinstance(callback, StochasticWeightAveraging):
             return min(epochs, callback.swa_end + 1)
     return epochs
 
 
 def _has_known_end(trainer: Trainer) -> bool:
-    by_epochs = math.isfinite(_max_epochs(trainer) * trainer.num_training_batches)
+    by_epochs = math.isfinite(_find_max_epochs(trainer) * trainer.num_training_batches)
     return by_epochs or trainer.max_steps > 0
 
 
-def _planned_epochs(trainer: Trainer) -> float:
-    """Return the most epochs that can be trained, as far as Lightning knows."""
+def _predict_epochs(trainer: Trainer) -> float:
+    """Return the largest number of epochs that the limits of the Trainer allow."""
     batches = trainer.num_training_batches
-    automatic = trainer.lightning_module.automatic_optimization
-    if trainer.max_steps <= 0 or not automatic or math.isinf(batches):
-        return _max_epochs(trainer)
+    is_automatic = trainer.lightning_module.automatic_optimization
+    if trainer.max_steps <= 0 or not is_automatic or math.isinf(batches):
+        return _find_max_epochs(trainer)
     steps_an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    return min(_max_epochs(trainer), trainer.max_steps / steps_an_epoch)
+    return min(_find_max_epochs(trainer), trainer.max_steps / steps_an_epoch)
 
 
-def _planned_steps(trainer: Trainer, *, resumed: bool) -> int | None:
-    """Return up to where the owner will count; None if Lightning cannot know."""
+def _predict_steps(trainer: Trainer, *, is_resumed: bool) -> int | None:
+    """Return the final step count of the optimizer; None if Lightning cannot know it."""
     steps = trainer.estimated_stepping_batches
     if not trainer.lightning_module.automatic_optimization or not 0 < steps < math.inf:
         return None
-    return int(steps) if resumed else int(steps) - trainer.global_step
+    return int(steps) if is_resumed else int(steps) - trainer.global_step

@@ -1,4 +1,4 @@
-"""The dense model teaches the pruned one."""
+"""The dense model teaches the pruned model."""
 
 import hashlib
 import math
@@ -15,59 +15,61 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.teaching import FORWARD, Lesson, called, submodule
+from lightning_prune.callbacks.teaching import FORWARD, TeachingStep, describe_call, find_module
 from lightning_prune.models.compiled import is_compiled
 
 
 class DistillationCallback(Callback):
-    r"""Lets the dense model teach the pruned one, without a change to the module's code.
+    r"""Lets the dense model teach the pruned model, without a change to the module's code.
 
-    In each training step the teacher sees what the student sees, and this is added to the loss:
+    In each training step the teacher gets the student's inputs. The callback adds to the loss
 
     .. math:: \lambda \Big( T^2 \, \mathrm{KL}\big(\sigma(z_t / T) \,\|\, \sigma(z_s / T)\big)
               + \sum_f w_f \, \overline{(h_{t,f} - h_{s,f})^2} \Big)
 
     where :math:`z` are the logits of teacher and student, :math:`\sigma` the softmax over the
-    classes, :math:`h_f` the outputs of the module :math:`f`, and both terms are means over all that
-    is not a class. Soft targets: Hinton et al., "Distilling the Knowledge in a Neural Network"
-    (2015), https://arxiv.org/abs/1503.02531; the :math:`T^2` keeps the gradients' size when
+    classes, and :math:`h_f` the outputs of the module :math:`f`. The soft-target term is a mean
+    over all dimensions but the classes; a feature term is a mean over all entries. Soft targets:
+    Hinton et al., "Distilling the Knowledge in a Neural Network" (2015),
+    https://arxiv.org/abs/1503.02531; the factor :math:`T^2` keeps the size of the gradients when
     :math:`T` changes. Features: Romero et al., "FitNets" (2015), https://arxiv.org/abs/1412.6550,
-    without a regressor between them, since a pruned layer has the shape of the dense one.
+    but without a regressor, since a pruned layer has the shape of the dense layer.
 
-    The teacher is a copy of the module with the weights of a checkpoint. It is not part of the
-    module: no parameter, no optimizer and no ``state_dict`` knows it. It runs once a batch, in the
-    precision of the student, as in evaluation (no dropout, the running statistics of its
-    normalisations, which stay as they are) and leaves torch's random generators alone.
+    The teacher is a copy of the module with the weights of a checkpoint. The teacher is not part of
+    the module: the module's parameters, optimizers and ``state_dict`` do not contain it. The
+    teacher runs once a batch, in the precision of the student and in evaluation mode: dropout is
+    off, and batch normalization uses its running statistics and does not update them. The teacher
+    leaves torch's random generators alone.
 
-    The loss is added to what ``training_step`` returns, by wrapping it from the start to the end of
-    a batch, so that accumulation, gradient scaling, clipping and DDP treat it as the user's own.
-    What the module logs itself stays its own loss; the term in the large brackets is logged as
-    ``distillation_loss``. Hooks are on the student only while its ``training_step`` runs.
+    The callback wraps ``training_step`` during each batch and adds the term to the returned loss.
+    So accumulation, gradient scaling, clipping and DDP treat the sum as the user's own loss. The
+    module still logs its own loss; the callback logs the term in the large brackets as
+    ``distillation_loss``. Hooks are on the student only while ``training_step`` runs.
 
     Args:
-        teacher: Path of the checkpoint that teaches, written by Lightning or a plain
-            ``state_dict``; its names must be exactly those of the module. None takes a snapshot of
-            the module when training starts, so it must *already be trained* then: a snapshot of
-            random weights teaches noise. A snapshot is saved in each checkpoint (as much as the
-            module's ``state_dict``) and restored when training is resumed; a file is not, so keep
-            it.
+        teacher: Path of the teacher's checkpoint, written by Lightning or a plain ``state_dict``;
+            the names in it must equal the module's names. None takes a snapshot of the module when
+            training starts. The module must *already be trained* then: a snapshot of random weights
+            teaches noise. Each checkpoint contains the snapshot (as large as the module's
+            ``state_dict``), and a resumed training restores it. A checkpoint does not contain the
+            file, so keep the file.
         weight: Weight :math:`\lambda` of the distillation loss, not negative.
         temperature: Temperature :math:`T` of the soft targets, positive; None compares no logits.
-        features: Names of modules whose outputs (of a tuple, the first) are matched as well, or a
-            mapping of them to weights :math:`w_f`, not negative. They are called inside ``output``;
-            ``"forward"`` is what the module itself returns.
-        output: What is run: ``"forward"`` of the LightningModule, or a module by name. It must be
-            given the data, not what trained layers made of it, and return logits (a tensor, or
-            something with ``logits``).
-        class_dim: Dimension of the classes: 1 for ``(N, C, ...)``, -1 for ``(N, ..., C)``; may be
-            left out for logits of one or two dimensions.
+        features: Names of modules whose outputs (the first entry of a tuple) the student matches,
+            or a mapping of names to weights :math:`w_f`, not negative. ``output`` must call the
+            modules; ``"forward"`` names the output of the LightningModule.
+        output: The compared call: ``"forward"`` of the LightningModule, or the name of a module.
+            The inputs must be data, not the output of trained layers. The output must be logits: a
+            tensor, or an object with ``logits``.
+        class_dim: Dimension of the classes: 1 for ``(N, C, ...)``, -1 for ``(N, ..., C)``; not
+            needed for logits with at most two dimensions.
 
     Raises:
-        ValueError: If an argument is out of range, or neither logits nor features are compared;
-            when training starts, under manual optimization, on shards (FSDP, DeepSpeed,
-            ModelParallelStrategy), with compiled modules, or if the checkpoint or a name does not
-            fit the module; in the first batch, if ``output`` or a feature was not called, or does
-            not return or is not given what it must.
+        ValueError: If an argument is out of range, or if ``temperature`` and ``features`` are both
+            None. Also when training starts: with manual optimization, shards (FSDP, DeepSpeed,
+            ModelParallelStrategy) or compiled modules, or if the checkpoint or a name does not fit
+            the module. Also in the first batch: if ``training_step`` did not call ``output``, if
+            ``output`` did not call a feature, or if the inputs or outputs of a call do not fit.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -107,72 +109,76 @@ class DistillationCallback(Callback):
         self.features = weights
         self.output = output
         self.class_dim = class_dim
-        self._model: nn.Module | None = None  # who teaches
-        self._origin: dict[str, str] = {}  # path and digest, if from a file
-        # What the next training starts from; empty if afresh, None once it has begun.
-        self._restored: dict[str, Any] | None = None
+        self._model: nn.Module | None = None  # The teacher.
+        self._origin: dict[str, str] = {}  # Path and digest of the teacher's file, if any.
+        # The state that the next training restores. It is empty for a new training, and None after
+        # training has started.
+        self._restored_state: dict[str, Any] | None = None
         self._unwrap: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work, before anything has happened."""
+        """Refuse a Trainer or a module that distillation does not support."""
         if stage != "fit":
             return
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if (others := sum(isinstance(c, DistillationCallback) for c in callbacks)) > 1:
-            raise ValueError(f"need one DistillationCallback in a Trainer, got {others}")
+        if (count := sum(isinstance(c, DistillationCallback) for c in callbacks)) > 1:
+            raise ValueError(
+                f"need one DistillationCallback in a Trainer, got {count}; remove the others"
+            )
         if not pl_module.automatic_optimization:
             raise ValueError(
                 "need a training_step that returns its loss, got automatic_optimization=False, "
-                "where it calls backward itself; let Lightning optimize, or add the loss there"
+                "where training_step calls backward; set automatic_optimization=True, or add the "
+                "loss in training_step"
             )
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
             raise ValueError(
                 "need a strategy that leaves parameters whole, got "
-                f"{type(trainer.strategy).__name__}; use DDP or one device"
+                f"{type(trainer.strategy).__name__}; use DDP or a single device"
             )
-        self._restored = {}
+        self._restored_state = {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the accelerator; go back to what was there before a fit with nothing to train."""
-        self._restored = self._restored or None
+        """Move the teacher to the CPU; forget an empty state if training did not start."""
+        self._restored_state = self._restored_state or None
         if self._model is not None:
             self._model.to("cpu")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a checkpoint's teacher until training starts; one that teaches stays."""
-        if self._restored is not None:
-            self._restored = state_dict
+        """Keep a checkpoint's teacher until training starts; a running training ignores it."""
+        if self._restored_state is not None:
+            self._restored_state = state_dict
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the teacher that came from a snapshot, or where it came from."""
-        if self._restored is not None:
-            return self._restored
+        """Return the weights of a snapshot, or the path and digest of the teacher's file."""
+        if self._restored_state is not None:
+            return self._restored_state
         if self._model is None or self._origin:
             return dict(self._origin)
         return {"teacher": self._model.state_dict()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the teacher, where weights and restored states are there under every strategy."""
+        """Make the teacher; under every strategy, weights and restored states exist only now."""
         _refuse_compiled(pl_module)
         for name in (self.output, *self.features):
-            submodule(pl_module, name)
-        with _without_our_hooks(pl_module):
+            find_module(pl_module, name)
+        with _suspend_own_hooks(pl_module):
             model = deepcopy(pl_module)
-        origin = self._teach(model, self._restored or {})
+        origin = self._load_teacher(model, self._restored_state or {})
         self._model = model.requires_grad_(False).eval()
-        self._origin, self._restored = origin, None
+        self._origin, self._restored_state = origin, None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Let `training_step` return the sum of both losses."""
-        self._leave()
-        step, own = pl_module.training_step, vars(pl_module).get("training_step")
+        self._unwrap_step()
+        step, override = pl_module.training_step, vars(pl_module).get("training_step")
 
         @wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             assert self._model is not None
-            lesson = Lesson(
+            teaching = TeachingStep(
                 pl_module,
                 self._model,
                 output=self.output,
@@ -180,15 +186,15 @@ class DistillationCallback(Callback):
                 temperature=self.temperature,
                 class_dim=self.class_dim,
             )
-            with lesson:
+            with teaching:
                 output = step(*args, **kwargs)
-            return self._with_distillation(pl_module, output, lesson.losses)
+            return self._add_distillation(pl_module, output, teaching.losses)
 
         def unwrap() -> None:
-            if own is None:
+            if override is None:
                 del pl_module.training_step
             else:
-                pl_module.training_step = own  # type: ignore[method-assign]
+                pl_module.training_step = override  # type: ignore[method-assign]
 
         pl_module.training_step = training_step  # type: ignore[method-assign]
         self._unwrap = unwrap
@@ -201,46 +207,46 @@ class DistillationCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Leave the module as it was."""
-        self._leave()
+        """Give the module its own `training_step` again."""
+        self._unwrap_step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the module as it was, also where a batch was skipped."""
-        self._leave()
+        """Give the module its own `training_step` again, also after a skipped batch."""
+        self._unwrap_step()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the module as it was."""
-        self._restored = self._restored or None
-        self._leave()
+        """Give the module its own `training_step` again."""
+        self._restored_state = self._restored_state or None
+        self._unwrap_step()
 
-    def _leave(self) -> None:
+    def _unwrap_step(self) -> None:
         if self._unwrap is not None:
             self._unwrap()
             self._unwrap = None
 
-    def _teach(self, model: nn.Module, restored: dict[str, Any]) -> dict[str, str]:
-        """Give the copy the weights that teach, and return where they came from."""
+    def _load_teacher(self, model: nn.Module, restored: dict[str, Any]) -> dict[str, str]:
+        """Load the teacher's weights into the copy; return the path and digest of their file."""
         if self.teacher is None:
             if "path" in restored:
                 raise ValueError(
-                    f"need the teacher of the run that is resumed, got teacher=None; write "
+                    "need the teacher of the run that is resumed, got teacher=None; write "
                     f"teacher={restored['path']!r}"
                 )
             if restored:
                 model.load_state_dict(restored["teacher"])
             else:
                 rank_zero_info(
-                    "DistillationCallback: the teacher is a snapshot of the module as it is now, "
-                    "which is of use only if it is trained already; otherwise name a checkpoint."
+                    "DistillationCallback: the teacher is a snapshot of the module as it is now. "
+                    "Use a snapshot only of a trained module; otherwise name a checkpoint."
                 )
             return {}
         path = str(self.teacher)
-        state, digest = _loaded(path)
+        state, digest = _load_state(path)
         if restored.get("path") == path and restored["digest"] != digest:
             raise ValueError(
-                "need the teacher that the run was started with, got another one in "
+                "need the teacher that the run was started with, got another file in "
                 f"teacher={path!r}; restore the file, or give another teacher another path"
             )
         try:
@@ -251,18 +257,18 @@ class DistillationCallback(Callback):
             ) from error
         return {"path": path, "digest": digest}
 
-    def _with_distillation(
+    def _add_distillation(
         self, pl_module: LightningModule, output: Any, losses: list[Tensor]
     ) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
-            return output  # a step that is skipped, or an error of which Lightning tells
+            return output  # training_step skips the batch, or Lightning will raise an error.
         if not losses:
-            owners = [f"'{n}'" for n, child in pl_module.named_children() if _learns(child)]
+            owners = [f"'{n}'" for n, child in pl_module.named_children() if _has_parameters(child)]
             raise ValueError(
-                f"need a training_step that calls {called(self.output)} with gradients, got a "
-                "batch without such a call; name the module that is given the data and returns "
-                f"the logits as output: {', '.join(owners) or 'there is none'}"
+                f"need a training_step that calls {describe_call(self.output)} with gradients, got "
+                "a batch without this call; name as output the module that is given the data and "
+                f"returns the logits: {', '.join(owners) or 'no module has parameters'}"
             )
         distillation = torch.stack(losses).mean()
         pl_module.log("distillation_loss", distillation.detach(), on_step=True, on_epoch=False)
@@ -277,7 +283,7 @@ def _refuse_negative(**weights: float) -> None:
 
 
 def _refuse_compiled(model: LightningModule) -> None:
-    """Raise ValueError, naming the first, if a module is compiled: it would not see the hooks."""
+    """Raise ValueError if a module is compiled: compiled code does not call the hooks."""
     compiled = [
         name or type(model).__name__
         for name, module in model.named_modules()
@@ -292,14 +298,14 @@ def _refuse_compiled(model: LightningModule) -> None:
 
 
 @contextmanager
-def _without_our_hooks(model: nn.Module) -> Iterator[None]:
-    """Take the hooks of this package off, so that nothing is gathered from a copy."""
+def _suspend_own_hooks(model: nn.Module) -> Iterator[None]:
+    """Remove the hooks of this package for a while, so that a copy gathers nothing."""
     places = [
         hooks
         for module in model.modules()
         for hooks in (module._forward_hooks, module._forward_pre_hooks)
     ]
-    before = [dict(hooks) for hooks in places]
+    saved = [dict(hooks) for hooks in places]
     for hooks in places:
         for key, hook in list(hooks.items()):
             if getattr(hook, "__module__", "").startswith("lightning_prune."):
@@ -307,13 +313,13 @@ def _without_our_hooks(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for hooks, all_hooks in zip(places, before, strict=True):
+        for hooks, all_hooks in zip(places, saved, strict=True):
             hooks.clear()
             hooks.update(all_hooks)
 
 
-def _loaded(path: str) -> tuple[dict[str, Tensor], str]:
-    """Return the module's state in a checkpoint, and a digest of it."""
+def _load_state(path: str) -> tuple[dict[str, Tensor], str]:
+    """Return the module's state in a checkpoint, and the SHA-256 digest of the state."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     state: dict[str, Tensor] = checkpoint.get("state_dict", checkpoint)
     digest = hashlib.sha256()
@@ -324,5 +330,5 @@ def _loaded(path: str) -> tuple[dict[str, Tensor], str]:
     return state, digest.hexdigest()
 
 
-def _learns(module: nn.Module) -> bool:
+def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_prune.callbacks.beside import pruner_beside
+from lightning_prune.callbacks.beside import find_pruner
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
 from lightning_prune.reporting.pruning import pruning_table
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 class SparsityMonitor(Callback):
     """Logs the sparsity of a `PruningCallback` over the training, overall and by tensor.
 
-    At each mask update it logs ``sparsity/…``, ``sparsity_target/…`` and ``mask_change/…`` (the
-    fraction of mask entries that the update changed) for every tensor and ``overall``. Channels
-    are logged by group, under the name of the first weight that makes them. TensorBoard also gets
-    weight histograms, a Custom Scalars layout and, when training ends, a table and a plot of the
-    quality over the sparsity.
+    At each mask update the monitor logs ``sparsity/…``, ``sparsity_target/…`` and ``mask_change/…``
+    (the fraction of the mask that the update changed) for every tensor and ``overall``. With
+    channels, the monitor logs each group under the name of the first weight that makes the
+    channels. TensorBoard also gets weight histograms, a Custom Scalars layout and, when training
+    ends, a table and a plot of the quality over the sparsity.
 
     Args:
         quality: Name of a metric that validation logs (without validation: training), such as
-            ``"val_acc"``. It is recorded at each sparsity. The plot needs the extra
+            ``"val_acc"``. The monitor records the metric at each sparsity. The plot needs the extra
             ``lightning-prune[plots]``.
         histograms_every: Number of epochs between weight histograms; null for no histograms.
         report: Whether to measure, when training ends, the size, multiplications, memory and
-            latency that pruning has saved (see `lightning_prune.report`). It takes seconds, or
-            longer for a large model, and other processes wait. All loggers get scalars, and
-            TensorBoard's text page gets tables. The input is the model's ``example_input_array``,
-            or else one sample of the first input of ``forward`` during validation.
+            latency that pruning has saved (see `lightning_prune.report`). The measurement takes
+            seconds, or longer for a large model, and other processes wait. All loggers get scalars,
+            and TensorBoard's text page gets tables. The input is the model's
+            ``example_input_array``; without it, a single sample of the first call of ``forward``
+            during validation.
 
     Attributes:
         quality_curve: The pairs of sparsity and quality, in the order of recording.
@@ -63,16 +64,20 @@ class SparsityMonitor(Callback):
         self._recorder: CallRecorder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start afresh; refuse a Trainer without pruning, or a plot without matplotlib."""
+        """Start a new curve; refuse a Trainer without pruning, or a plot without matplotlib."""
         if stage != "fit":
             return
-        pruner_beside(self, trainer)
+        find_pruner(self, trainer)
         self.quality_curve = []
         self._recorder = None
-        if self.quality and _boards(trainer) and importlib.util.find_spec("matplotlib") is None:
+        if (
+            self.quality
+            and _find_boards(trainer)
+            and importlib.util.find_spec("matplotlib") is None
+        ):
             raise ModuleNotFoundError(
-                f"need matplotlib to draw quality={self.quality!r} in TensorBoard: "
-                "pip install 'lightning-prune[plots]'"
+                f"need matplotlib to draw the plot in TensorBoard, got quality={self.quality!r} "
+                "without matplotlib; run pip install 'lightning-prune[plots]'"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +97,7 @@ class SparsityMonitor(Callback):
             "per layer": ["Multiline", ["^sparsity/(?!overall$)"]],
             "accuracy and sparsity": ["Multiline", [quality, "^sparsity$"]],
         }
-        for board in _boards(trainer):
+        for board in _find_boards(trainer):
             board.experiment.add_custom_scalars({"pruning": charts})
 
     def on_train_batch_end(
@@ -103,8 +108,8 @@ class SparsityMonitor(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Log tensors, or groups of channels, after each update of the masks."""
-        pruner = pruner_beside(self, trainer)
+        """Log the sparsity of each tensor, or channel group, after each update of the masks."""
+        pruner = find_pruner(self, trainer)
         if pruner.updates == self._logged_updates:
             return
         self._logged_updates = pruner.updates
@@ -120,12 +125,12 @@ class SparsityMonitor(Callback):
             scalars[f"sparsity_target/{group.name}"] = pruner.target(group)
             scalars[f"mask_change/{group.name}"] = pruner.changed.get(group.name, 0.0)
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=_logged_step(trainer))
+            logger.log_metrics(scalars, step=_read_logged_step(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the first call of the model, as an example for the report."""
-        wanted = self.report and trainer.is_global_zero and trainer.state.fn == "fit"
-        if wanted and pl_module.example_input_array is None and self._recorder is None:
+        needs_example = self.report and trainer.is_global_zero and trainer.state.fn == "fit"
+        if needs_example and pl_module.example_input_array is None and self._recorder is None:
             self._recorder = CallRecorder(pl_module, limit=1, samples=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,7 +138,7 @@ class SparsityMonitor(Callback):
         self._record_quality(trainer, is_validated=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw histograms if they are due; record the quality if there is no validation."""
+        """Draw histograms if an epoch needs them; record the quality if no validation runs."""
         if not trainer.enable_validation:
             self._record_quality(trainer, is_validated=False)
         if self.histograms_every and (trainer.current_epoch + 1) % self.histograms_every == 0:
@@ -141,10 +146,10 @@ class SparsityMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table and the plot."""
-        for board in _boards(trainer):
-            step = _logged_step(trainer)
+        for board in _find_boards(trainer):
+            step = _read_logged_step(trainer)
             board.experiment.add_text(
-                "sparsity", pruning_table(pruner_beside(self, trainer)).to_markdown(), step
+                "sparsity", pruning_table(find_pruner(self, trainer)).to_markdown(), step
             )
             if self.quality and self.quality_curve:
                 figure = _plot_quality(self.quality, self.quality_curve)
@@ -174,21 +179,21 @@ class SparsityMonitor(Callback):
             if example is None:
                 refuse_missing_example(pl_module, "no call of forward in validation_step")
             measured = report(pl_module, example, progress=False)
-        except Exception as error:  # a model that fails here must not end the training
+        except Exception as error:  # A failing report must not end the training.
             warnings.warn(f"no report: {error}", stacklevel=2)
             return
-        for board in _boards(trainer):
-            board.experiment.add_text("report", measured.to_markdown(), _logged_step(trainer))
+        for board in _find_boards(trainer):
+            board.experiment.add_text("report", measured.to_markdown(), _read_logged_step(trainer))
         for logger in trainer.loggers:
-            logger.log_metrics(_scalars(measured), step=_logged_step(trainer))
+            logger.log_metrics(_collect_scalars(measured), step=_read_logged_step(trainer))
 
     def _draw_histograms(self, trainer: Trainer) -> None:
-        for board in _boards(trainer):
-            for tensor in pruner_beside(self, trainer).tensors:
+        for board in _find_boards(trainer):
+            for tensor in find_pruner(self, trainer).tensors:
                 if tensor.is_scored:
                     kept = tensor.weights[tensor.mask.kept].float()
                     board.experiment.add_histogram(
-                        f"kept_weights/{tensor.name}", kept, _logged_step(trainer)
+                        f"kept_weights/{tensor.name}", kept, _read_logged_step(trainer)
                     )
 
     def _record_quality(self, trainer: Trainer, *, is_validated: bool) -> None:
@@ -202,23 +207,23 @@ class SparsityMonitor(Callback):
             )
         if not trainer.sanity_checking:
             value = float(trainer.callback_metrics[self.quality])
-            self.quality_curve.append((pruner_beside(self, trainer).sparsity, value))
+            self.quality_curve.append((find_pruner(self, trainer).sparsity, value))
 
 
-def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+def _find_boards(trainer: Trainer) -> list[TensorBoardLogger]:
     """Return the TensorBoard loggers; ranks other than the first get an empty list."""
     if not trainer.is_global_zero:
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _logged_step(trainer: Trainer) -> int:
+def _read_logged_step(trainer: Trainer) -> int:
     """Return the step that Lightning writes beside a logged metric."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def _scalars(measured: "Report") -> dict[str, float]:
-    """Return fractions of the dense model, and speedups."""
+def _collect_scalars(measured: "Report") -> dict[str, float]:
+    """Return the costs as fractions of the costs of the dense model, and the speedups."""
     total = measured.total
     scalars = {"report/compressed_bytes": total.compressed_bytes / max(total.dense_bytes, 1)}
     if total.dense_macs:

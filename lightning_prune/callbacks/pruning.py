@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.clock import trainer_clock
+from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.rewinding import Rewinder
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
@@ -29,30 +29,32 @@ from lightning_prune.reporting.pruning import pruning_table
 
 
 class PruningCallback(Callback):
-    """Prunes the model gradually while it trains, and lands exactly on target.
+    """Prunes a model gradually while it trains, and lands exactly on target.
 
-    Logs ``sparsity`` (counted from the masks) and ``sparsity_target`` at each step, of channels
-    also ``parameter_sparsity``, the share of all parameters that removing them takes away; prints
-    what will be pruned when training starts and what was when it ends. Its checkpoints resume
-    sparse; they also load into the plain model, without this package.
+    The callback logs ``sparsity`` (counted from the masks) and ``sparsity_target`` at each step.
+    For channels it also logs ``parameter_sparsity``, the fraction of all parameters that removing
+    the channels takes away. The callback prints a table when training starts and when training
+    ends. Its checkpoints resume sparse, and also load into the plain model without this package.
 
     Args:
         sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
-            parameter or module names, null leaving it dense, where the last that matches decides.
+            parameter or module names. null leaves a tensor dense; the last glob that matches
+            decides.
         schedule: When; by default `PolynomialSchedule`, from 10 % to 50 % of the training.
         allocation: Where; by default `UniformAllocation` for N:M and channels, else
             `ERKAllocation`.
         criterion: Which; `MagnitudeCriterion` by default.
         pattern: What shape; `UnstructuredPattern` by default.
-        keep_zeros: Whether weights that are zero when training starts stay so.
-        regrow: Whether and how what is dropped grows back elsewhere (RigL, SET); null for never.
-        rewind: Where each round of a `MultiStepSchedule` goes back to; nowhere by default.
-        example: For `ChannelPattern`, what the module's ``forward`` takes: a tensor, a tuple of
-            arguments, or a dict of named ones; by default its ``example_input_array``, which is
-            the way to say it in YAML.
+        keep_zeros: Whether weights that are zero when training starts stay zero.
+        regrow: How dropped weights grow back elsewhere (RigL, SET); null for never.
+        rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
+        example: For `ChannelPattern`, the arguments of the module's ``forward``: a tensor, a tuple
+            of arguments, or a dict of named arguments. The default is the module's
+            ``example_input_array``; with YAML, use the default.
 
     Raises:
-        ValueError: If an argument is out of range, or two of them clash.
+        ValueError: If an argument is out of range, or two arguments clash.
+        TypeError: If an argument is of another kind.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -93,7 +95,7 @@ class PruningCallback(Callback):
 
         Args:
             recipe: The answers.
-            example: For `ChannelPattern`, what the module's ``forward`` takes.
+            example: For `ChannelPattern`, the arguments of the module's ``forward``.
         """
         callback = cls.__new__(cls)
         callback._begin(recipe, example)
@@ -103,11 +105,13 @@ class PruningCallback(Callback):
         self.pruner = Pruner.from_recipe(recipe)
         self.example = example
         self._rewinder: Rewinder | None = None
-        # What the next training starts from; empty if afresh, None once it has begun.
-        self._restored: dict[str, Any] | None = None
-        self._training = False
+        # The state that the next training restores. It is empty for a new training, and None after
+        # training has started.
+        self._restored_state: dict[str, Any] | None = None
+        self._is_training = False
         self._averaged_updates: int | None = None
-        self._logged: tuple[int, Sequence[Group]] | None = None  # as of which update, this epoch
+        # The number of updates, and the groups, at the last log of this epoch.
+        self._logged_key: tuple[int, Sequence[Group]] | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -125,96 +129,88 @@ class PruningCallback(Callback):
         return self.pruner.sparsity
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work, before anything has happened."""
+        """Refuse a Trainer that pruning does not support."""
         others = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]
         if len(others) > 1:
             raise ValueError(
-                f"need one PruningCallback in a Trainer, got {len(others)}; give several targets "
-                "to one by sparsity={'encoder': 0.9, 'decoder': 0.5}"
+                f"need one PruningCallback in a Trainer, got {len(others)}; write several "
+                "targets in a single callback: sparsity={'encoder': 0.9, 'decoder': 0.5}"
             )
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise ValueError(
-                "need a strategy that leaves parameters in their shape, got "
+                "need a strategy that keeps the shape of parameters, got "
                 f"{type(trainer.strategy).__name__}; use ModelParallelStrategy (FSDP2) or DDP"
             )
         if stage == "fit":
-            self._restored = {}
+            self._restored_state = {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Go back to what was there before a fit that had nothing left to train."""
-        self._restored = self._restored or None
+        """Forget an empty state if training did not start."""
+        self._restored_state = self._restored_state or None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's masks and counts until training starts."""
-        if not self._training:
-            self._restored = state_dict
+        if not self._is_training:
+            self._restored_state = state_dict
         elif state_dict["steps"] != self.pruner.steps:
             raise RuntimeError(
                 "need a checkpoint of the present step to restore in the middle of training, got "
-                f"one of steps {state_dict['steps']} at {self.pruner.steps}; "
+                f"a checkpoint of steps {state_dict['steps']} at {self.pruner.steps}; "
                 "start another fit with ckpt_path"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks (one bit an entry), step counts and what criterion and rewind have kept."""
-        if self._restored is not None:
-            return self._restored
+        """Return masks (one bit a weight), step counts, gathered statistics and the snapshot."""
+        if self._restored_state is not None:
+            return self._restored_state
         if not self.pruner.tensors:
             return {}
-        kept = {"rewind": self._rewinder.state_dict()} if self._rewinder else {}
-        return self.pruner.state_dict() | kept
+        snapshot = {"rewind": self._rewinder.state_dict()} if self._rewinder else {}
+        return self.pruner.state_dict() | snapshot
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, where weights, optimizers and restored states are there under every strategy."""
-        resumed = bool(self._restored)
-        clocks: Callable[[Schedule], Clock] = partial(trainer_clock, trainer, resumed=resumed)
-        rewinder = None
-        if self.recipe.rewind is not None:
-            state = (self._restored or {}).get("rewind", {})
-            rewinder = Rewinder(
-                self.recipe.rewind, self.pruner, trainer, state=state, resumed=resumed
-            )
-            clocks = rewinder.clock
-        if self._restored:
-            self.pruner.load_state_dict(self._restored)
-
-        def is_trial_step(optimizer: Optimizer) -> bool:
-            is_finder = self not in trainer.callbacks  # type: ignore[attr-defined]
-            return is_finder or _will_be_skipped(trainer, optimizer)
-
-        with self._status(trainer):
+        """Begin; under every strategy, weights, optimizers and restored states exist only now."""
+        is_resumed = bool(self._restored_state)
+        clocks: Callable[[Schedule], Clock]
+        clocks = partial(make_trainer_clock, trainer, is_resumed=is_resumed)
+        rewinder = self._make_rewinder(trainer, is_resumed=is_resumed)
+        if rewinder is not None:
+            clocks = rewinder.make_clock
+        if self._restored_state:
+            self.pruner.load_state_dict(self._restored_state)
+        with self._show_status(trainer):
             self.pruner.attach(
                 pl_module,
                 trainer.optimizers,
                 clocks=clocks,
-                is_trial_step=is_trial_step,
+                is_trial_step=self._make_trial_check(trainer),
                 example=self.example,
             )
         if rewinder is not None:
             rewinder.begin()
         self._rewinder = rewinder
-        self._restored, self._training = None, True
-        self._averaged_updates, self._logged = None, None
+        self._restored_state, self._is_training = None, True
+        self._averaged_updates, self._logged_key = None, None
         self._mask_averages(trainer)
-        self._say(trainer, "To be pruned")
+        self._print_table(trainer, "To be pruned")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log again: Lightning forgets at the end of an epoch."""
-        self._logged = None
+        """Log again in this epoch: Lightning forgets logged values at the end of an epoch."""
+        self._logged_key = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Go back, if a round is complete."""
+        """Update the masks and go back if a round is complete."""
         if self._rewinder is not None:
             self._rewinder.on_batch_start(pl_module)
 
-    # A compiled optimizer would trace this and compile again at each update.
+    # Otherwise a compiled optimizer traces this hook and compiles again at each update.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Let the engine work on gradients that are complete and not yet clipped."""
+        """Pass the step to the engine: the gradients are complete and not yet clipped."""
         self.pruner.follow(trainer.optimizers)
         if _will_be_skipped(trainer, optimizer):
             self.pruner.skip_step(optimizer)
@@ -229,46 +225,63 @@ class PruningCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Log what is reached and what is due, if that is new: Lightning repeats it until then."""
+        """Log sparsity and target after each update; Lightning repeats them between updates."""
         self._mask_averages(trainer)
         key = self.pruner.updates, self.pruner.groups
-        if self._logged == key:
+        if self._logged_key == key:
             return
-        self._logged = key
-        reached = {
+        self._logged_key = key
+        values = {
             "sparsity": self.pruner.sparsity,
             "sparsity_target": self.pruner.sparsity_target,
         }
         if self.recipe.pattern.couples_tensors:
-            reached["parameter_sparsity"] = self.pruner.parameter_sparsity
+            values["parameter_sparsity"] = self.pruner.parameter_sparsity
         has_bar = trainer.progress_bar_callback is not None
-        for name, value in reached.items():
+        for name, value in values.items():
             is_shown = has_bar and name == "sparsity"
             pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let averaged copies be saved with the present masks, also ahead of our turn."""
+        """Mask averaged copies, so that other callbacks save them with the present masks."""
         self._mask_averages(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the zeros in the weights for good."""
-        self._training = False
+        """Remove the hooks; the pruned weights stay zero."""
+        self._is_training = False
         self.pruner.detach()
-        self._say(trainer, "Pruned")
+        self._print_table(trainer, "Pruned")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the zeros that were reached, and no hook."""
-        self._training, self._restored = False, self._restored or None
+        """Remove the hooks; the pruned weights stay zero."""
+        self._is_training, self._restored_state = False, self._restored_state or None
         self.pruner.detach(completed=False)
 
-    def _mask_averages(self, trainer: Trainer) -> None:
-        """Prune the averaged copies that other callbacks keep, as often as the masks change.
+    def _make_rewinder(self, trainer: Trainer, *, is_resumed: bool) -> Rewinder | None:
+        if self.recipe.rewind is None:
+            return None
+        state = (self._restored_state or {}).get("rewind", {})
+        return Rewinder(
+            self.recipe.rewind, self.pruner, trainer, state=state, is_resumed=is_resumed
+        )
 
-        Between changes an average of zeros stays zero, whichever callback comes first.
+    def _make_trial_check(self, trainer: Trainer) -> Callable[[Optimizer], bool]:
+        """Return the function that recognizes a step outside training, or a skipped step."""
+
+        def is_trial_step(optimizer: Optimizer) -> bool:
+            is_finder = self not in trainer.callbacks  # type: ignore[attr-defined]
+            return is_finder or _will_be_skipped(trainer, optimizer)
+
+        return is_trial_step
+
+    def _mask_averages(self, trainer: Trainer) -> None:
+        """Prune the averaged copies of other callbacks after each change of the masks.
+
+        Between two changes an average of zeros stays zero, in any order of the callbacks.
         """
         if self.pruner.updates == self._averaged_updates:
             return
@@ -278,25 +291,25 @@ class PruningCallback(Callback):
             if average is not None:
                 self.pruner.mask_copy(getattr(average, "module", average))
 
-    def _status(self, trainer: Trainer) -> AbstractContextManager[Any]:
-        """Say in a terminal what takes long."""
+    def _show_status(self, trainer: Trainer) -> AbstractContextManager[Any]:
+        """Show a message in the terminal while the engine traces channels."""
         if not (self.recipe.pattern.couples_tensors and trainer.is_global_zero):
             return nullcontext()
         return Console().status("finding which channels go together")
 
-    def _say(self, trainer: Trainer, title: str) -> None:
+    def _print_table(self, trainer: Trainer, title: str) -> None:
         if trainer.is_global_zero:
             Console().print(pruning_table(self.pruner, title))
 
 
 def _will_be_skipped(trainer: Trainer, optimizer: Optimizer) -> bool:
-    """Whether the gradient scaler has found infinite gradients and will leave the step out."""
+    """Whether the gradient scaler has found infinite gradients and will skip the step."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not scaler.is_enabled():
         return False
     state = scaler._per_optimizer_states[id(optimizer)]
     if state["stage"] is OptState.READY:
         if not getattr(optimizer, "_step_supports_amp_scaling", False):
-            return True  # Lightning unscales unless there was no loss, and then does not step
-        scaler.unscale_(optimizer)  # a fused optimizer would do so itself, after we have looked
+            return True  # Without a loss, Lightning neither unscales nor steps.
+        scaler.unscale_(optimizer)  # A fused optimizer would unscale later than this check.
     return any(bool(value.item()) for value in state["found_inf_per_device"].values())

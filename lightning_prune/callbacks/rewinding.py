@@ -1,4 +1,4 @@
-"""Going back to an early step under the masks: lottery tickets and learning-rate rewinding."""
+"""Returning to an early step under the masks: lottery tickets and learning-rate rewinding."""
 
 from copy import deepcopy
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.clock import planned_moment, trainer_clock
+from lightning_prune.callbacks.clock import make_trainer_clock, predict_moment
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.names import named_tensors
 from lightning_prune.recipe.clocks import Clock
@@ -18,20 +18,21 @@ from lightning_prune.tensors.shards import is_sharded
 
 
 class Rewinder:
-    """Takes the snapshot of one training and puts it back in place.
+    """Takes the snapshot of a training and restores it in place after each change of the masks.
 
-    Masks change only where it lets them: at the first batch start after a step. So gradients that
-    are being accumulated are all of the same weights.
+    The rewinder updates the masks only at the first batch start after a step. So the gradients that
+    a step accumulates all belong to the same weights.
 
     Args:
-        rewind: What to go back with.
+        rewind: The answers of the user.
         pruner: The engine, not yet attached.
         trainer: The Trainer, at ``on_train_start``.
-        state: A restored `state_dict`; empty if there is none.
-        resumed: Whether the count of steps goes on from a checkpoint.
+        state: A restored `state_dict`; empty for a new training.
+        is_resumed: Whether the count of steps continues from a checkpoint.
 
     Raises:
-        ValueError: If the training cannot be rewound.
+        ValueError: If rewinding does not support the training: several optimizers, averaged
+            weights or sharded parameters.
     """
 
     def __init__(
@@ -41,49 +42,60 @@ class Rewinder:
         trainer: Trainer,
         *,
         state: dict[str, Any],
-        resumed: bool,
+        is_resumed: bool,
     ) -> None:
         self.rewind, self.pruner, self.trainer = rewind, pruner, trainer
-        _refuse(trainer)
-        self._to = 0 if trainer.fast_dev_run else rewind.to  # type: ignore[attr-defined]
-        self._clock = trainer_clock(trainer, pruner.recipe.schedule, resumed=resumed)
+        _refuse_unfit_training(trainer)
+        self._snapshot_step = 0 if trainer.fast_dev_run else rewind.to  # type: ignore[attr-defined]
+        self._clock = make_trainer_clock(trainer, pruner.recipe.schedule, is_resumed=is_resumed)
         self._moment = -1.0
         self._point: float | None = None
         self._steps: int | None = None
         self._state = dict(state)
-        self._recipe = {"to": self._to, "what": rewind.what, "optimizer": rewind.optimizer}
+        self._recipe = {
+            "to": self._snapshot_step,
+            "what": rewind.what,
+            "optimizer": rewind.optimizer,
+        }
 
-    def clock(self, schedule: Schedule) -> Clock:
-        """Return the engine's clock: it stands still between the moments that can be rewound."""
+    def make_clock(self, schedule: Schedule) -> Clock:
+        """Return the engine's clock; it stands still between two starts of a batch after a step."""
         return lambda done: self._moment
 
     def begin(self) -> None:
-        """Take over what was kept; refuse what cannot come to a snapshot in time."""
+        """Take over the restored state, or start a new state.
+
+        Raises:
+            ValueError: If a checkpoint with another rewind is past the snapshot, or if the first
+                update of the masks comes before the snapshot.
+        """
         (done,) = self.pruner.steps
-        resets = self.rewind.optimizer == "reset"
+        resets_optimizer = self.rewind.optimizer == "reset"
         if self._state.get("recipe") != self._recipe:
-            if done > (0 if resets else self._to):
+            if done > (0 if resets_optimizer else self._snapshot_step):
                 raise ValueError(
                     f"need a checkpoint that was written with the same rewind, {self._recipe}, got "
-                    f"one of step {done} with {self._state.get('recipe', 'none')}"
+                    f"a checkpoint of step {done} with {self._state.get('recipe', 'no rewind')}"
                 )
-            state = _only_optimizer(self.trainer).state_dict()["state"]
-            start = _copy(state) if resets else {}
-            self._state = {"recipe": self._recipe, "optimizer": start}
+            state = _find_only_optimizer(self.trainer).state_dict()["state"]
+            initial = _copy(state) if resets_optimizer else {}
+            self._state = {"recipe": self._recipe, "optimizer": initial}
         if self._has_snapshot:
             return
-        moment = planned_moment(self.trainer, self.pruner.recipe.schedule, self._to, done)
+        moment = predict_moment(
+            self.trainer, self.pruner.recipe.schedule, self._snapshot_step, done
+        )
         if moment is not None and self.pruner.recipe.schedule.last_due(moment) is not None:
-            raise ValueError(_too_late(self._to))
+            raise ValueError(_describe_late_snapshot(self._snapshot_step))
 
     def on_batch_start(self, model: LightningModule) -> None:
-        """Keep what is there if it is step ``to``; update the masks and go back if that is due."""
-        optimizer = _only_optimizer(self.trainer)
+        """Take the snapshot at step ``to``; at each due point, update the masks and go back."""
+        optimizer = _find_only_optimizer(self.trainer)
         self.pruner.follow([optimizer])
         (steps,) = self.pruner.steps
-        if steps >= self._to and not self._has_snapshot:
-            self._keep(model, optimizer)
-        if steps == self._steps:  # gradients are being accumulated
+        if steps >= self._snapshot_step and not self._has_snapshot:
+            self._take_snapshot(model, optimizer)
+        if steps == self._steps:  # The step still accumulates gradients.
             return
         self._steps = steps
         self._moment = self._clock(steps)
@@ -91,127 +103,143 @@ class Rewinder:
         if point is None or point == self._point:
             return
         if not self._has_snapshot:
-            raise RuntimeError(_too_late(self._to))
+            raise RuntimeError(_describe_late_snapshot(self._snapshot_step))
         self._point = point
-        optimizer.zero_grad()  # they are of the weights before
+        optimizer.zero_grad()  # The gradients belong to the weights before going back.
         before = self.pruner.sparsity
         self.pruner.update(optimizer)
         if self.pruner.sparsity != before:
-            self._go_back(model, optimizer)
+            self._restore_snapshot(model, optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is kept: tensors on the CPU, numbers, strings and what they are nested in."""
+        """Return the snapshot: tensors on the CPU, numbers and strings, in dicts and lists."""
         return self._state
 
     @property
     def _has_snapshot(self) -> bool:
         return "groups" in self._state
 
-    def _keep(self, model: LightningModule, optimizer: Optimizer) -> None:
+    def _take_snapshot(self, model: LightningModule, optimizer: Optimizer) -> None:
         state = optimizer.state_dict()
         if self.rewind.optimizer == "rewind":
             self._state["optimizer"] = _copy(state["state"])
-        tensors = _initialized_tensors(model) if self.rewind.what == "weights" else {}
+        tensors = _collect_tensors(model) if self.rewind.what == "weights" else {}
         self._state |= {
             "tensors": _copy(tensors),
             "groups": _copy(state["param_groups"]),
-            "schedulers": [_copy(one.state_dict()) for one in _schedulers(self.trainer)],
+            "schedulers": [
+                _copy(scheduler.state_dict()) for scheduler in _list_schedulers(self.trainer)
+            ],
         }
 
-    def _go_back(self, model: LightningModule, optimizer: Optimizer) -> None:
+    def _restore_snapshot(self, model: LightningModule, optimizer: Optimizer) -> None:
         if self.rewind.what == "weights":
-            _put_back(self._state["tensors"], _initialized_tensors(model), self._to)
-        _put_back_optimizer(self._state["optimizer"], self._state["groups"], optimizer, self._to)
+            _restore_tensors(self._state["tensors"], _collect_tensors(model), self._snapshot_step)
+        _restore_optimizer(
+            self._state["optimizer"], self._state["groups"], optimizer, self._snapshot_step
+        )
         states = self._state["schedulers"]
-        for scheduler, state in zip(_schedulers(self.trainer), states, strict=True):
+        for scheduler, state in zip(_list_schedulers(self.trainer), states, strict=True):
             scheduler.load_state_dict(deepcopy(state))
         self.pruner.mask(optimizer)
 
 
-def _put_back(kept: dict[str, Tensor], tensors: dict[str, Tensor], to: int) -> None:
-    """Copy what was kept into the tensors that are there."""
-    shapes = {name: tensor.shape for name, tensor in kept.items()}
+def _restore_tensors(snapshot: dict[str, Tensor], tensors: dict[str, Tensor], to: int) -> None:
+    """Copy the tensors of the snapshot into the present tensors.
+
+    Raises:
+        RuntimeError: If the names or shapes differ.
+    """
+    shapes = {name: tensor.shape for name, tensor in snapshot.items()}
     for name, shape in {name: tensor.shape for name, tensor in tensors.items()}.items():
         if shapes.pop(name, None) != shape:
             shapes[name] = shape
     if shapes:
         raise RuntimeError(
-            f"need the parameters and buffers of step {to} with rewind, got others by now: "
-            f"{', '.join(sorted(shapes))}"
+            f"need the parameters and buffers of step {to} with rewind, got other names or shapes "
+            f"now: {', '.join(sorted(shapes))}"
         )
     for name, tensor in tensors.items():
-        tensor.detach().copy_(kept[name])
+        tensor.detach().copy_(snapshot[name])
 
 
-def _put_back_optimizer(
-    gathered: dict[int, Any], kept: list[dict[str, Any]], optimizer: Optimizer, to: int
+def _restore_optimizer(
+    state: dict[int, Any], groups: list[dict[str, Any]], optimizer: Optimizer, to: int
 ) -> None:
-    """Give the optimizer what it had gathered, and its hyperparameters."""
+    """Restore the state and the hyperparameters of the optimizer.
+
+    Raises:
+        RuntimeError: If the optimizer has another number of parameters.
+    """
     before = optimizer.param_groups
-    if [len(g["params"]) for g in kept] != [len(g["params"]) for g in before]:
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in before]:
         raise RuntimeError(
-            f"need the optimizer's parameters of step {to} with rewind, got others by now; "
-            "give it all of them before"
+            f"need the optimizer's parameters of step {to} with rewind, got another number of "
+            f"parameters now; give the optimizer all parameters before step {to}"
         )
-    # The optimizer will work in place on what it is given.
-    optimizer.load_state_dict(deepcopy({"state": gathered, "param_groups": kept}))
+    # The optimizer changes a loaded state in place.
+    optimizer.load_state_dict(deepcopy({"state": state, "param_groups": groups}))
     for old, new in zip(before, optimizer.param_groups, strict=True):
         for key, value in old.items():
-            if isinstance(value, Tensor):  # a compiled step reads it where it is
+            if isinstance(value, Tensor):  # A compiled step reads the same tensor again.
                 new[key] = value.copy_(new[key])
 
 
-def _refuse(trainer: Trainer) -> None:
-    """Raise ValueError for what rewinding would leave in a state that no one wants."""
-    _only_optimizer(trainer)
+def _refuse_unfit_training(trainer: Trainer) -> None:
+    """Raise ValueError for several optimizers, averaged weights or sharded parameters."""
+    _find_only_optimizer(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if getattr(callback, "_average_model", None) is not None:
             raise ValueError(
                 "need a training without averaged weights with rewind, got "
-                f"{type(callback).__name__}: it would average weights from before and after"
+                f"{type(callback).__name__}, which would average weights from before and after "
+                "going back; remove the callback"
             )
     for name, parameter in trainer.lightning_module.named_parameters():
         if is_sharded(parameter):
-            raise ValueError(f"need parameters in one piece with rewind, got '{name}' in shards")
+            raise ValueError(
+                f"need whole parameters with rewind, got '{name}' in shards; use DDP or a "
+                "single device"
+            )
 
 
-def _only_optimizer(trainer: Trainer) -> Optimizer:
+def _find_only_optimizer(trainer: Trainer) -> Optimizer:
     if len(trainer.optimizers) != 1:
         raise ValueError(
-            f"need one optimizer with rewind, got {len(trainer.optimizers)}: each counts its own "
-            "steps, so there is no one step to go back to"
+            f"need one optimizer with rewind, got {len(trainer.optimizers)}, and each counts "
+            "its own steps; give a single optimizer all parameters"
         )
     return trainer.optimizers[0]
 
 
-def _too_late(to: int) -> str:
+def _describe_late_snapshot(to: int) -> str:
     return (
         f"need a step before the first update of the masks with rewind, got to={to}; "
-        "lower it, or let the schedule begin later"
+        "lower to, or let the schedule begin later"
     )
 
 
-def _initialized_tensors(model: LightningModule) -> dict[str, Tensor]:
-    """Return parameters and buffers by name.
+def _collect_tensors(model: LightningModule) -> dict[str, Tensor]:
+    """Return the parameters and buffers by name.
 
     Raises:
-        ValueError: If one has no shape yet.
+        ValueError: If a tensor has no shape yet.
     """
     tensors = named_tensors(model, remove_duplicate=True)
     for name, tensor in tensors.items():
         if is_lazy(tensor):
             raise ValueError(
-                f"need initialised parameters at the step to rewind to, got '{name}'; set to=1"
+                f"need initialized parameters at the step to rewind to, got '{name}'; set to=1"
             )
     return tensors
 
 
-def _schedulers(trainer: Trainer) -> list[Any]:
+def _list_schedulers(trainer: Trainer) -> list[Any]:
     return [config.scheduler for config in trainer.lr_scheduler_configs]
 
 
 def _copy(value: Any) -> Any:
-    """Return a copy on the CPU that shares nothing."""
+    """Return a copy on the CPU that shares no memory with the value."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, empty_sums
+from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, make_empty_sums
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.precision import at_least_single
@@ -283,7 +283,7 @@ class WandaCriterion(Criterion):
 
     def watch(self, tensor: PrunedTensor) -> Sequence[RemovableHandle]:
         """Return the hook that adds up squares of inputs."""
-        squares = empty_sums(tensor)
+        squares = make_empty_sums(tensor)
         tensor.seen = {"squares": squares, "calls": squares.new_zeros(())}
         return (tensor.owner.register_forward_pre_hook(InputHook(tensor), with_kwargs=True),)
 

@@ -1,4 +1,4 @@
-"""What the inputs of a layer are, for criteria that look at them."""
+"""The inputs of a layer, for criteria that score weights by inputs."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +14,7 @@ _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def check_inputs(tensor: PrunedTensor, model: nn.Module) -> None:
-    """Raise ValueError if a hook on the owner would not see what the tensor is multiplied with."""
+    """Raise ValueError if a hook on the owner would not see the factors of the tensor."""
     owner, kind = tensor.owner, type(tensor.owner).__name__
     compiled = [m for m in model.modules() if _is_compiled(m) and owner in m.modules()]
     places = sum(
@@ -22,30 +22,30 @@ def check_inputs(tensor: PrunedTensor, model: nn.Module) -> None:
         for module in model.modules()
         for parameter in module._parameters.values()
     )
-    why = None
+    found = None
     if compiled:
-        why = f"{kind} in a compiled {type(compiled[0]).__name__}"
+        found = f"{kind} in a compiled {type(compiled[0]).__name__}"
     elif isinstance(owner, NonDynamicallyQuantizableLinear):
-        why = "MultiheadAttention, which does not call it"
-    elif _inputs_shape(tensor)[1:] != tensor.shape[1:]:
-        why = f"{kind}, not the weight of a Linear, convolution or Conv1D"
+        found = "MultiheadAttention, which does not call its projection"
+    elif _find_inputs_shape(tensor)[1:] != tensor.shape[1:]:
+        found = f"{kind}, not the weight of a Linear, convolution or Conv1D"
     elif places > 1:
-        why = f"{kind} that shares it with {places - 1} more"
-    if why:
-        raise ValueError(f"need an owner whose inputs a hook can see, got a {why},")
+        found = f"{kind} that shares the weight with {places - 1} more"
+    if found:  # The caller adds the name of the tensor and the remedy.
+        raise ValueError(f"need an owner whose inputs a hook can see, got a {found},")
 
 
-def square_sums(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
-    """Return for each input the sum of the squares of what its weights are multiplied with.
+def sum_squares(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
+    """Return, for each weight of an output, the sum of the squares of the weight's factors.
 
     Args:
         tensor: The weight of a Linear, a convolution or a Conv1D.
-        inputs: What its owner is called with.
+        inputs: The inputs of a call of the owner.
 
     Returns:
-        A row of the weight for each group of outputs, ``(groups, input / groups, ...)``.
+        A row of sums for each group of outputs, ``(groups, inputs / groups, ...)``.
     """
-    owner, shape = tensor.owner, _inputs_shape(tensor)
+    owner, shape = tensor.owner, _find_inputs_shape(tensor)
     inputs = at_least_single(inputs.detach())
     if not isinstance(owner, _Convolution):
         return inputs.reshape(-1, shape[1]).square().sum(0, keepdim=True)
@@ -60,16 +60,16 @@ def square_sums(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
     return windows.sum(dim=(0, *axes)).view(shape)
 
 
-def empty_sums(tensor: PrunedTensor) -> Tensor:
-    """Return zeros in the shape of `square_sums`."""
-    wide = torch.float64 if tensor.parameter.dtype == torch.float64 else torch.float32
-    return torch.zeros(_inputs_shape(tensor), dtype=wide, device=tensor.mask.device)
+def make_empty_sums(tensor: PrunedTensor) -> Tensor:
+    """Return zeros in the shape of `sum_squares`."""
+    dtype = torch.float64 if tensor.parameter.dtype == torch.float64 else torch.float32
+    return torch.zeros(_find_inputs_shape(tensor), dtype=dtype, device=tensor.mask.device)
 
 
-def _inputs_shape(tensor: PrunedTensor) -> tuple[int, ...]:
-    """Return the shape of `square_sums`; empty if the owner is not a layer that is known."""
+def _find_inputs_shape(tensor: PrunedTensor) -> tuple[int, ...]:
+    """Return the shape of `sum_squares`; empty for an unknown kind of layer."""
     owner = tensor.owner
-    forward = getattr(type(owner), "forward", None)  # another might do anything with its inputs
+    forward = getattr(type(owner), "forward", None)  # A subclass may change the inputs first.
     if isinstance(owner, nn.Linear) and forward is nn.Linear.forward:
         return (1, owner.in_features)
     if isinstance(owner, _Convolution) and forward in (
@@ -78,43 +78,43 @@ def _inputs_shape(tensor: PrunedTensor) -> tuple[int, ...]:
         nn.Conv3d.forward,
     ):
         return (owner.groups, owner.in_channels // owner.groups, *owner.kernel_size)
-    if type(owner).__name__ == "Conv1D" and len(tensor.shape) == 2:  # of Hugging Face
+    if type(owner).__name__ == "Conv1D" and len(tensor.shape) == 2:  # Of Hugging Face.
         return (1, tensor.shape[1])
     return ()
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    by_its_forward = hasattr(module.forward, "_torchdynamo_orig_callable")  # or by torch.compile
-    return by_its_forward or module._compiled_call_impl is not None
+    has_compiled_forward = hasattr(module.forward, "_torchdynamo_orig_callable")
+    return has_compiled_forward or module._compiled_call_impl is not None
 
 
 class InputHook:
-    """Adds the squares of a layer's inputs to ``tensor.seen`` where they are trained on.
+    """Adds the squares of a layer's inputs to ``tensor.seen`` in training.
 
-    That is in training mode and with gradients, and once if activations are checkpointed: what
-    was computed without gradients counts if it is computed again in the backward pass, what was
-    computed with them does not.
+    A call counts in training mode and with gradients. With activation checkpointing, a call also
+    runs again in the backward pass. A forward call without gradients counts only when it runs
+    again. A forward call with gradients counts at once, and not again.
     """
 
     def __init__(self, tensor: PrunedTensor) -> None:
         self.tensor = tensor
-        self.uncounted = 0
+        self.uncounted_calls = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Be called before the layer's forward."""
+        """Add the squares of the inputs before the layer's forward."""
         if not module.training:
             return
-        if torch._C._current_graph_task_id() != -1:  # in a backward pass
-            if not self.uncounted:
+        if torch._C._current_graph_task_id() != -1:  # In a backward pass.
+            if not self.uncounted_calls:
                 return
-            self.uncounted -= 1
+            self.uncounted_calls -= 1
         elif not torch.is_grad_enabled():
-            self.uncounted += 1
+            self.uncounted_calls += 1
             return
         inputs = next(iter((*args, *kwargs.values())))
-        self.tensor.seen["squares"] += square_sums(self.tensor, inputs)
+        self.tensor.seen["squares"] += sum_squares(self.tensor, inputs)
         self.tensor.seen["calls"] += 1
 
     def __reduce__(self) -> Any:
-        """Do nothing in a copy of the model, and let a pickled one load without this package."""
+        """Make the hook of a copy do nothing; a pickled copy loads without this package."""
         return getattr, (nullcontext(), "__exit__")

@@ -1,4 +1,4 @@
-"""Dynamic sparse training: what is dropped grows back elsewhere."""
+"""Dynamic sparse training: dropped weights grow back elsewhere."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,16 @@ from lightning_prune.recipe.schedules import CosineSchedule, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Regrow:
-    r"""Go on looking for better weights: drop the worst of the kept, grow as many of the pruned.
+    r"""Search for better weights: drop the worst kept weights, grow as many pruned weights.
 
-    At each due point :math:`t` of ``schedule``, of the :math:`k` atoms that a tensor keeps the
+    At each due point :math:`t` of ``schedule``, a tensor that keeps :math:`k` atoms exchanges
 
     .. math:: n = \mathrm{round}(k \, \alpha \, (1 - f(t)))
 
-    with the lowest scores of the `Pruner`'s criterion are pruned, and as many of the others grow by
-    the scores of ``criterion``: those that were pruned before, inside the pattern. The number kept
-    is the same to the atom. What grows starts at 0, with an optimizer state of zeros.
+    atoms. The tensor drops the :math:`n` kept atoms with the lowest scores of the `Pruner`'s
+    criterion. From the atoms that were pruned before, the :math:`n` atoms with the highest scores
+    of ``criterion`` grow, inside the pattern. The tensor then keeps exactly :math:`k` atoms again.
+    A grown weight starts at 0, with an optimizer state of zeros.
 
     With `GradientCriterion` this is RigL: Evci et al., "Rigging the Lottery" (2020),
     https://arxiv.org/abs/1911.11134; with `RandomCriterion` it is SET: Mocanu et al., "Scalable
@@ -25,16 +26,17 @@ class Regrow:
     `ERKAllocation`.
 
     Args:
-        criterion: What grows: the highest scores. The gradients are those of the pruned network
-            for all its weights. It must not gather anything over the steps.
-        share: Fraction :math:`\alpha` of the kept atoms that is exchanged at first, in (0, 1].
+        criterion: The criterion for growth: the atoms with the highest scores grow. It sees the
+            gradients of all weights, pruned weights included. It must gather nothing over the
+            steps.
+        share: Fraction :math:`\alpha` of the kept atoms that the first exchange drops, in (0, 1].
         schedule: When; it rises from 0 to 1 while the share falls to 0. By default a cosine over
             the first three quarters of the training.
-        first: Which weights a pool keeps in its first update, while none is pruned; None for the
-            `Pruner`'s criterion.
+        first: The criterion for the first update of a pool, when all weights are still kept; None
+            for the `Pruner`'s criterion.
 
     Raises:
-        ValueError: If ``share`` is out of range or ``criterion`` gathers something.
+        ValueError: If ``share`` is out of range, or if ``criterion`` or ``first`` gathers a state.
 
     Examples:
         >>> regrow = Regrow(schedule=CosineSchedule(begin=0, end=100, every=10, unit="step"))
@@ -58,5 +60,5 @@ class Regrow:
                 )
 
     def share_at(self, t: float) -> float:
-        """Return the share that is exchanged at ``t``, in the unit of the schedule."""
+        """Return the share that an exchange at ``t`` drops; ``t`` is in the schedule's unit."""
         return self.share * (1 - self.schedule(t))

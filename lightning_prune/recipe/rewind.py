@@ -1,4 +1,4 @@
-"""Going back to an early step: where each round of a schedule goes back to."""
+"""Rewinding: each round of a schedule ends with a return to an early step."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,23 +8,24 @@ from lightning_prune.recipe.schedules import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Rewind:
-    """Each time the masks have changed, go back to an early step and train again under them.
+    """Go back to an early step after each change of the masks, and train again with these masks.
 
     Rewinding the weights to step 0 finds the tickets of Frankle & Carbin, "The Lottery Ticket
-    Hypothesis" (2019), https://arxiv.org/abs/1803.03635; to a step ``to`` those of Frankle et al.,
-    "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (2020),
-    https://arxiv.org/abs/1912.05671. The learning rate alone: Renda et al., "Comparing Rewinding
-    and Fine-tuning in Neural Network Pruning" (2020), https://arxiv.org/abs/2003.02389.
+    Hypothesis" (2019), https://arxiv.org/abs/1803.03635. Rewinding to a later step ``to`` finds the
+    tickets of Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (2020),
+    https://arxiv.org/abs/1912.05671. Rewinding only the learning rate: Renda et al., "Comparing
+    Rewinding and Fine-tuning in Neural Network Pruning" (2020), https://arxiv.org/abs/2003.02389.
 
-    Data, random numbers, epochs and the scale of a gradient scaler go on.
+    Rewinding does not change data, random numbers, epochs and the scale of a gradient scaler.
 
     Args:
-        to: Completed optimizer steps to go back to, 0-based; before the first update of the masks.
-        what: ``"weights"`` goes back with parameters, buffers and learning rate;
-            ``"learning_rate"`` only with the learning-rate schedulers and the optimizer's
+        to: Number of completed optimizer steps at the snapshot, 0-based; before the first update of
+            the masks.
+        what: ``"weights"`` rewinds parameters, buffers, learning-rate schedulers and the
+            optimizer's hyperparameters. ``"learning_rate"`` rewinds only the schedulers and the
             hyperparameters, and leaves the weights as trained.
-        optimizer: What the optimizer has gathered, such as momentum, is afterwards as it was at
-            step ``to`` (``"rewind"``) or when the training began (``"reset"``).
+        optimizer: The state that the optimizer gets, such as momentum: the state at step ``to``
+            (``"rewind"``) or at the start of training (``"reset"``).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -45,14 +46,15 @@ class Rewind:
             )
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError if the schedule has no rounds, or nothing is trained after the last."""
+        """Raise ValueError if the schedule has no rounds, or ends with the training."""
         if not schedule.has_rounds:
             name = type(schedule).__name__
             raise ValueError(
-                "need a schedule with rounds for rewind, as each update of the masks rewinds, got "
-                f"{name}; use MultiStepSchedule(milestones=...) or {name}(every=...)"
+                "need a schedule with rounds for rewind, since each update of the masks rewinds, "
+                f"got {name}; use MultiStepSchedule(milestones=...) or {name}(every=...)"
             )
         if schedule.unit == "fraction" and schedule.end == 1:
             raise ValueError(
-                "need training after the last round for rewind, got a schedule with end=1.0"
+                "need training after the last round for rewind, got a schedule with end=1.0; "
+                "lower end"
             )

@@ -97,7 +97,7 @@ class Tupled(Forwarding):
         (Classifier, {"features": ["x"]}, "need 'forward' or a module's name, got 'x': 'net', "),
         (Deep, {"output": "net.2"}, "need 'net.2' .* to be given data, got the output of layers"),
         (Deep, {"output": "net.0", "features": ["net.2"]}, "need features .* got 'net.2'"),
-        (Changing, {"output": "net"}, "to leave its inputs as they are, got one"),
+        (Changing, {"output": "net"}, "to leave its inputs as they are, got an"),
         (More, {"features": ["net.1"]}, "got 'net.1', which the student called more than 1 times"),
         (Fewer, {"features": ["net.1"]}, "got 'net.1', which the student called 1 of 2 times"),
         (Tupled, {}, "need a tensor of logits, .* got list"),

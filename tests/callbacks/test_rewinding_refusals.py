@@ -126,7 +126,7 @@ def test_weights_that_are_not_there_yet_are_refused_unless_step_1_will_do():
             super().__init__()
             self.net[2] = nn.LazyLinear(4)
 
-    with pytest.raises(ValueError, match=r"need initialised parameters .*'net.2.weight'; set to=1"):
+    with pytest.raises(ValueError, match=r"need initialized parameters .*'net.2.weight'; set to=1"):
         watched(Rewind(), model=Lazy())
     pruning = PruningCallback(sparsity=0.75, schedule=in_steps, rewind=Rewind(to=1))
     fit(pruning=pruning, model=Lazy())
@@ -154,5 +154,7 @@ def test_tensors_that_have_changed_are_refused():
             if self.current_epoch == 1:
                 self.late = nn.Linear(2, 2)
 
-    with pytest.raises(RuntimeError, match=r"others by now: late.bias, late.weight, seen$"):
+    with pytest.raises(
+        RuntimeError, match=r"other names or shapes now: late.bias, late.weight, seen$"
+    ):
         watched(Rewind(), model=Growing(), schedule=OneShotSchedule(end=8, unit="step"))

@@ -125,13 +125,15 @@ def test_a_checkpoint_from_before_the_step_may_lack_the_rewind(tmp_path):
 )
 def test_a_checkpoint_that_cannot_be_gone_back_from_is_refused(other, tmp_path):
     watched(other, Save(tmp_path))
-    with pytest.raises(ValueError, match=r"written with the same rewind.* got one of step 9 with"):
+    with pytest.raises(
+        ValueError, match=r"written with the same rewind.* got a checkpoint of step 9 with"
+    ):
         watched(Rewind(to=3), resume=tmp_path / "9.ckpt")
 
 
 def test_a_reset_needs_what_the_optimizer_began_with(tmp_path):
     watched(None, Save(tmp_path))
-    with pytest.raises(ValueError, match=r"got one of step 2 with none"):
+    with pytest.raises(ValueError, match=r"got a checkpoint of step 2 with no rewind"):
         watched(Rewind(to=3, optimizer="reset"), resume=tmp_path / "2.ckpt")
 
 
@@ -160,7 +162,7 @@ def test_replicas_go_back_to_the_same_weights(two, tmp_path):
 def fit_shards_in_rounds(folder):
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     pruning = PruningCallback(sparsity=0.75, schedule=OneShotSchedule(), rewind=Rewind())
-    with pytest.raises(ValueError, match="need parameters in one piece with rewind, got 'net"):
+    with pytest.raises(ValueError, match="need whole parameters with rewind, got 'net"):
         make_trainer(folder, strategy, pruning).fit(Sharded(), loader())
 
 

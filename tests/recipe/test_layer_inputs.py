@@ -302,12 +302,12 @@ def compiled_forward():
         (lambda: nn.MultiheadAttention(4, 2), "got a MultiheadAttention, not .*'in_proj_weight'"),
         (
             lambda: nn.MultiheadAttention(4, 2),
-            r"got a MultiheadAttention, which does not call it, in 'out_proj\.weight'",
+            r"got a MultiheadAttention, which does not call its projection, in 'out_proj\.weight'",
         ),
         (lambda: nn.ConvTranspose1d(4, 4, 3), "got a ConvTranspose1d, not"),
         (lambda: nn.Bilinear(4, 4, 4), "got a Bilinear, not"),
         (lambda: Scaled(4, 4), "got a Scaled, not"),
-        (tied, r"got a Linear that shares it with 1 more, in '0\.weight'"),
+        (tied, r"got a Linear that shares the weight with 1 more, in '0\.weight'"),
         pytest.param(
             lambda: nn.Sequential(torch.compile(nn.Linear(4, 4))),
             "Linear in a compiled Optimized",
