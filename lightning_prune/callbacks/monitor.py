@@ -24,8 +24,8 @@ class SparsityMonitor(Callback):
     At each mask update the monitor logs ``sparsity/…``, ``sparsity_target/…`` and ``mask_change/…``
     (the fraction of the mask that the update changed) for every tensor and ``overall``. With
     channels, the monitor logs each group under the name of the first weight that makes the
-    channels. TensorBoard also gets weight histograms, a Custom Scalars layout and, when training
-    ends, a table and a plot of the quality over the sparsity.
+    channels. TensorBoard also gets the recipe as YAML, weight histograms and a Custom Scalars
+    layout. When training ends, it gets a table and a plot of the quality over the sparsity.
 
     Args:
         quality: Name of a metric that validation logs (without validation: training), such as
@@ -89,8 +89,9 @@ class SparsityMonitor(Callback):
         self.quality_curve = [(point[0], point[1]) for point in state_dict["quality_curve"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay out the Custom Scalars page."""
+        """Lay out the Custom Scalars page, and write the recipe."""
         self._logged_updates = 0
+        recipe = find_pruner(self, trainer).recipe
         quality = f"^{self.quality}$" if self.quality else ".*acc.*"
         charts = {
             "target and achieved": ["Multiline", ["^sparsity$", "^sparsity_target$"]],
@@ -99,6 +100,8 @@ class SparsityMonitor(Callback):
         }
         for board in _find_boards(trainer):
             board.experiment.add_custom_scalars({"pruning": charts})
+            text = f"```yaml\n{recipe.to_yaml()}```"
+            board.experiment.add_text("recipe", text, _logged_step(trainer))
 
     def on_train_batch_end(
         self,

@@ -259,6 +259,7 @@ class PruningCallback(Callback):
     ) -> None:
         """Remove the hooks; the pruned weights stay zero."""
         self._is_training, self._restored_state = False, self._restored_state or None
+        self.pruner.forget_state()
         self.pruner.detach(completed=False)
 
     def _make_rewinder(self, trainer: Trainer, *, is_resumed: bool) -> Rewinder | None:
