@@ -5,7 +5,7 @@ import math
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
-from lightning_prune.recipe.clocks import Clock, planned_clock
+from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.schedules import Schedule
 
 
@@ -28,7 +28,7 @@ def trainer_clock(trainer: Trainer, schedule: Schedule, *, resumed: bool) -> Clo
         return lambda done: schedule.end * _fraction(trainer)
     if schedule.unit == "step":
         planned_steps = _planned_steps(trainer, resumed=resumed)
-        by_steps = planned_clock(schedule, planned_steps, None)
+        by_steps = make_clock(schedule, planned_steps, None)
         if planned_steps is None:
             return by_steps
         # With steps that a scaler has skipped, the last one has a lower number than planned.

@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from lightning_prune.engine.groups import Group
 from lightning_prune.models.prunable import Found, find_parameters, output_axis, why_unusual
-from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.targets import format_target
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.masks import Mask
-from lightning_prune.tensors.shards import local_part, shard_of
+from lightning_prune.tensors.shards import find_shard, local_part
 
 _LISTED_NAMES = 40
 
@@ -67,7 +67,7 @@ class Candidate:
     why_dense: str | None
     why_unready: str | None
 
-    def tensor(self) -> PrunedTensor:
+    def make_tensor(self) -> PrunedTensor:
         """Return the parameter under pruning; the criterion scores it only if it is chosen."""
         return PrunedTensor(
             name=self.name,
@@ -78,7 +78,7 @@ class Candidate:
             optimizer=self.optimizer,
             output_axis=output_axis(self.parameter, self.owner),
             mask=Mask(torch.tensor(True), local_part(self.parameter)),
-            shard=shard_of(self.parameter),
+            shard=find_shard(self.parameter),
             is_scored=self.why_dense is None,
         )
 
@@ -104,7 +104,7 @@ def find_candidates(
     }
     found = find_parameters(module)
     unusual = {name: why_unusual(*place) for name, place in found.items()}
-    deciding = _deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
+    deciding = _find_deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
     chosen = []
     for name, (parameter, places) in found.items():
         glob = deciding.get(name)
@@ -120,7 +120,7 @@ def find_candidates(
                 sparsity=target or 0.0,
                 optimizer=owner_of.get(id(parameter), -1),
                 why_dense=unusual[name] or "no glob matches" if glob is None else why_dense,
-                why_unready=_why_unready(parameter, owner_of),
+                why_unready=_explain_unready(parameter, owner_of),
             )
         )
     return chosen
@@ -131,7 +131,7 @@ def count_weights(found: Iterable[Candidate]) -> int:
     return sum(each.parameter.numel() for each in found if not is_lazy(each.parameter))
 
 
-def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
+def _explain_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
     """Return why a parameter cannot be pruned now, though it is chosen; None if it can."""
     if is_lazy(parameter):
         return "not initialized yet"
@@ -144,7 +144,7 @@ def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | 
     return None
 
 
-def _deciding_globs(
+def _find_deciding_globs(
     found: Found, usual: Sequence[str], sparsity: Mapping[str, float | None]
 ) -> dict[str, str]:
     """Return the last glob that matches each parameter, by its name."""
@@ -170,21 +170,21 @@ def _check_match(
     sparsity: Mapping[str, float | None],
 ) -> None:
     """Raise ValueError if a glob matches nothing, or only parameters that are no floats."""
-    given = f"sparsity={{{glob!r}: {as_yaml(sparsity[glob])}}}"
+    given = f"sparsity={{{glob!r}: {format_target(sparsity[glob])}}}"
     if not matched:
         raise ValueError(
             f"need a glob that matches a parameter or module, got {given}; prunable by default are "
-            f"{_listed(usual)}"
+            f"{_list_names(usual)}"
         )
     parameters = [found[name][0] for name in matched]
     if not any(is_lazy(each) or each.is_floating_point() for each in parameters):
         raise ValueError(
-            f"need floating-point parameters, got {given} for {_listed(matched)} of "
+            f"need floating-point parameters, got {given} for {_list_names(matched)} of "
             f"{parameters[0].dtype}"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:_LISTED_NAMES])
     rest = len(names) - _LISTED_NAMES
     return f"{shown} and {rest} more" if rest > 0 else shown or "none"

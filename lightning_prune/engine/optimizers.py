@@ -28,7 +28,7 @@ _ELEMENTWISE: set[type[Any]] = {
 }
 
 
-def ownership(optimizer: Optimizer) -> tuple[int, int, int]:
+def describe_ownership(optimizer: Optimizer) -> tuple[int, int, int]:
     """Return what changes when the optimizer gains a parameter or one becomes trainable."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     trainable = [p for p in parameters if p.requires_grad]

@@ -8,7 +8,7 @@ Clock = Callable[[int], float]
 """From completed steps to the moment in a schedule's unit."""
 
 
-def planned_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | None) -> Clock:
+def make_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | None) -> Clock:
     """Return the clock of a plain loop; its last planned step serves the schedule's end.
 
     Args:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, empty_sums
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.precision import at_least_single
+from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.uniform import draw_uniform
 
 State = dict[str, Tensor]
@@ -187,12 +187,12 @@ class TaylorCriterion(Criterion):
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Add :math:`|w g|`."""
         return _add_step(
-            state, (at_least_single(tensor.weights) * at_least_single(tensor.gradient)).abs()
+            state, (widen_to_single(tensor.weights) * widen_to_single(tensor.gradient)).abs()
         )
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return the mean of :math:`|w g|`."""
-        return _mean(tensor, state)
+        return _average(tensor, state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +216,11 @@ class FisherCriterion(Criterion):
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Add :math:`g^2`."""
-        return _add_step(state, at_least_single(tensor.gradient).square())
+        return _add_step(state, widen_to_single(tensor.gradient).square())
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return half the squared weight times the mean of :math:`g^2`."""
-        return at_least_single(tensor.weights).square() / 2 * _mean(tensor, state)
+        return widen_to_single(tensor.weights).square() / 2 * _average(tensor, state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ class MovementCriterion(SourceCriterion):
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Subtract :math:`w g`."""
-        weights, gradient = at_least_single(tensor.weights), at_least_single(tensor.gradient)
+        weights, gradient = widen_to_single(tensor.weights), widen_to_single(tensor.gradient)
         before = state["movement"] if state else torch.zeros_like(weights)
         movement = torch.addcmul(before, weights, gradient, value=-1.0)
         tensor.mask.apply(movement)
@@ -250,7 +250,7 @@ class MovementCriterion(SourceCriterion):
 
     def source(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return minus the sum of :math:`w g`."""
-        _refuse_nothing(tensor, state)
+        _check_observed(tensor, state)
         return state["movement"]
 
 
@@ -314,12 +314,12 @@ def _add_step(state: State, values: Tensor) -> State:
     return {"sum": state["sum"] + values, "steps": state["steps"] + 1}
 
 
-def _mean(tensor: PrunedTensor, state: State) -> Tensor:
-    _refuse_nothing(tensor, state)
+def _average(tensor: PrunedTensor, state: State) -> Tensor:
+    _check_observed(tensor, state)
     return state["sum"] / state["steps"]
 
 
-def _refuse_nothing(tensor: PrunedTensor, state: State) -> None:
+def _check_observed(tensor: PrunedTensor, state: State) -> None:
     if not state:
         raise ValueError(
             f"need a step to be observed before an update of the masks, got none for "

@@ -121,7 +121,7 @@ class PrunedTensor:
     def indices(self) -> Tensor:
         """Return the row-major index in the whole tensor of each local weight."""
         if self.shard is not None:
-            return self.shard.indices()
+            return self.shard.find_indices()
         return torch.arange(self.total, device=self.mask.device).view(self.mask.shape)
 
     def output_first(self, tensor: Tensor) -> Tensor:

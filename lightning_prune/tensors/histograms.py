@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.parts import Part, Sizes, as_array
+from lightning_prune.tensors.parts import Part, Sizes, to_array
 from lightning_prune.tensors.shards import sum_pool
 
 _DIGIT = 8  # bits that a pass over shards finds
@@ -39,7 +39,7 @@ def _count_digits(
     bits = dtype.itemsize * 8
     for piece in part.read(1):
         # -0.0 ranks as +0.0.
-        keys = as_array(_order_bits((piece.to(dtype) + 0.0).view(_INTEGERS[dtype])), sizes)
+        keys = to_array(_order_bits((piece.to(dtype) + 0.0).view(_INTEGERS[dtype])), sizes)
         if top < bits:
             keys = keys[keys >> top == known - (1 << bits - 1 >> top)]
         found = keys >> shift & digits - 1

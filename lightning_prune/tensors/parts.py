@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.tensors.precision import at_least_single
+from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.shards import Shard
 
 
@@ -108,10 +108,10 @@ def slice_pieces(tensor: Tensor, sizes: Sizes = SIZES) -> Iterator[slice]:
 
 def flatten_wide(scores: Tensor) -> Tensor:
     """Return the scores flat, in a dtype that numpy and torch can compare, without loss."""
-    return at_least_single(scores.detach().reshape(-1))
+    return widen_to_single(scores.detach().reshape(-1))
 
 
-def as_array(values: Tensor, sizes: Sizes) -> Any:
+def to_array(values: Tensor, sizes: Sizes) -> Any:
     """Return values in the form that compares and picks fastest."""
     return values.numpy() if sizes.uses_numpy and values.device.type == "cpu" else values
 

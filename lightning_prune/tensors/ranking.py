@@ -24,13 +24,13 @@ class Share:
     threshold: Threshold | None = None
 
 
-def number_kept(atoms: int, sparsity: float) -> int:
+def compute_keep(atoms: int, sparsity: float) -> int:
     """Return the number of ``atoms`` that are kept at ``sparsity``: the one rounding rule.
 
     Half to even, in double precision: ``round(atoms * (1 - sparsity))``.
 
     Examples:
-        >>> [number_kept(n, 0.5) for n in (1, 2, 3)]
+        >>> [compute_keep(n, 0.5) for n in (1, 2, 3)]
         [0, 1, 2]
     """
     return round(atoms * (1 - sparsity))

@@ -43,14 +43,14 @@ class Shard:
             groups=self.groups,
         )
 
-    def indices(self) -> Tensor:
+    def find_indices(self) -> Tensor:
         """Return the row-major index in the whole tensor of each entry that is here."""
         index = torch.zeros((), dtype=torch.int64, device=self.positions[0].device)
         for size, positions in zip(self.shape, self.positions, strict=True):
             index = index[..., None] * size + positions
         return index
 
-    def indices_of(self, places: Tensor) -> Tensor:
+    def find_indices_at(self, places: Tensor) -> Tensor:
         """Return these indices for some of the entries that are here, by their place among them."""
         index = torch.zeros_like(places)
         here = torch.unravel_index(places, [len(positions) for positions in self.positions])
@@ -65,7 +65,7 @@ class Shard:
         return whole
 
 
-def shard_of(parameter: Tensor) -> Shard | None:
+def find_shard(parameter: Tensor) -> Shard | None:
     """Return which part of a parameter is here; None if all of it is.
 
     Raises:
@@ -78,7 +78,7 @@ def shard_of(parameter: Tensor) -> Shard | None:
 
     mesh = parameter.device_mesh
     here = local_part(parameter)
-    positions = [_axis(size, here.device) for size in parameter.shape]
+    positions = [_number_positions(size, here.device) for size in parameter.shape]
     cuts = {
         axis: placement
         for axis, placement in enumerate(parameter.placements)
@@ -103,7 +103,7 @@ def shard_of(parameter: Tensor) -> Shard | None:
 
 
 @cache
-def _axis(size: int, device: torch.device) -> Tensor:
+def _number_positions(size: int, device: torch.device) -> Tensor:
     """Return the positions of a whole axis, the same tensor for all that are as long."""
     return torch.arange(size, device=device)
 
@@ -193,5 +193,5 @@ def gather_mask(mask: Tensor, shard: Shard | None) -> Tensor:
     if shard is None:
         return mask
     whole = torch.zeros(math.prod(shard.shape), dtype=torch.uint8, device=mask.device)
-    whole[shard.indices().flatten()] = mask.flatten().to(torch.uint8)
+    whole[shard.find_indices().flatten()] = mask.flatten().to(torch.uint8)
     return sum_shards(whole, shard).bool().view(shard.shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.tensors.histograms import search_histograms
-from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, as_array, count_true
+from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, count_true, to_array
 from lightning_prune.tensors.shards import sum_by_tensor
 
 
@@ -69,7 +69,7 @@ def divide_local(
     for piece in part.read(1):
         places.append((piece == threshold.value).nonzero().flatten() + start)
         start += len(piece)
-    order = -part.shard.indices_of(torch.cat(places)).double()  # the lower index comes first
+    order = -part.shard.find_indices_at(torch.cat(places)).double()  # the lower index comes first
     indices = Part.of(order, part.shard, size=threshold.at, sizes=sizes)
     (last,) = find_thresholds([indices], ties, sizes)
     return threshold.value, int((order >= last.value).sum())
@@ -87,7 +87,7 @@ def cut_pieces(
         sizes: Whether numpy compares.
     """
     for piece in pieces:
-        values = as_array(piece, sizes)
+        values = to_array(piece, sizes)
         mask = values >= value if ties is None else values > value
         if ties:
             places = (values == value).nonzero()
@@ -189,11 +189,11 @@ class _Field:
                 near = []
         if near or not between:
             between.append(self._sort_out(near, counts, low, high))
-        return counts, self._as_array(torch.cat(between))
+        return counts, self._to_array(torch.cat(between))
 
     def _sort_out(self, near: Sequence[Tensor], counts: Any, low: float, high: float) -> Tensor:
         """Count values from ``low`` to ``high`` into ``counts``; return those between."""
-        values = self._as_array(torch.cat(list(near)))
+        values = self._to_array(torch.cat(list(near)))
         inside = values[(values > low) & (values < high)]
         at_high = count_true(values == high)
         counts[1:] += [at_high, len(inside), len(values) - at_high - len(inside)]
@@ -242,15 +242,15 @@ class _Field:
             return
         is_whole = self.low is None and self.high is None
         for piece in self._pool[index].read(stride if is_whole else 1):
-            values = self._as_array(piece.double() if self._is_double else piece)
+            values = self._to_array(piece.double() if self._is_double else piece)
             if self.low is not None:
                 values = values[values > self.low]
             if self.high is not None:
                 values = values[values < self.high]
             yield values if is_whole else values[::stride]
 
-    def _as_array(self, values: Tensor) -> Any:
-        return as_array(values, self._steps)
+    def _to_array(self, values: Tensor) -> Any:
+        return to_array(values, self._steps)
 
 
 def _bracket(sample: Any, share: float, spread: float) -> tuple[float, float]:
