@@ -32,5 +32,5 @@ def _check_target(target: object, shown: str) -> float:
 
 
 def format_target(value: float | None) -> str:
-    """Return a target as one writes it in a config."""
+    """Return a target as a config writes it."""
     return "null" if value is None else str(value)
