@@ -16,10 +16,10 @@ from lightning_prune.tensors.ranking import choose_best, choose_best_of_rows
 class Pattern(ABC):
     """The answer to *what shape?*.
 
-    An atom is the smallest unit that is kept or pruned: a weight, a block or a channel. Tensors come
-    as ``(output, input, ...)``. A subclass is a frozen dataclass with a default for every field.
-    The methods below describe single weights that may be pruned anywhere. Override the methods
-    that differ.
+    An atom is the smallest unit that is kept or pruned: a weight, a block or a channel. Tensors
+    have the shape ``(output, input, ...)``. A subclass is a frozen dataclass with a default for
+    every field. The methods below describe single weights that may be pruned anywhere. Override
+    the methods that differ.
 
     Attributes:
         couples_tensors: Whether an atom spans several tensors: a channel of a traced model.

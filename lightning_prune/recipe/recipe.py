@@ -65,9 +65,7 @@ class Recipe:
     def __post_init__(self) -> None:
         self._check_kinds()
         if isinstance(self.sparsity, Mapping):
-            object.__setattr__(
-                self, "sparsity", dict(self.sparsity)
-            )  # a copy, which no caller changes
+            object.__setattr__(self, "sparsity", dict(self.sparsity))  # no caller changes it
         for target in self.targets.values():
             if target is not None:
                 self.pattern.check_sparsity(target)
@@ -109,7 +107,7 @@ class Recipe:
         return yaml.safe_dump(answers, sort_keys=False)
 
     def _check_kinds(self) -> None:
-        """Raise TypeError if an answer has the wrong type, for example a name instead of an object."""
+        """Raise TypeError if an answer has the wrong type, for example a string."""
         for name, kind in _KINDS.items():
             answer = getattr(self, name)
             if not isinstance(answer, kind) and not (answer is None and name in _MAY_BE_NONE):
@@ -137,8 +135,7 @@ class Recipe:
             self.rewind.check_schedule(self.schedule)
             if self.regrow is not None:
                 raise ValueError(
-                    "need either rewind or regrow, got both: regrowth needs weights that "
-                    "train on between the rounds"
+                    "need either rewind or regrow, got both: regrowth goes on between rounds"
                 )
 
 

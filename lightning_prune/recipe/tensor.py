@@ -35,7 +35,7 @@ class PrunedTensor:
 
     Attributes:
         kept: Number of weights of the whole tensor that the mask keeps.
-        changes: Number of weights of the whole tensor that changes of the mask have affected; a
+        changes: Number of weights of the whole tensor that the mask has pruned or regrown; a
             weight counts again at each change.
     """
 

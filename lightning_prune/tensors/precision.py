@@ -1,11 +1,11 @@
-"""Precision in which many numbers can be added up and compared."""
+"""The precision for sums and comparisons of many numbers."""
 
 import torch
 from torch import Tensor
 
 
 def widen_to_single(values: Tensor) -> Tensor:
-    """Return values in single precision, or in double if they are double already.
+    """Return values in single precision, or in double precision if they have it already.
 
     Examples:
         >>> widen_to_single(torch.ones(1, dtype=torch.bfloat16)).dtype
