@@ -25,8 +25,8 @@ class Selection:
     Args:
         names: Names of all parameters, in the order of the model.
         tensors: The tensors to prune, in the order of the model.
-        dense: The reason for every other parameter, by name. A tensor can have a reason too: its
-            output channels stay dense while its inputs are pruned.
+        dense: The reason for every other parameter, by name. A tensor can have a reason too, if
+            the output channels stay dense while the input channels are pruned.
         may_grow: Whether dense parameters may join later, when the user unfreezes them, initializes
             them or gives them to an optimizer.
         groups: The groups of the tensors.

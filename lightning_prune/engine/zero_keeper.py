@@ -13,7 +13,7 @@ from lightning_prune.tensors.shards import local_part
 
 
 class ZeroKeeper:
-    """Keeps the pruned weights that one optimizer trains at zero.
+    """Keeps at zero the pruned weights that an optimizer trains.
 
     Before each step the keeper masks the gradients, so that clipping and statistics see zeros.
     After the step it masks the weights, unless the step cannot have moved pruned weights. Then the
@@ -85,7 +85,7 @@ class ZeroKeeper:
         return (tensor for tensor in self._tensors if tensor.kept < tensor.total)
 
     def _note_writes(self, *_: Any) -> None:
-        """Note the tensors whose weights other code has changed since the last step."""
+        """Note the tensors that other code has written into since the last step."""
         for tensor in self._masked:
             if self._written.get(tensor) != tensor.parameter._version:
                 self._overwritten.add(tensor)

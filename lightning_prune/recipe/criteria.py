@@ -63,7 +63,7 @@ class Criterion(ABC):
         """Return the new state; called before each optimizer step, when gradients are complete.
 
         Args:
-            tensor: The tensor, with ``tensor.parameter`` and its ``grad``.
+            tensor: The tensor, with ``tensor.parameter`` and the ``grad``.
             state: The state that the last call returned; empty at first.
         """
         return state
@@ -262,7 +262,7 @@ class MovementCriterion(SourceCriterion):
 
 @dataclass(frozen=True, kw_only=True)
 class WandaCriterion(Criterion):
-    r"""Keep the weights whose products with their inputs are large.
+    r"""Keep the weights with the largest products of weight and input.
 
     .. math:: s_{ij} = |w_{ij}| \, \lVert x_j \rVert_2
 
@@ -278,9 +278,9 @@ class WandaCriterion(Criterion):
 
     Raises:
         ValueError: If a hook cannot see the inputs of a tensor. The tensor must be the weight of a
-            Linear, a convolution (not transposed) or the Conv1D of Hugging Face. Its module must
-            share it with no other module, be called in the forward pass, and not be compiled. Also
-            raised if the module had no inputs since the last update.
+            Linear, a convolution (not transposed) or the Conv1D of Hugging Face. The module
+            must not share the tensor, must be called in the forward pass, and must not be compiled.
+            Also if the module had no inputs since the last update.
     """
 
     resets_at_update: ClassVar[bool] = True

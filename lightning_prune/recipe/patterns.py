@@ -87,7 +87,7 @@ class Pattern(ABC):
         Args:
             due: Number of atoms, in [0, total].
             total: Number of all atoms, including pruned atoms.
-            width: Number of indices of an atom along the output axis of the layer that computes it.
+            width: Number of indices of each atom along the output axis of the computing layer.
         """
         return due
 
@@ -274,7 +274,7 @@ class ChannelPattern(Pattern):
     (after a function such as the sigmoid). Removing the channel changes no output: Li et al.,
     "Pruning Filters for Efficient ConvNets" (2017), https://arxiv.org/abs/1608.08710. A trace of
     the model shows which weights go together; it needs an example of the input. The score of a
-    channel is the mean over all its weights.
+    channel is the mean over all weights of the channel.
 
     Kernels are fast at multiples of 8 channels, and slow at other numbers. So of :math:`n` channels
     a layer keeps the number nearest to the number due among
@@ -322,7 +322,7 @@ class ChannelPattern(Pattern):
         """Return the allowed number of channels that is nearest to ``due``."""
         unit = self.round_to // math.gcd(self.round_to, width)
         allowed: list[int] = [*range(unit, total, unit), total]
-        # Only neighbors tie, and one of two neighbors is an even multiple.
+        # Only neighbors tie, and exactly one of two neighbors is an even multiple.
         nearest = min(range(len(allowed)), key=lambda i: (abs(allowed[i] - due), (i + 1) % 2))
         return allowed[nearest]
 

@@ -1,4 +1,4 @@
-"""All answers together, as one frozen record."""
+"""All answers together, as a frozen record."""
 
 from abc import ABCMeta
 from collections.abc import Mapping

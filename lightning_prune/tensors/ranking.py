@@ -13,7 +13,7 @@ from lightning_prune.tensors.thresholds import cut_pieces, divide_local, find_th
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The share of one tensor in a number to keep.
+    """The share of a tensor in a number to keep.
 
     Args:
         keep: Number to keep of this tensor.

@@ -132,9 +132,8 @@ class _Field:
         chosen: list[Tensor] = []
         for index in range(len(self._pool)):
             values = map(torch.as_tensor, self._read(index, stride))
-            chosen += (
-                piece.to("cpu", copy=True) for piece in values
-            )  # a view would hold the whole tensor
+            # A view would hold the memory of the whole tensor, so copy.
+            chosen += (piece.to("cpu", copy=True) for piece in values)
         self._is_double |= any(piece.dtype == torch.float64 for piece in chosen)
         return np.sort(torch.cat(chosen).numpy())[::-1], is_all
 
