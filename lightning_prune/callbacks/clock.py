@@ -5,7 +5,7 @@ import math
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
-from lightning_prune.recipe.clocks import Clock, planned_clock
+from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.schedules import Schedule
 
 
@@ -30,7 +30,7 @@ def make_trainer_clock(trainer: Trainer, schedule: Schedule, *, is_resumed: bool
         return lambda done: schedule.end * _measure_fraction(trainer)
     if schedule.unit == "step":
         planned_steps = _predict_steps(trainer, is_resumed=is_resumed)
-        by_steps = planned_clock(schedule, planned_steps, None)
+        by_steps = make_clock(schedule, planned_steps, None)
         if planned_steps is None:
             return by_steps
         # If a scaler has skipped steps, the last step has a lower number than planned.

@@ -10,27 +10,27 @@ from torch.optim import Optimizer
 
 from lightning_prune.engine.groups import Group
 from lightning_prune.models.prunable import Found, find_parameters, output_axis, why_unusual
-from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.targets import format_target
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.masks import Mask
-from lightning_prune.tensors.shards import local_part, shard_of
+from lightning_prune.tensors.shards import find_shard, local_part
 
 _LISTED_NAMES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The tensors that are pruned, and the reasons why the others stay dense.
+    """The tensors to prune, and the reasons why other parameters stay dense.
 
     Args:
-        names: All parameters, in the order of the model.
-        tensors: The tensors to prune, in that order.
-        dense: For every other parameter the reason, by name; also for a parameter whose channels
-            stay dense while their inputs are pruned.
-        may_grow: Whether dense parameters may join later: when they are unfrozen, initialized or
-            given to an optimizer.
-        groups: The groups of these tensors.
-        weights: Number of entries of all parameters.
+        names: Names of all parameters, in the order of the model.
+        tensors: The tensors to prune, in the order of the model.
+        dense: The reason for every other parameter, by name. A tensor can have a reason too, if
+            the output channels stay dense while the input channels are pruned.
+        may_grow: Whether dense parameters may join later, when the user unfreezes them, initializes
+            them or gives them to an optimizer.
+        groups: The groups of the tensors.
+        weights: Number of weights of all parameters.
     """
 
     names: tuple[str, ...] = ()
@@ -43,18 +43,18 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A parameter, and whether it is to be pruned.
+    """A parameter, with the decision whether to prune the parameter.
 
     Args:
-        name: Its first name.
-        names: All its names.
-        parameter: The parameter itself.
-        owner: The module where it hangs, under its first name.
-        glob: The glob that decides on it; empty if none matches.
-        sparsity: Its final sparsity; 0 if it has none.
-        optimizer: Index of the optimizer that owns it; -1 for none.
-        why_dense: Why it is not chosen; None if it is.
-        why_unready: Why it could not be pruned now, chosen or not; None if it could.
+        name: First name of the parameter.
+        names: All names of the parameter.
+        parameter: The parameter.
+        owner: The module that holds the parameter under the first name.
+        glob: The last glob that matches; empty if no glob matches.
+        sparsity: Final sparsity; 0 for a dense parameter.
+        optimizer: Index of the optimizer that owns the parameter; -1 for no optimizer.
+        why_dense: Why the recipe leaves the parameter dense; None if it does not.
+        why_unready: Why the parameter cannot be pruned now, chosen or not; None if it can.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Candidate:
     why_dense: str | None
     why_unready: str | None
 
-    def tensor(self) -> PrunedTensor:
-        """Return the parameter under pruning; the criterion scores it only if it is chosen."""
+    def make_tensor(self) -> PrunedTensor:
+        """Return the tensor under pruning; the criterion scores only chosen parameters."""
         return PrunedTensor(
             name=self.name,
             parameter=self.parameter,
@@ -78,7 +78,7 @@ class Candidate:
             optimizer=self.optimizer,
             output_axis=output_axis(self.parameter, self.owner),
             mask=Mask(torch.tensor(True), local_part(self.parameter)),
-            shard=shard_of(self.parameter),
+            shard=find_shard(self.parameter),
             is_scored=self.why_dense is None,
         )
 
@@ -86,11 +86,11 @@ class Candidate:
 def find_candidates(
     module: nn.Module, optimizers: Sequence[Optimizer], sparsity: Mapping[str, float | None]
 ) -> list[Candidate]:
-    """Return every parameter with the glob that decides on it, in the order of the model.
+    """Return every parameter with the last glob that matches, in the order of the model.
 
     Args:
         module: The model.
-        optimizers: The optimizers that train it.
+        optimizers: The optimizers of the model.
         sparsity: Final sparsity, or None for dense, by glob.
 
     Raises:
@@ -104,7 +104,7 @@ def find_candidates(
     }
     found = find_parameters(module)
     unusual = {name: why_unusual(*place) for name, place in found.items()}
-    deciding = _deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
+    deciding = _find_deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
     chosen = []
     for name, (parameter, places) in found.items():
         glob = deciding.get(name)
@@ -120,19 +120,19 @@ def find_candidates(
                 sparsity=target or 0.0,
                 optimizer=owner_of.get(id(parameter), -1),
                 why_dense=unusual[name] or "no glob matches" if glob is None else why_dense,
-                why_unready=_why_unready(parameter, owner_of),
+                why_unready=_explain_unready(parameter, owner_of),
             )
         )
     return chosen
 
 
 def count_weights(found: Iterable[Candidate]) -> int:
-    """Count the entries of parameters, without those that have no shape yet."""
+    """Count the weights of the parameters that have a shape."""
     return sum(each.parameter.numel() for each in found if not is_lazy(each.parameter))
 
 
-def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
-    """Return why a parameter cannot be pruned now, though it is chosen; None if it can."""
+def _explain_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
+    """Return why a parameter cannot be pruned now; None if it can."""
     if is_lazy(parameter):
         return "not initialized yet"
     if not parameter.requires_grad:
@@ -144,10 +144,10 @@ def _why_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | 
     return None
 
 
-def _deciding_globs(
+def _find_deciding_globs(
     found: Found, usual: Sequence[str], sparsity: Mapping[str, float | None]
 ) -> dict[str, str]:
-    """Return the last glob that matches each parameter, by its name."""
+    """Return the last glob that matches each parameter, by the name of the parameter."""
     deciding: dict[str, str] = {}
     for glob in sparsity:
         matched = _match(glob, usual, found)
@@ -169,22 +169,22 @@ def _check_match(
     usual: Sequence[str],
     sparsity: Mapping[str, float | None],
 ) -> None:
-    """Raise ValueError if a glob matches nothing, or only parameters that are no floats."""
-    given = f"sparsity={{{glob!r}: {as_yaml(sparsity[glob])}}}"
+    """Raise ValueError if a glob matches nothing, or only parameters that are not floats."""
+    given = f"sparsity={{{glob!r}: {format_target(sparsity[glob])}}}"
     if not matched:
         raise ValueError(
             f"need a glob that matches a parameter or module, got {given}; prunable by default are "
-            f"{_listed(usual)}"
+            f"{_list_names(usual)}"
         )
     parameters = [found[name][0] for name in matched]
     if not any(is_lazy(each) or each.is_floating_point() for each in parameters):
         raise ValueError(
-            f"need floating-point parameters, got {given} for {_listed(matched)} of "
+            f"need floating-point parameters, got {given} for {_list_names(matched)} of "
             f"{parameters[0].dtype}"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:_LISTED_NAMES])
     rest = len(names) - _LISTED_NAMES
     return f"{shown} and {rest} more" if rest > 0 else shown or "none"

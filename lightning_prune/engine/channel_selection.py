@@ -19,7 +19,7 @@ from lightning_prune.engine.candidates import (
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.models.calls import make_call
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.targets import format_target
 from lightning_prune.recipe.tensor import PrunedTensor
 
 
@@ -64,7 +64,7 @@ def select_channels(
     for group in chosen:
         _refuse_different_targets(group, sparsity)
     pruned = {member.name for group in chosen for member in group.members}
-    tensors = {each.name: each.tensor() for each in found if each.name in pruned}
+    tensors = {each.name: each.make_tensor() for each in found if each.name in pruned}
     return Selection(
         names=tuple(each.name for each in found),
         tensors=tuple(tensors.values()),
@@ -187,7 +187,9 @@ def _refuse_different_targets(coupled: _Coupled, sparsity: Mapping[str, float | 
     if len(set(targets.values())) > 1:
         got = ", ".join(f"'{name}': {target}" for name, target in targets.items())
         lines = {**sparsity, **dict.fromkeys(targets, coupled.producers[0].sparsity)}
-        written = "".join(f'\n  "{glob}": {as_yaml(target)}' for glob, target in lines.items())
+        written = "".join(
+            f'\n  "{glob}": {format_target(target)}' for glob, target in lines.items()
+        )
         raise ValueError(
             f"need one sparsity for channels that go together, got {got}; to give them one (or, "
             f"with null, to leave them dense), write\nsparsity:{written}"

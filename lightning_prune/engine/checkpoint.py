@@ -1,4 +1,4 @@
-"""The state of an engine: how it is checked, and how a tensor takes its part of it."""
+"""The state of a Pruner: write it, check it, and restore tensors from it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,16 +12,16 @@ from lightning_prune.tensors.bits import pack_mask, unpack_mask
 from lightning_prune.tensors.shards import gather_mask
 
 VERSION = 1
-"""Version of the state; states of 0.1.0 bear none."""
+"""Version of the state; states of 0.1.0 have no version."""
 
 _KEYS = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"}
 _EMPTY: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Raise ValueError if a state is not that of a Pruner, or of a later version."""
+    """Raise ValueError if a state does not come from a Pruner, or has a later version."""
     if missing := _KEYS - set(state):
-        raise ValueError(f"need the state of a Pruner, got one without {sorted(missing)}")
+        raise ValueError(f"need the state of a Pruner, got a state without {sorted(missing)}")
     if (version := state.get("version", 0)) > VERSION:
         raise ValueError(
             f"need a state of version {VERSION} or earlier, got version={version}; update "
@@ -32,25 +32,25 @@ def check_state(state: Mapping[str, Any]) -> None:
 def describe_tensors(
     tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return masks, shapes and states of tensors, by name.
+    """Return the masks, shapes and states of tensors, by name.
 
     Args:
-        tensors: The tensors; with shards, all processes must call this together.
-        earlier: A restored state, whose other tensors are kept; None for none.
+        tensors: The tensors; if they are sharded, all processes must call this together.
+        earlier: A restored state, whose other tensors go into the result; None for no state.
     """
-    tensors, kept = list(tensors), earlier or _EMPTY
+    tensors, before = list(tensors), earlier or _EMPTY
     masks = {t.name: pack_mask(gather_mask(t.mask.kept, t.shard)) for t in tensors}
     shapes = {tensor.name: list(tensor.parameter.shape) for tensor in tensors}
     observed = {tensor.name: dict(tensor.state) for tensor in tensors}
     return {
-        "masks": kept["masks"] | masks,
-        "shapes": kept["shapes"] | shapes,
-        "observed": kept["observed"] | observed,
+        "masks": before["masks"] | masks,
+        "shapes": before["shapes"] | shapes,
+        "observed": before["observed"] | observed,
     }
 
 
 def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
-    """Give a tensor its mask and its gathered state, if the state has them."""
+    """Give a tensor the mask and the gathered state from a saved state, if they are there."""
     if tensor.name not in state["masks"]:
         return
     device = tensor.mask.device
@@ -61,12 +61,12 @@ def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
 
 
 def keep_only_masks(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state that begins a new training with the same masks."""
+    """Return a state for a new training with the same masks."""
     return {**state, "steps": [], "due": {}, "regrown": {}, "observed": {}}
 
 
 def refuse_foreign_masks(state: Mapping[str, Any], model: nn.Module) -> None:
-    """Raise ValueError if masks of the state have no parameter in the model, or another shape."""
+    """Raise ValueError if a mask of the state has no parameter of the same shape in the model."""
     parameters = named_parameters(model)
     differences = []
     for name, shape in state["shapes"].items():

@@ -1,4 +1,4 @@
-"""Enrolment: the tensors that are pruned now, kept as they are while others join or leave."""
+"""Enrolment: the tensors under pruning, which stay unchanged while other tensors join or leave."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,12 +12,12 @@ from lightning_prune.recipe.tensor import PrunedTensor
 
 @dataclass(frozen=True, kw_only=True)
 class Enrolment:
-    """The tensors that are pruned now.
+    """The tensors under pruning.
 
     Args:
-        selection: The tensors and groups, and the reasons why others stay dense.
-        pools: The groups by the number to keep that they share.
-        plan: The final sparsity of each group; None where only the training will tell.
+        selection: The tensors and groups, and the reasons why other parameters stay dense.
+        pools: The groups; those of a pool share a number to keep.
+        plan: The final sparsity of each group by name; None if it depends on the scores.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -26,14 +26,14 @@ class Enrolment:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the weights, or channels, under pruning that is zero: counted from masks."""
+        """Fraction of the weights, or channels, under pruning that the masks prune."""
         groups = self.selection.groups
         size = sum(group.size for group in groups)
         return 1 - sum(group.kept for group in groups) / size if size else 0.0
 
     @property
     def parameter_sparsity(self) -> float:
-        """Fraction of the entries of all the model's parameters that is pruned."""
+        """Fraction of the weights of all parameters of the model that the masks prune."""
         pruned = sum(tensor.total - tensor.kept for tensor in self.selection.tensors)
         return pruned / self.selection.weights if pruned else 0.0
 
@@ -46,13 +46,13 @@ def enroll(
     restore: Callable[[PrunedTensor], None],
     is_fresh: Callable[[PrunedTensor], bool],
 ) -> Enrolment:
-    """Take up a selection; nothing that is pruned already changes, also if this raises.
+    """Enroll a selection; tensors under pruning do not change, even if this raises.
 
     Args:
-        before: The tensors that are being pruned.
-        found: The selection of the model as it is now.
-        recipe: The answers.
-        restore: Gives a new tensor its saved mask and state.
+        before: The tensors under pruning.
+        found: The selection from the present model.
+        recipe: The answers of the user.
+        restore: Gives a new tensor the saved mask and state.
         is_fresh: Whether a tensor has no saved mask.
 
     Raises:
@@ -76,24 +76,17 @@ def enroll(
 def merge_selection(
     before: Selection, found: Selection, restore: Callable[[PrunedTensor], None]
 ) -> Selection:
-    """Return the selection that is found, with the tensors that are pruned already as they are.
+    """Return the selection found, with unchanged tensors and groups for those under pruning.
 
-    Tensors under pruning stay so, also where they have been frozen since. Pruned channels are
-    pruned in a layer that has replaced another, too.
+    Tensors under pruning stay under pruning, even if the user has frozen them since. If a layer has
+    replaced another layer, the pruned channels are pruned in the new layer too.
 
     Args:
-        before: The selection that is being pruned.
-        found: The selection of the model as it is now.
-        restore: Called with each new tensor first.
+        before: The selection under pruning.
+        found: The selection from the present model.
+        restore: Gives a new tensor the saved mask and state.
     """
-    known = {tensor.name: tensor for tensor in before.tensors}
-    for tensor in found.tensors:
-        same = known.get(tensor.name)
-        if same is not None and same.parameter is tensor.parameter:
-            same.optimizer = tensor.optimizer
-        else:
-            restore(tensor)
-            known[tensor.name] = tensor
+    known = _merge_tensors(before, found, restore)
     places = {name: place for place, name in enumerate(found.names)}
     earlier = {
         group.name: group
@@ -120,11 +113,26 @@ def merge_selection(
     )
 
 
+def _merge_tensors(
+    before: Selection, found: Selection, restore: Callable[[PrunedTensor], None]
+) -> dict[str, PrunedTensor]:
+    """Return all tensors by name; a tensor found again stays the same object."""
+    known = {tensor.name: tensor for tensor in before.tensors}
+    for tensor in found.tensors:
+        same = known.get(tensor.name)
+        if same is not None and same.parameter is tensor.parameter:
+            same.optimizer = tensor.optimizer
+        else:
+            restore(tensor)
+            known[tensor.name] = tensor
+    return known
+
+
 def _keep_zeros(groups: list[Group]) -> None:
-    """Prune the atoms that are zero already.
+    """Prune the atoms with only zero weights.
 
     Raises:
-        ValueError: If a group has no other atoms.
+        ValueError: If all atoms of a group have only zero weights.
     """
     nonzero = [(group, group.nonzero()) for group in groups]
     for group, atoms in nonzero:

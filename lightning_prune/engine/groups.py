@@ -12,7 +12,7 @@ from lightning_prune.engine.scores import TensorScores
 from lightning_prune.recipe.atoms import Atoms, TensorAtoms
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.ranking import Share, choose_best, count_best_local, number_kept
+from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
 from lightning_prune.tensors.shards import Shard, sum_shards
 
 Scores = Mapping[str, TensorScores]
@@ -213,7 +213,7 @@ class BoundedGroup(Group):
         alive = self.alive()
         blank = torch.zeros_like(alive, dtype=torch.float32)
         ranked = blank if scores is None else self.rank(scores)
-        protected, allowed = self.pattern.bounds(ranked, alive, number_kept(self.total, target))
+        protected, allowed = self.pattern.bounds(ranked, alive, compute_keep(self.total, target))
         if self.sparsity < 1 and not protected.any():
             protected = choose_best(ranked.masked_fill(~allowed, -math.inf), 1)
         return TensorAtoms(

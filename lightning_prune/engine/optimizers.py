@@ -1,4 +1,4 @@
-"""All that pruning knows of optimizers."""
+"""Optimizers: ownership, statistics, and whether a step keeps zeros at zero."""
 
 import inspect
 import math
@@ -28,8 +28,8 @@ _ELEMENTWISE: set[type[Any]] = {
 }
 
 
-def ownership(optimizer: Optimizer) -> tuple[int, int, int]:
-    """Return what changes when the optimizer gains a parameter or one becomes trainable."""
+def describe_ownership(optimizer: Optimizer) -> tuple[int, int, int]:
+    """Count all, trainable and initialized parameters, so that a change is cheap to notice."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     trainable = [p for p in parameters if p.requires_grad]
     lazy = [p for p in parameters if type(p) is not nn.Parameter and nn.parameter.is_lazy(p)]
@@ -37,14 +37,14 @@ def ownership(optimizer: Optimizer) -> tuple[int, int, int]:
 
 
 def leaves_zeros(optimizer: Optimizer, least_eps: float) -> bool:
-    """Whether a weight of 0 stays 0 if its gradient and all that is known of it are 0, too.
+    """Whether a step keeps a weight at 0 if the gradient and the statistics of the weight are 0.
 
-    So do those that treat each entry alone, if no other hook has a hand in it; but 0 / (0 + eps) is
-    NaN where the eps vanishes.
+    Element-wise optimizers keep zeros if no other hook runs after the step. But 0 / (0 + eps) is
+    NaN if eps vanishes in the precision of the statistics.
 
     Args:
         optimizer: The optimizer.
-        least_eps: What does not vanish in the precision of its statistics.
+        least_eps: The least eps that does not vanish in the precision of the statistics.
     """
     if (
         not _is_elementwise(cast(Hashable, type(optimizer)))
@@ -56,20 +56,20 @@ def leaves_zeros(optimizer: Optimizer, least_eps: float) -> bool:
 
 @cache
 def _is_elementwise(kind: Any) -> bool:
-    """Whether an optimizer steps as one of torch's own, whose ``step`` torch itself has wrapped."""
-    known = next((one for one in kind.__mro__ if one in _ELEMENTWISE), None)
+    """Whether an optimizer class has the ``step`` of an element-wise class of torch, unwrapped."""
+    known = next((base for base in kind.__mro__ if base in _ELEMENTWISE), None)
     return known is not None and inspect.unwrap(kind.step) is inspect.unwrap(known.step)
 
 
 def clear_pruned(optimizer: Optimizer, parameter: nn.Parameter, mask: Mask) -> None:
-    """Zero an optimizer's statistics of pruned entries: whatever has the shape of the tensor."""
+    """Zero the statistics of pruned weights: in each state tensor with the shape of the mask."""
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and local_part(value).shape == mask.shape:
             mask.apply(local_part(value))
 
 
 def forget_directions(optimizer: Optimizer) -> None:
-    """Let LBFGS begin anew, without directions that pruned weights had; others have none."""
+    """Restart LBFGS, which holds directions of pruned weights; do nothing to other optimizers."""
     if isinstance(optimizer, torch.optim.LBFGS):
         for state in optimizer.state.values():
             state["n_iter"] = 0

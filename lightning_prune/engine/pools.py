@@ -10,7 +10,7 @@ from lightning_prune.engine.groups import Cut, Group, Scores
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.ranking import Share, number_kept
+from lightning_prune.tensors.ranking import Share, compute_keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Pool:
         if was_due_before or len(self.groups) == 1:
             kept = [_undo_rounding(*pair) for pair in zip(self.groups, kept, strict=True)]
         return sum(kept) <= self._due(target) and all(
-            group.is_satisfied(number_kept(group.total, target)) for group in self.groups
+            group.is_satisfied(compute_keep(group.total, target)) for group in self.groups
         )
 
     def choose(self, target: float, scores: Scores) -> Iterator[tuple[Group, Tensor | Cut]]:
@@ -80,7 +80,7 @@ class Pool:
             yield group, group.choose(atoms, share)
 
     def _due(self, target: float) -> int:
-        return number_kept(sum(group.total for group in self.groups), target)
+        return compute_keep(sum(group.total for group in self.groups), target)
 
     def _share_out(
         self, scores: Scores | None, target: float

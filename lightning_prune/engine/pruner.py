@@ -13,7 +13,7 @@ from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.training import Training
 from lightning_prune.models.names import named_parameters
 from lightning_prune.recipe.allocations import Allocation
-from lightning_prune.recipe.clocks import Clock, planned_clock
+from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.recipe import Recipe
@@ -212,7 +212,7 @@ class Pruner:
         training.begin(
             model,
             [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers),
-            clocks=clocks or partial(planned_clock, steps=steps, steps_per_epoch=steps_per_epoch),
+            clocks=clocks or partial(make_clock, steps=steps, steps_per_epoch=steps_per_epoch),
             is_trial_step=is_trial_step,
             example=example,
             state=self._pending,

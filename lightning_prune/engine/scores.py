@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.parts import flatten_wide, slice_pieces
-from lightning_prune.tensors.precision import at_least_single
+from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.shards import local_part, sum_shards
 
 
@@ -66,7 +66,7 @@ class TensorScores:
     @property
     def whole(self) -> Tensor:
         """All scores, at least in single precision."""
-        return at_least_single(self._score(self._values))
+        return widen_to_single(self._score(self._values))
 
     def slices(self) -> Iterator[slice]:
         """Yield slices of rows that are small beside the tensor."""

@@ -16,7 +16,7 @@ from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.recipe import Recipe
-from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.targets import format_target
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import is_sharded
 
@@ -76,7 +76,7 @@ def select_tensors(
     reasons = {each.name: each.why_dense or each.why_unready for each in found}
     return Selection(
         names=tuple(reasons),
-        tensors=tuple(each.tensor() for each in found if not reasons[each.name]),
+        tensors=tuple(each.make_tensor() for each in found if not reasons[each.name]),
         dense={name: why for name, why in reasons.items() if why},
         may_grow=any(not each.why_dense and each.why_unready for each in found),
         weights=count_weights(found),
@@ -131,7 +131,7 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
 
     misfits = {tensor.name: why for tensor in tensors if (why := misfit(tensor))}
     if misfits:
-        globs = "".join(f'\n  "{glob}": {as_yaml(t)}' for glob, t in recipe.targets.items())
+        globs = "".join(f'\n  "{glob}": {format_target(t)}' for glob, t in recipe.targets.items())
         nulls = "".join(f'\n  "{name}": null' for name in misfits)
         raise ValueError(
             "; ".join(misfits.values()) + f"; to leave that dense, write\nsparsity:{globs}{nulls}"

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.engine.checkpoint import refuse_foreign_masks, restore_tensor
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment, enroll
-from lightning_prune.engine.optimizers import ownership
+from lightning_prune.engine.optimizers import describe_ownership
 from lightning_prune.engine.selection import select
 from lightning_prune.engine.update import Due, update_masks
 from lightning_prune.engine.zero_keeper import ZeroKeeper
@@ -122,7 +122,7 @@ class Training:
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe and update once a step; mask weights and gradients each time."""
         index = self.index(optimizer)
-        if ownership(optimizer) != self._ownership[index]:
+        if describe_ownership(optimizer) != self._ownership[index]:
             self._select_again(index)
         if index not in self.due_points.in_step:
             self._keepers[index].clear()
@@ -205,7 +205,7 @@ class Training:
             refuse_foreign_masks(self.restored, self._model)
         self._commit(self._enroll(self._optimizers, self.due_points.steps))
         self._renew_keepers()
-        self._ownership[index] = ownership(self._optimizers[index])
+        self._ownership[index] = describe_ownership(self._optimizers[index])
         self.due_points.look_again(index)
 
     def _is_fresh(self, tensor: PrunedTensor) -> bool:
@@ -290,7 +290,7 @@ class Training:
     def _hook_optimizers(self) -> None:
         self._renew_keepers()
         for index, optimizer in enumerate(self._optimizers):
-            self._ownership[index] = ownership(optimizer)
+            self._ownership[index] = describe_ownership(optimizer)
             # Compiled optimizers would trace the hook and recompile at each step.
             hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
             self._hooks.append(optimizer.register_step_post_hook(hook))

@@ -1,4 +1,4 @@
-"""How pruned weights stay at zero from step to step, with as few passes over them as may be."""
+"""Keep pruned weights at zero from step to step, with few passes over the weights."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,18 +13,19 @@ from lightning_prune.tensors.shards import local_part
 
 
 class ZeroKeeper:
-    """Keeps the pruned weights that one optimizer trains at zero.
+    """Keeps at zero the pruned weights that an optimizer trains.
 
-    Gradients are masked before each step, so that clipping and statistics do not see them. Weights
-    are masked after it, unless the step cannot have moved them: their optimizer treats each entry
-    alone, has gathered nothing of them, and no one has written into weights or gradients since they
-    were masked. Torch counts what writes into a tensor, but not through its ``data``, nor what a
-    fused optimizer writes.
+    Before each step the keeper masks the gradients, so that clipping and statistics see zeros.
+    After the step it masks the weights, unless the step cannot have moved pruned weights. Then the
+    optimizer treats each weight alone and has statistics of zero for pruned weights. Also, no code
+    has written into weights or gradients since they were masked. Torch counts the writes into a
+    tensor, except writes through ``data`` and by fused optimizers.
 
     Args:
         optimizer: The optimizer.
-        tensors: What it trains; some may belong to another optimizer, too.
-        index: Its own index.
+        tensors: The pruned tensors; the keeper selects those that the optimizer trains. Another
+            optimizer may own a tensor too.
+        index: Index of the optimizer.
     """
 
     def __init__(self, optimizer: Optimizer, tensors: Sequence[PrunedTensor], index: int) -> None:
@@ -34,63 +35,63 @@ class ZeroKeeper:
         self._least_eps = max((torch.finfo(dtype).smallest_normal for dtype in dtypes), default=0)
         self._index = index
         self._optimizer = optimizer
-        self._is_clear = False  # whether the statistics of pruned weights are 0
-        self._disturbed: set[PrunedTensor] = set()  # where a gradient was not 0 after all
-        self._written: dict[PrunedTensor, int] = {}  # versions of the weights after the last step
+        self._is_clear = False  # whether statistics of pruned weights are 0
+        self._disturbed: set[PrunedTensor] = set()  # had gradients that were not 0
+        self._written: dict[PrunedTensor, int] = {}  # versions of weights after a step
         self._masked: dict[PrunedTensor, tuple[Tensor | None, int]] = {}  # gradients, versions
-        self._overwritten: set[PrunedTensor] = set()  # weights, since the last step
+        self._overwritten: set[PrunedTensor] = set()  # since the last step
         self._hooks = [
-            optimizer.register_load_state_dict_post_hook(self._distrust),
-            # A compiled optimizer would trace it and compile again.
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._look_again)),  # type: ignore[no-untyped-call]
+            optimizer.register_load_state_dict_post_hook(self._mark_unclear),
+            # A compiled optimizer would trace the hook and compile again.
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._note_writes)),  # type: ignore[no-untyped-call]
         ]
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
     def clear(self) -> None:
-        """Zero what the optimizer may have gathered of pruned weights elsewhere."""
+        """Zero the statistics that the optimizer has gathered of pruned weights, once."""
         if not self._is_clear:
-            for tensor in self._pruned():
+            for tensor in self._iterate_pruned():
                 clear_pruned(self._optimizer, tensor.parameter, tensor.mask)
             self._is_clear = True
 
     def before_step(self) -> None:
         """Mask the gradients."""
-        may_rest = leaves_zeros(self._optimizer, self._least_eps)
-        for tensor in self._pruned():
+        may_leave_zeros = leaves_zeros(self._optimizer, self._least_eps)
+        for tensor in self._iterate_pruned():
             gradient = tensor.parameter.grad
             if gradient is None or gradient.layout == torch.strided:
                 if gradient is not None:
                     tensor.mask.apply(local_part(gradient))
-                if may_rest and tensor.optimizer == self._index and tensor.shard is None:
+                if may_leave_zeros and tensor.optimizer == self._index and tensor.shard is None:
                     self._masked[tensor] = gradient, 0 if gradient is None else gradient._version
-        self._look_again()
+        self._note_writes()
 
     def after_step(self) -> None:
-        """Mask the weights where that is needed."""
-        for tensor in self._pruned():
-            if not self._rests(tensor):
+        """Mask the weights of each tensor whose pruned weights may have moved."""
+        for tensor in self._iterate_pruned():
+            if not self._left_zeros(tensor):
                 tensor.mask.apply(tensor.weights)
             if tensor.shard is None:
                 self._written[tensor] = tensor.parameter._version
         self._overwritten = set()
-        self._masked = {}  # or the gradients would outlive the step
+        self._masked = {}  # releases the gradients
 
-    def _pruned(self) -> Iterator[PrunedTensor]:
-        """Yield the tensors of which something is pruned by now."""
+    def _iterate_pruned(self) -> Iterator[PrunedTensor]:
+        """Yield the tensors with pruned weights."""
         return (tensor for tensor in self._tensors if tensor.kept < tensor.total)
 
-    def _look_again(self, *_: Any) -> None:
-        """Note into which weights someone has written since the last step."""
+    def _note_writes(self, *_: Any) -> None:
+        """Note the tensors that other code has written into since the last step."""
         for tensor in self._masked:
             if self._written.get(tensor) != tensor.parameter._version:
                 self._overwritten.add(tensor)
 
-    def _rests(self, tensor: PrunedTensor) -> bool:
-        """Whether a step has left the pruned weights at 0."""
+    def _left_zeros(self, tensor: PrunedTensor) -> bool:
+        """Whether the step has left the pruned weights at 0; clears statistics if needed."""
         if tensor not in self._masked:
             return False
         gradient, version = self._masked[tensor]
@@ -104,5 +105,6 @@ class ZeroKeeper:
             return False
         return tensor not in self._overwritten
 
-    def _distrust(self, optimizer: Optimizer) -> None:
+    def _mark_unclear(self, optimizer: Optimizer) -> None:
+        """Clear again: loaded statistics of pruned weights may not be 0."""
         self._is_clear = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import RenderableType
 from rich.text import Text
 
-from lightning_prune.recipe.targets import as_yaml
+from lightning_prune.recipe.targets import format_target
 from lightning_prune.reporting.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Sensitivity:
             "sparsity:",
         ]
         for glob, sparsity in self.targets(tolerance).items():
-            lines.append(f"  '{glob}': {as_yaml(sparsity)}")
+            lines.append(f"  '{glob}': {format_target(sparsity)}")
         return "\n".join(lines) + "\n"
 
 

@@ -10,15 +10,15 @@ from lightning_prune.tensors.shards import Shard
 
 
 class Atoms(ABC):
-    """The atoms of one tensor or group, as an allocation may read them.
+    """The atoms of a tensor or group, for an allocation to read.
 
-    Scores and bounds may be made anew each time they are read, so that those of a whole model need
-    not exist at once: read them once, and let them go before those of the next tensor.
+    Reading scores or bounds may compute them anew, so that the scores of a whole model need not
+    exist at once. Read them once, and release them before you read the next tensor.
 
     Attributes:
         shape: Shape of the tensor as ``(output, input, ...)``.
-        shard: Which part of a sharded tensor these atoms are; None if they are all of it.
-        total: Number of atoms of the whole tensor, pruned ones included.
+        shard: Place of these atoms in a sharded tensor; None if they are the whole tensor.
+        total: Number of atoms of the whole tensor, including pruned atoms.
         floor: Least number that the whole tensor can keep.
         cap: Largest number that the whole tensor can keep.
     """
@@ -32,17 +32,17 @@ class Atoms(ABC):
     @property
     @abstractmethod
     def scores(self) -> Tensor:
-        """One finite score an atom; higher is kept."""
+        """A finite score for each atom; higher scores are kept."""
 
     @property
     @abstractmethod
     def protected(self) -> Tensor:
-        """Which atoms are kept whatever their score; bool, shaped as the scores."""
+        """Bool mask of the atoms that are kept at any score, shaped as the scores."""
 
     @property
     @abstractmethod
     def allowed(self) -> Tensor:
-        """Which atoms may be kept: those that are not pruned and that the pattern can hold."""
+        """Bool mask of the atoms that may be kept: not pruned, and allowed by the pattern."""
 
     def rank(self) -> Tensor:
         """Return the scores with protected atoms at +inf and forbidden atoms at -inf."""
@@ -50,25 +50,25 @@ class Atoms(ABC):
         return scores.masked_fill(self.protected, math.inf).masked_fill(~self.allowed, -math.inf)
 
     def rescore(self, scores: Tensor) -> "Atoms":
-        """Return the same atoms with other scores, such as scores made comparable."""
+        """Return the same atoms with other scores, for example scores that tensors can compare."""
         return TensorAtoms(
             shape=self.shape, scores=scores, protected=self.protected, allowed=self.allowed
         )
 
     @property
     def part(self) -> Part:
-        """The scores to rank, with the bounds in them."""
+        """The scores to rank, with the bounds as infinite scores."""
         return Part.of(self.rank(), self.shard)
 
 
 class TensorAtoms(Atoms):
-    """Atoms of a whole tensor, with scores and bounds that are held.
+    """Atoms of a whole tensor, with scores and bounds in memory.
 
     Args:
         shape: Shape of the tensor as ``(output, input, ...)``.
-        scores: One finite score an atom; higher is kept.
-        protected: Which atoms are kept whatever their score; bool, shaped as ``scores``.
-        allowed: Which atoms may be kept; bool, shaped as ``scores``.
+        scores: A finite score for each atom; higher scores are kept.
+        protected: Bool mask of the atoms that are kept at any score, shaped as ``scores``.
+        allowed: Bool mask of the atoms that may be kept, shaped as ``scores``.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class TensorAtoms(Atoms):
 
     @property
     def scores(self) -> Tensor:
-        """One finite score an atom."""
+        """A finite score for each atom."""
         return self._scores
 
     @property
     def protected(self) -> Tensor:
-        """Which atoms are kept whatever their score."""
+        """Bool mask of the atoms that are kept at any score."""
         return self._protected
 
     @property
     def allowed(self) -> Tensor:
-        """Which atoms may be kept."""
+        """Bool mask of the atoms that may be kept."""
         return self._allowed

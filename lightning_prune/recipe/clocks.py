@@ -1,23 +1,23 @@
-"""Clocks: how far a training has come, in the unit of a schedule."""
+"""Clocks: the moment that a training has reached, in the unit of a schedule."""
 
 from collections.abc import Callable
 
 from lightning_prune.recipe.schedules import Schedule
 
 Clock = Callable[[int], float]
-"""From completed steps to the moment in a schedule's unit."""
+"""Maps completed steps to the moment in the unit of a schedule."""
 
 
-def planned_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | None) -> Clock:
-    """Return the clock of a plain loop; its last planned step serves the schedule's end.
+def make_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | None) -> Clock:
+    """Return the clock of a plain loop; the last planned step reaches the end of the schedule.
 
     Args:
-        schedule: The schedule whose unit is read.
-        steps: Planned optimizer steps, if known.
-        steps_per_epoch: Optimizer steps in an epoch, if known.
+        schedule: The schedule that sets the unit.
+        steps: Planned optimizer steps; None if unknown.
+        steps_per_epoch: Optimizer steps in an epoch; None if unknown.
 
     Raises:
-        ValueError: If the unit needs a number that is not given, or the plan ends before ``end``.
+        ValueError: If the unit needs a number that is missing, or the plan ends before ``end``.
     """
     per_unit = {"step": 1, "epoch": steps_per_epoch, "fraction": steps}[schedule.unit]
     if not per_unit:

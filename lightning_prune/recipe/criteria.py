@@ -1,4 +1,4 @@
-"""Which: a score for every weight; the higher ones are kept."""
+"""Which: a score for every weight; weights with higher scores are kept."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, make_empty_sums
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.precision import at_least_single
+from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.uniform import draw_uniform
 
 State = dict[str, Tensor]
@@ -21,18 +21,20 @@ State = dict[str, Tensor]
 class Criterion(ABC):
     """The answer to *which?*.
 
-    A subclass is a frozen dataclass with a default for every field. The tensors that it gathers
-    over the steps live in ``state``, one dict for each pruned tensor, which the engine keeps, saves
-    and restores. To write a criterion, define `score`. Define `observe` only if it needs the steps
-    in between, and `watch` only if it needs more than weights and gradients.
+    A subclass is a frozen dataclass with a default for every field. The tensors that a criterion
+    gathers over the steps live in ``state``, a dict for each pruned tensor. The engine holds, saves
+    and restores the state. To write a criterion, define `score`. Define `observe` only if the
+    criterion needs the steps between updates. Define `watch` only if the criterion needs more than
+    weights and gradients.
 
     Attributes:
         has_signed_scores: Whether scores can be negative.
-        resets_at_update: Whether ``state`` is emptied at each update of the masks.
-        reads_weights_only: Whether scores depend on nothing but weights, names and steps, so that
-            pruning without training shows no batches.
-        works_on_shards: Whether, for a sharded parameter (a DTensor, as its ``grad`` is), the score
-            of the local part is that part of the whole score. It must not gather anything then.
+        resets_at_update: Whether each update of the masks empties ``state``.
+        reads_weights_only: Whether scores depend only on weights, names and steps. Then pruning
+            without training needs no batches.
+        works_on_shards: Whether the criterion can score the local part of a sharded parameter (a
+            DTensor, as is the ``grad``): the result is the local part of the whole score. Such a
+            criterion must not gather anything.
     """
 
     has_signed_scores: ClassVar[bool] = False
@@ -42,18 +44,18 @@ class Criterion(ABC):
 
     @property
     def gathers(self) -> bool:
-        """Whether it gathers anything over the steps: whether it defines `observe`."""
+        """Whether the criterion gathers tensors over the steps: whether it defines `observe`."""
         return type(self).observe is not Criterion.observe
 
     def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:  # noqa: B027
-        """Raise ValueError if it cannot score this tensor of the model."""
+        """Raise ValueError if the criterion cannot score this tensor of the model."""
 
     def watch(self, tensor: PrunedTensor) -> Sequence[RemovableHandle]:
-        """Return hooks that gather in ``tensor.seen``; the engine takes them away.
+        """Return hooks that add to ``tensor.seen``; the engine removes the hooks.
 
-        They exist while updates of the masks are to come. Put tensors of zeros into ``seen`` and
-        let the hooks add to them, in place. Before each step the engine adds them up over the
-        replicas, calls `observe`, and sets them to zero.
+        The hooks exist until the last update of the masks. Put tensors of zeros into ``seen`` and
+        let the hooks add to these tensors in place. Before each step the engine sums the tensors
+        over the replicas, calls `observe`, and sets the tensors to zero.
         """
         return ()
 
@@ -61,23 +63,24 @@ class Criterion(ABC):
         """Return the new state; called before each optimizer step, when gradients are complete.
 
         Args:
-            tensor: The tensor, with ``tensor.parameter`` and its ``grad``.
+            tensor: The tensor, with ``tensor.parameter`` and the ``grad``.
             state: The state that the last call returned; empty at first.
         """
         return state
 
     @abstractmethod
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
-        """Return one finite score a weight, shaped as ``tensor.weights``; higher is kept.
+        """Return a finite score for each weight, shaped as ``tensor.weights``.
 
-        The engine calls this once an update for each tensor, and holds the scores meanwhile.
+        Weights with higher scores are kept. The engine calls this method once an update for each
+        tensor, and holds the scores until the update ends.
         """
 
     def source(self, tensor: PrunedTensor, state: State) -> Tensor | None:
-        """Return the tensor whose plain function the score is; None if there is none.
+        """Return an existing tensor from which `transform` computes the scores; None if absent.
 
-        If there is one, ranking reads `transform` of it in place, in pieces and as often as it
-        likes, instead of holding the scores. Both must agree with `score`.
+        Given a source, ranking does not hold the scores. It reads the source in pieces, in place
+        and more than once, and applies `transform` to each piece. The result must equal `score`.
         """
         return None
 
@@ -86,17 +89,17 @@ class Criterion(ABC):
         return values
 
     def __init_subclass__(cls) -> None:
-        """Refuse the names of 0.1.0, which would be ignored without a word."""
+        """Refuse the names of 0.1.0, which the engine would silently ignore."""
         super().__init_subclass__()
         refuse_old_names(cls, {"signed": "has_signed_scores", "forgets": "resets_at_update"})
 
 
 class SourceCriterion(Criterion):
-    """A criterion whose score is a plain function of a tensor that exists, weight by weight."""
+    """A criterion that computes each score from a value of an existing tensor."""
 
     @abstractmethod
     def source(self, tensor: PrunedTensor, state: State) -> Tensor:
-        """Return the tensor that the score is a function of."""
+        """Return the tensor from which `transform` computes the scores."""
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return `transform` of the `source`."""
@@ -126,10 +129,10 @@ class MagnitudeCriterion(SourceCriterion):
 class RandomCriterion(Criterion):
     """Keep weights at random: the baseline that a criterion must beat.
 
-    Scores are uniform in [0, 1) and a function of seed, step, name and index alone: the same on
-    every rank and after a resume, without touching a global generator. They are SplitMix64 hashes
-    of the index: Steele et al., "Fast Splittable Pseudorandom Number Generators" (2014),
-    https://doi.org/10.1145/2714064.2660195.
+    Scores are uniform in [0, 1) and depend only on seed, step, name and index. So they are the same
+    on every rank and after a resume, and leave the global generators alone. Each score is a
+    SplitMix64 hash of the index: Steele et al., "Fast Splittable Pseudorandom Number Generators"
+    (2014), https://doi.org/10.1145/2714064.2660195.
 
     Args:
         seed: Any whole number.
@@ -140,19 +143,19 @@ class RandomCriterion(Criterion):
     seed: int = 0
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
-        """Return uniform numbers that depend on seed, step, name and index only."""
+        """Return uniform numbers that depend only on seed, step, name and index."""
         return draw_uniform(tensor.indices(), f"{self.seed} {tensor.step} {tensor.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientCriterion(SourceCriterion):
-    r"""Keep where the loss is steepest: :math:`|g|` of the present step.
+    r"""Keep the weights where the loss is steepest: :math:`|g|` of the present step.
 
-    A pruned weight has a gradient too, so this is also what grows: Evci et al., "Rigging the
-    Lottery" (RigL, 2020), https://arxiv.org/abs/1911.11134.
+    A pruned weight has a gradient too. So this criterion can also choose the weights that grow:
+    Evci et al., "Rigging the Lottery" (RigL, 2020), https://arxiv.org/abs/1911.11134.
 
     Raises:
-        ValueError: If a tensor has no gradient when it is scored.
+        ValueError: If a tensor has no gradient at an update.
     """
 
     works_on_shards: ClassVar[bool] = True
@@ -168,17 +171,18 @@ class GradientCriterion(SourceCriterion):
 
 @dataclass(frozen=True, kw_only=True)
 class TaylorCriterion(Criterion):
-    r"""Keep what the loss would miss most: to first order, removing a weight changes it by |w g|.
+    r"""Keep the weights whose removal changes the loss most: to first order, by |w g|.
 
     .. math:: s = \frac{1}{T} \sum_{t=1}^{T} |w_t \, g_t|
 
-    over the :math:`T` steps since the last update, the present one included. Molchanov et al.,
-    "Importance Estimation for Neural Network Pruning" (2019), https://arxiv.org/abs/1906.10771.
-    With ``OneShotSchedule(end=0)`` it is the first step's alone: SNIP, Lee et al., "Single-shot
-    Network Pruning based on Connection Sensitivity" (2019), https://arxiv.org/abs/1810.02340.
+    The sum runs over the :math:`T` steps since the last update, including the present step:
+    Molchanov et al., "Importance Estimation for Neural Network Pruning" (2019),
+    https://arxiv.org/abs/1906.10771. With ``OneShotSchedule(end=0)`` the sum has only the first
+    step. This is SNIP: Lee et al., "Single-shot Network Pruning based on Connection Sensitivity"
+    (2019), https://arxiv.org/abs/1810.02340.
 
     Raises:
-        ValueError: If a tensor has no gradient at a step, or no step was made since the last
+        ValueError: If a tensor has no gradient at a step, or there was no step since the last
             update.
     """
 
@@ -187,28 +191,29 @@ class TaylorCriterion(Criterion):
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Add :math:`|w g|`."""
         return _add_step(
-            state, (at_least_single(tensor.weights) * at_least_single(tensor.gradient)).abs()
+            state, (widen_to_single(tensor.weights) * widen_to_single(tensor.gradient)).abs()
         )
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return the mean of :math:`|w g|`."""
-        return _mean(tensor, state)
+        return _average(tensor, state)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FisherCriterion(Criterion):
-    r"""Keep what the loss would miss most near a minimum, where gradients are about 0.
+    r"""Keep the weights whose removal changes the loss most near a minimum.
 
     .. math:: s = \frac{w^2}{2} \cdot \frac{1}{T} \sum_{t=1}^{T} g_t^2
 
-    over the :math:`T` steps since the last update, the present one included: the saliency of LeCun
-    et al., "Optimal Brain Damage" (1989),
-    https://papers.nips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html, whose
-    second derivative is here the mean squared gradient of a batch, as in Theis et al., "Faster gaze
-    prediction with dense networks and Fisher pruning" (2018), https://arxiv.org/abs/1801.05787.
+    The sum runs over the :math:`T` steps since the last update, including the present step. Near a
+    minimum gradients are about 0. So this is the saliency of LeCun et al., "Optimal Brain Damage"
+    (1989), https://papers.nips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html.
+    The mean squared gradient of a batch stands for the second derivative, as in Theis et al.,
+    "Faster gaze prediction with dense networks and Fisher pruning" (2018),
+    https://arxiv.org/abs/1801.05787.
 
     Raises:
-        ValueError: If a tensor has no gradient at a step, or no step was made since the last
+        ValueError: If a tensor has no gradient at a step, or there was no step since the last
             update.
     """
 
@@ -216,33 +221,34 @@ class FisherCriterion(Criterion):
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Add :math:`g^2`."""
-        return _add_step(state, at_least_single(tensor.gradient).square())
+        return _add_step(state, widen_to_single(tensor.gradient).square())
 
     def score(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return half the squared weight times the mean of :math:`g^2`."""
-        return at_least_single(tensor.weights).square() / 2 * _mean(tensor, state)
+        return widen_to_single(tensor.weights).square() / 2 * _average(tensor, state)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MovementCriterion(SourceCriterion):
-    r"""Keep what moves away from zero, as fine-tuning shows: a small weight that grows is kept.
+    r"""Keep the weights that fine-tuning moves away from zero, even if they are small.
 
     .. math:: s = -\sum_t w_t \, g_t
 
-    over all steps so far; negative where the loss pulls the weight towards zero. Sanh et al.,
-    "Movement Pruning" (2020), https://arxiv.org/abs/2005.07683, in its hard form (of a ranking,
-    not of a threshold). There a pruned weight may revive, as its score goes on; here it is 0, adds
-    nothing, and counts 0, so nothing revives. Scores can be negative: `LAMPAllocation` is refused.
+    The sum runs over all steps so far. It is negative where the loss pulls the weight towards zero.
+    This is the hard form (a ranking, not a threshold) of Sanh et al., "Movement Pruning" (2020),
+    https://arxiv.org/abs/2005.07683. In the paper the score of a pruned weight goes on, so the
+    weight may revive. Here a pruned weight is 0 and has score 0, so no weight revives. Scores can
+    be negative, so `Recipe` refuses `LAMPAllocation`.
 
     Raises:
-        ValueError: If a tensor has no gradient at a step, or no step was made yet.
+        ValueError: If a tensor has no gradient at a step, or there was no step yet.
     """
 
     has_signed_scores: ClassVar[bool] = True
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Subtract :math:`w g`."""
-        weights, gradient = at_least_single(tensor.weights), at_least_single(tensor.gradient)
+        weights, gradient = widen_to_single(tensor.weights), widen_to_single(tensor.gradient)
         before = state["movement"] if state else torch.zeros_like(weights)
         movement = torch.addcmul(before, weights, gradient, value=-1.0)
         tensor.mask.apply(movement)
@@ -250,45 +256,47 @@ class MovementCriterion(SourceCriterion):
 
     def source(self, tensor: PrunedTensor, state: State) -> Tensor:
         """Return minus the sum of :math:`w g`."""
-        _refuse_nothing(tensor, state)
+        _check_observed(tensor, state)
         return state["movement"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandaCriterion(Criterion):
-    r"""Keep what is large in the output: a weight counts as much as its input is large.
+    r"""Keep the weights with the largest products of weight and input.
 
     .. math:: s_{ij} = |w_{ij}| \, \lVert x_j \rVert_2
 
-    over the inputs :math:`x_j` of all training batches since the last update, of all replicas, the
-    present step's included. Sun et al., "A Simple and Effective Pruning Approach for LLMs" (2023),
-    https://arxiv.org/abs/2306.11695. They compare within each output row: use it with
-    ``UnstructuredPattern(per_row=True)`` and `UniformAllocation`, or with `NMPattern`. Other
-    patterns rank the rows of a tensor together, and other allocations also the tensors.
+    The inputs :math:`x_j` are those of all training batches and replicas since the last update,
+    including the present step: Sun et al., "A Simple and Effective Pruning Approach for LLMs"
+    (2023), https://arxiv.org/abs/2306.11695. The paper compares weights within each output row. For
+    this, use ``UnstructuredPattern(per_row=True)`` with `UniformAllocation`, or use `NMPattern`.
+    Other patterns rank the rows of a tensor together. Other allocations also rank tensors together.
 
-    Of a convolution, :math:`x_j` is what one position of the kernel meets, padding included. Hooks
-    see the inputs while updates are to come; they count in training mode only, and with gradients.
+    For a convolution, :math:`x_j` are the values that a position of the kernel meets, including
+    padding. Hooks read the inputs until the last update. They count only inputs in training mode
+    and with gradients.
 
     Raises:
-        ValueError: If a tensor is not the weight of a Linear, a convolution (not transposed) or
-            Hugging Face's Conv1D, which alone has it, calls it and is not compiled; or if it saw no
-            inputs since the last update.
+        ValueError: If a hook cannot see the inputs of a tensor. The tensor must be the weight of a
+            Linear, a convolution (not transposed) or the Conv1D of Hugging Face. The module
+            must not share the tensor, must be called in the forward pass, and must not be compiled.
+            Also if the module had no inputs since the last update.
     """
 
     resets_at_update: ClassVar[bool] = True
 
     def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:
-        """Refuse a tensor whose inputs cannot be seen."""
+        """Raise ValueError if a hook cannot see the inputs of the tensor."""
         check_inputs(tensor, model)
 
     def watch(self, tensor: PrunedTensor) -> Sequence[RemovableHandle]:
-        """Return the hook that adds up squares of inputs."""
+        """Return the hook that sums the squares of inputs."""
         squares = make_empty_sums(tensor)
         tensor.seen = {"squares": squares, "calls": squares.new_zeros(())}
         return (tensor.owner.register_forward_pre_hook(InputHook(tensor), with_kwargs=True),)
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
-        """Add what was seen."""
+        """Add the sums that the hook has gathered since the last step."""
         return {
             key: state[key] + seen if state else seen.clone() for key, seen in tensor.seen.items()
         }
@@ -298,8 +306,8 @@ class WandaCriterion(Criterion):
         if not state or not state["calls"]:
             raise ValueError(
                 f"need inputs before an update of the masks, got none for '{tensor.name}' by step "
-                f"{tensor.step} since the last one: its {type(tensor.owner).__name__} was not "
-                "called in training mode, or joined only now; to leave it dense, write "
+                f"{tensor.step} since the last update: the {type(tensor.owner).__name__} was "
+                "not called in training mode, or joined only now; to leave the tensor dense, write "
                 f"sparsity={{'{tensor.name}': null}}"
             )
         weights, norms = tensor.output_first(tensor.weights.abs()), state["squares"].sqrt()
@@ -308,18 +316,18 @@ class WandaCriterion(Criterion):
 
 
 def _add_step(state: State, values: Tensor) -> State:
-    """Return a sum and its number of steps with one more step in them."""
+    """Add a step to a sum, and count the step."""
     if not state:
         return {"sum": values, "steps": torch.ones(())}
     return {"sum": state["sum"] + values, "steps": state["steps"] + 1}
 
 
-def _mean(tensor: PrunedTensor, state: State) -> Tensor:
-    _refuse_nothing(tensor, state)
+def _average(tensor: PrunedTensor, state: State) -> Tensor:
+    _check_observed(tensor, state)
     return state["sum"] / state["steps"]
 
 
-def _refuse_nothing(tensor: PrunedTensor, state: State) -> None:
+def _check_observed(tensor: PrunedTensor, state: State) -> None:
     if not state:
         raise ValueError(
             f"need a step to be observed before an update of the masks, got none for "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.precision import at_least_single
+from lightning_prune.tensors.precision import widen_to_single
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -46,7 +46,7 @@ def sum_squares(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
         A row of sums for each group of outputs, ``(groups, inputs / groups, ...)``.
     """
     owner, shape = tensor.owner, _find_inputs_shape(tensor)
-    inputs = at_least_single(inputs.detach())
+    inputs = widen_to_single(inputs.detach())
     if not isinstance(owner, _Convolution):
         return inputs.reshape(-1, shape[1]).square().sum(0, keepdim=True)
     axes = range(2, 2 + len(owner.kernel_size))

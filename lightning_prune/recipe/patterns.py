@@ -1,4 +1,4 @@
-"""What shape: what is kept or dropped as one, and which choices a tensor allows."""
+"""What shape: which weights are kept or pruned together, and which masks a tensor allows."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,36 +16,38 @@ from lightning_prune.tensors.ranking import choose_best, choose_best_of_rows
 class Pattern(ABC):
     """The answer to *what shape?*.
 
-    An atom is the least that is kept or dropped: a weight, a block, a channel. Tensors come as
-    ``(output, input, ...)``. A subclass is a frozen dataclass with a default for every field. The
-    methods below describe single weights that may be pruned anywhere: override those that differ.
+    An atom is the smallest unit that is kept or pruned: a weight, a block or a channel. Tensors
+    have the shape ``(output, input, ...)``. A subclass is a frozen dataclass with a default for
+    every field. The methods below describe single weights that may be pruned anywhere. Override
+    the methods that differ.
 
     Attributes:
-        couples_tensors: Whether one atom spans several tensors: a channel of a traced model.
+        couples_tensors: Whether an atom spans several tensors: a channel of a traced model.
     """
 
     couples_tensors: ClassVar[bool] = False
 
     @property
     def ranks_freely(self) -> bool:
-        """Whether atoms are weights, and the best are kept without bounds, wherever they are.
+        """Whether atoms are single weights, and the best weights are kept without bounds.
 
-        Such weights are ranked in pieces, without calling this object, and shards where they lie.
+        Then the engine ranks the weights in pieces and does not call the pattern. Each process
+        ranks the local part of a shard.
         """
         return False
 
     @property
     def works_on_shards(self) -> bool:
-        """Whether masks of shards are those of the whole tensor."""
+        """Whether a mask made from shards equals the mask of the whole tensor."""
         return self.ranks_freely
 
     @property
     def prunes_residual_streams(self) -> bool:
-        """Whether, of coupled channels, those that go through residual additions are pruned too."""
+        """Whether coupled channels that pass through residual additions are pruned too."""
         return False
 
     def default_allocation(self) -> Allocation:
-        """Return the allocation that suits the pattern where the user names none."""
+        """Return the allocation that suits the pattern if the user gives None."""
         return UniformAllocation() if self.couples_tensors else ERKAllocation()
 
     def check_sparsity(self, sparsity: float) -> None:  # noqa: B027
@@ -55,20 +57,20 @@ class Pattern(ABC):
         """Raise ValueError if the pattern does not fit a tensor of this shape."""
 
     def to_atoms(self, entries: Tensor) -> Tensor:
-        """Return one score an atom, the mean of its entries' scores."""
+        """Return a score for each atom: the mean of the scores of the weights in the atom."""
         return entries
 
     def to_entries(self, atoms: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the bool mask of a tensor of this shape from that of its atoms."""
+        """Return the bool mask of the weights, in this shape, from the bool mask of the atoms."""
         return atoms
 
     def bounds(self, scores: Tensor, alive: Tensor, due: int) -> tuple[Tensor, Tensor]:
-        """Return which atoms must be kept and which may be.
+        """Return which atoms must be kept and which atoms may be kept.
 
         Args:
-            scores: One score an atom.
-            alive: Which atoms are not pruned yet; bool, shaped as ``scores``.
-            due: How many atoms this tensor would keep at the pool's sparsity.
+            scores: A score for each atom.
+            alive: Bool mask of the atoms that are not pruned, shaped as ``scores``.
+            due: Number of atoms that this tensor would keep at the sparsity of the pool.
 
         Returns:
             Two bool masks shaped as ``scores``: the protected and the allowed atoms.
@@ -80,17 +82,17 @@ class Pattern(ABC):
         return True
 
     def round_kept(self, due: int, total: int, width: int) -> int:
-        """Return how many atoms are kept where an allocation gives ``due``; it rises with that.
+        """Return the number of atoms to keep if an allocation gives ``due``; never falls with it.
 
         Args:
             due: Number of atoms, in [0, total].
-            total: How many there are, pruned ones included.
-            width: Indices along the output axis of the layer that makes them for each.
+            total: Number of all atoms, including pruned atoms.
+            width: Number of indices of each atom along the output axis of the computing layer.
         """
         return due
 
     def __init_subclass__(cls) -> None:
-        """Refuse the names of 0.1.0, which would be ignored without a word."""
+        """Refuse the names of 0.1.0, which the engine would silently ignore."""
         super().__init_subclass__()
         refuse_old_names(cls, {"holds": "is_satisfied"})
 
@@ -99,8 +101,8 @@ class Pattern(ABC):
         """Return a bool mask of the atoms that keeps exactly ``keep``.
 
         Args:
-            scores: One score an atom; +inf must be kept and -inf may not be.
-            keep: How many to keep, between the numbers of +inf and of finite and +inf.
+            scores: A score for each atom; atoms at +inf must be kept, atoms at -inf must not.
+            keep: Number to keep: at least the scores at +inf, at most the scores above -inf.
         """
 
 
@@ -109,9 +111,9 @@ class UnstructuredPattern(Pattern):
     """Single weights anywhere in the tensor.
 
     Args:
-        per_row: Keep the same number in each output row (give or take one, the earlier rows first),
-            as Sun et al., "A Simple and Effective Pruning Approach for LLMs" (2023),
-            https://arxiv.org/abs/2306.11695, recommend for language models.
+        per_row: Keep the same number in each output row; if the rows do not divide the number,
+            the earlier rows keep 1 more. Sun et al., "A Simple and Effective Pruning Approach for
+            LLMs" (2023), https://arxiv.org/abs/2306.11695, recommend this for language models.
 
     Examples:
         >>> UnstructuredPattern()(torch.tensor([[4.0, 3.0], [1.0, 2.0]]), keep=2).tolist()
@@ -124,11 +126,11 @@ class UnstructuredPattern(Pattern):
 
     @property
     def ranks_freely(self) -> bool:
-        """Whether weights compete all over the tensor."""
+        """Whether weights of all rows compete."""
         return not self.per_row
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
-        """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""
+        """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` weights."""
         if not self.per_row or scores.ndim < 2:
             return choose_best(scores, keep)
         rows = scores.flatten(1)
@@ -141,13 +143,14 @@ class UnstructuredPattern(Pattern):
 class NMPattern(Pattern):
     """At most n of every m consecutive input channels, for each output and kernel position.
 
-    2:4 is what sparse tensor cores run: Mishra et al., "Accelerating Sparse Deep Neural Networks"
-    (2021), https://arxiv.org/abs/2104.08378. While at least n/m is due to be kept, the n best of
-    each m are protected and the rest is ranked freely, so the ramp is exact and ends in N:M.
+    Sparse tensor cores run 2:4: Mishra et al., "Accelerating Sparse Deep Neural Networks" (2021),
+    https://arxiv.org/abs/2104.08378. While a tensor keeps more than n/m, the n best of each m are
+    protected and the other weights compete freely. So the ramp is exact and ends in N:M.
 
     Args:
-        n: How many of each ``m`` are kept, in [1, m - 1].
-        m: How many consecutive input channels form a group, at least 2; must divide them.
+        n: Number of weights kept in each group of ``m``, in [1, m - 1].
+        m: Number of consecutive input channels in a group, at least 2; must divide the number of
+            input channels.
 
     Raises:
         ValueError: If not ``1 <= n < m``.
@@ -167,11 +170,11 @@ class NMPattern(Pattern):
             raise ValueError(f"need 1 <= n < m, got n={self.n}, m={self.m}")
 
     def default_allocation(self) -> Allocation:
-        """Return `UniformAllocation`: every tensor ends in N:M, at one sparsity."""
+        """Return `UniformAllocation`: every tensor ends in N:M, at the same sparsity."""
         return UniformAllocation()
 
     def check_sparsity(self, sparsity: float) -> None:
-        """Raise ValueError if N:M would already be sparser than the target."""
+        """Raise ValueError if N:M alone is sparser than the target."""
         least = 1 - self.n / self.m
         if 0 < sparsity < least - 1e-9:
             raise ValueError(
@@ -189,7 +192,7 @@ class NMPattern(Pattern):
             )
 
     def bounds(self, scores: Tensor, alive: Tensor, due: int) -> tuple[Tensor, Tensor]:
-        """Protect the n best of each m while at least that many are due; then allow no others."""
+        """Protect the n best of each m down to n/m; from n/m on, allow no other atoms."""
         inputs_last = scores.masked_fill(~alive, -math.inf).movedim(1, -1)
         groups = inputs_last.reshape(-1, self.m)
         quota = torch.full((len(groups),), self.n, device=groups.device)
@@ -201,12 +204,12 @@ class NMPattern(Pattern):
         return torch.zeros_like(alive), n_best
 
     def is_satisfied(self, alive: Tensor, due: int) -> bool:
-        """Whether at most n of each m are alive, once no more than n/m are due."""
+        """Whether at most n of each m are alive, or more than n/m are due."""
         groups = alive.movedim(1, -1).reshape(-1, self.m).sum(1)
         return due * self.m > alive.numel() * self.n or bool((groups <= self.n).all())
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
-        """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` entries."""
+        """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` weights."""
         return choose_best(scores, keep)
 
 
@@ -214,7 +217,7 @@ class NMPattern(Pattern):
 class BlockPattern(Pattern):
     """Whole blocks of the matrix ``(output, flattened input)``.
 
-    Blocks such as (4, 1) or (16, 16) are what block-sparse kernels run; Gray et al., "GPU Kernels
+    Block-sparse kernels run blocks of, for example, (4, 1) or (16, 16): Gray et al., "GPU Kernels
     for Block-Sparse Weights" (2017), https://openai.com/index/block-sparse-gpu-kernels/.
 
     Args:
@@ -252,7 +255,7 @@ class BlockPattern(Pattern):
         return entries.reshape(rows, height, columns, width).mean(dim=(1, 3))
 
     def to_entries(self, atoms: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the mask of the tensor: a block's entries share its fate."""
+        """Return the mask of the tensor: all weights of a block are kept or pruned together."""
         rows = atoms.repeat_interleave(self.shape[0], dim=0)
         return rows.repeat_interleave(self.shape[1], dim=1).view(shape)
 
@@ -263,27 +266,29 @@ class BlockPattern(Pattern):
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelPattern(Pattern):
-    r"""Whole channels: outputs of a layer with everything in other tensors that goes with them.
+    r"""Whole channels: outputs of a layer, with all weights of other tensors that go with them.
 
-    That is their bias, the weights and biases of normalisations, depthwise convolutions, and the
-    inputs of the layers that read them: all of it is zero. So a pruned channel's activation is
-    exactly zero (or a constant that nothing reads, after a function such as the sigmoid), and
-    removing it changes nothing; Li et al., "Pruning Filters for Efficient ConvNets" (2017),
-    https://arxiv.org/abs/1608.08710. What goes together is read off the traced model, which needs
-    an example of its input. A score is the mean over all weights of a channel.
+    The other weights are the bias, the weights and biases of normalizations, depthwise
+    convolutions, and the inputs of the layers that read the channel. Pruning sets all of them to
+    zero. So the activation of a pruned channel is exactly zero, or a constant that no layer reads
+    (after a function such as the sigmoid). Removing the channel changes no output: Li et al.,
+    "Pruning Filters for Efficient ConvNets" (2017), https://arxiv.org/abs/1608.08710. A trace of
+    the model shows which weights go together; it needs an example of the input. The score of a
+    channel is the mean over all weights of the channel.
 
-    Kernels are fast at multiples of 8 channels, and slow beside them. So of :math:`n` channels as
-    many are kept as is nearest to what is due among
+    Kernels are fast at multiples of 8 channels, and slow at other numbers. So of :math:`n` channels
+    a layer keeps the number nearest to the number due among
 
     .. math:: \{m, 2m, 3m, \dots\} \cup \{n\}, \quad m = r / \gcd(r, w)
 
     where :math:`r` is ``round_to`` and :math:`w` the width of a channel: 1, or the size of an
-    attention head. So at least :math:`m` stay, also at sparsity 1. Half way, the even one is taken.
+    attention head. So at least :math:`m` channels stay, also at sparsity 1. Of two numbers equally
+    near, the even multiple of :math:`m` is kept.
 
     Args:
-        round_to: The outputs that a layer keeps are a multiple of this, or all; at least 1.
-        scope: ``"inner"`` prunes channels between two layers of one block; ``"all"`` also those of
-            residual streams, which go through all blocks that add to them.
+        round_to: A layer keeps all outputs or a multiple of this number; at least 1.
+        scope: ``"inner"`` prunes channels between two layers of a block; ``"all"`` also prunes
+            channels of residual streams, which pass through all blocks that add to the stream.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -310,16 +315,16 @@ class ChannelPattern(Pattern):
 
     @property
     def prunes_residual_streams(self) -> bool:
-        """Whether channels of residual streams are pruned: if the scope is ``"all"``."""
+        """Whether the scope is ``"all"``, so that channels of residual streams are pruned."""
         return self.scope == "all"
 
     def round_kept(self, due: int, total: int, width: int) -> int:
-        """Return the nearest number of channels that may be kept."""
+        """Return the allowed number of channels that is nearest to ``due``."""
         unit = self.round_to // math.gcd(self.round_to, width)
         allowed: list[int] = [*range(unit, total, unit), total]
-        # A tie is one between neighbours, so it is decided by which is the even one.
-        place = min(range(len(allowed)), key=lambda i: (abs(allowed[i] - due), (i + 1) % 2))
-        return allowed[place]
+        # Only neighbors tie, and exactly one of two neighbors is an even multiple.
+        nearest = min(range(len(allowed)), key=lambda i: (abs(allowed[i] - due), (i + 1) % 2))
+        return allowed[nearest]
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the channels that keeps exactly ``keep``."""
@@ -329,13 +334,13 @@ class ChannelPattern(Pattern):
 def _divide_evenly(total: int, floors: Tensor, caps: Tensor) -> Tensor:
     """Divide ``total`` over rows as evenly as floors and caps allow, the earlier rows first."""
     low, high = 0, int(caps.max())
-    while low < high:  # the highest level whose sum does not exceed the total
+    while low < high:  # find the highest level whose sum does not exceed the total
         middle = (low + high + 1) // 2
         if int(torch.clamp(torch.full_like(caps, middle), floors, caps).sum()) <= total:
             low = middle
         else:
             high = middle - 1
     quotas = torch.clamp(torch.full_like(caps, low), floors, caps)
-    one_more = ((quotas == low) & (quotas < caps)).nonzero().flatten()
-    quotas[one_more[: total - int(quotas.sum())]] += 1
+    may_rise = ((quotas == low) & (quotas < caps)).nonzero().flatten()
+    quotas[may_rise[: total - int(quotas.sum())]] += 1
     return quotas

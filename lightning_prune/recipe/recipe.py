@@ -1,4 +1,4 @@
-"""All answers together, as one frozen record."""
+"""All answers together, as a frozen record."""
 
 from abc import ABCMeta
 from collections.abc import Mapping
@@ -28,23 +28,23 @@ _MAY_BE_NONE = ("allocation", "regrow", "rewind")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All answers of a user. It checks itself; `dataclasses.replace` varies it.
+    """All answers of a user. A recipe checks itself; `dataclasses.replace` varies it.
 
     Args:
-        sparsity: How much: the final fraction of zeros of each pruned tensor, in [0, 1]; or one for
-            each glob of parameter or module names. None leaves a tensor dense; the last glob that
-            matches decides.
-        schedule: When.
-        allocation: Where; None for the pattern's `Pattern.default_allocation`.
-        criterion: Which.
-        pattern: What shape.
+        sparsity: How much: the final fraction of zeros of each pruned tensor, in [0, 1], or a
+            fraction for each glob of parameter or module names. None leaves a tensor dense; the
+            last glob that matches decides.
+        schedule: When the masks change.
+        allocation: Where weights are pruned; None for the `Pattern.default_allocation`.
+        criterion: Which weights are kept.
+        pattern: What shape the pruned weights have.
         keep_zeros: Whether weights that are zero when training starts stay zero.
-        regrow: How dropped weights grow back elsewhere (RigL, SET); None for never.
-        rewind: Where each round of the schedule goes back to; None for nowhere.
+        regrow: How pruned weights grow back elsewhere (RigL, SET); None for never.
+        rewind: The step to which each round of the schedule goes back; None for no rewinding.
 
     Raises:
         ValueError: If an answer is out of range, or two answers clash.
-        TypeError: If an answer is of another kind.
+        TypeError: If an answer has the wrong type.
 
     Examples:
         >>> from dataclasses import replace
@@ -65,7 +65,7 @@ class Recipe:
     def __post_init__(self) -> None:
         self._check_kinds()
         if isinstance(self.sparsity, Mapping):
-            object.__setattr__(self, "sparsity", dict(self.sparsity))  # ours alone
+            object.__setattr__(self, "sparsity", dict(self.sparsity))  # no caller changes it
         for target in self.targets.values():
             if target is not None:
                 self.pattern.check_sparsity(target)
@@ -73,7 +73,7 @@ class Recipe:
 
     @classmethod
     def of(cls, **answers: Any) -> "Recipe":
-        """Return the recipe of these answers; None stands for the default."""
+        """Return the recipe of the answers; None stands for the default."""
         return cls(**{name: answer for name, answer in answers.items() if answer is not None})
 
     @property
@@ -83,7 +83,7 @@ class Recipe:
 
     @property
     def chosen_allocation(self) -> Allocation:
-        """The allocation, or the pattern's default where it is None."""
+        """The allocation; the default of the pattern if the user gives None."""
         return self.allocation or self.pattern.default_allocation()
 
     def to_yaml(self) -> str:
@@ -107,14 +107,14 @@ class Recipe:
         return yaml.safe_dump(answers, sort_keys=False)
 
     def _check_kinds(self) -> None:
-        """Raise TypeError if an answer is of another kind, such as a name for the thing itself."""
+        """Raise TypeError if an answer has the wrong type, for example a string."""
         for name, kind in _KINDS.items():
             answer = getattr(self, name)
             if not isinstance(answer, kind) and not (answer is None and name in _MAY_BE_NONE):
                 raise TypeError(f"need a {kind.__name__} as {name}, got {name}={answer!r}")
 
     def _refuse_clashes(self) -> None:
-        """Raise ValueError, naming the two, if two answers cannot work together."""
+        """Raise ValueError, with both names, if two answers cannot work together."""
         allocation, pattern = self.chosen_allocation, self.pattern
         if allocation.needs_unsigned_scores and self.criterion.has_signed_scores:
             raise ValueError(
@@ -135,12 +135,12 @@ class Recipe:
             self.rewind.check_schedule(self.schedule)
             if self.regrow is not None:
                 raise ValueError(
-                    "need either rewind or regrow, got both: regrowth goes on all along"
+                    "need either rewind or regrow, got both: regrowth goes on between rounds"
                 )
 
 
 def _describe(value: Any) -> Any:
-    """Return an answer as YAML writes it: a class by its path, a record by its fields."""
+    """Return an answer as YAML writes it: a class as a path, a record as fields."""
     if isinstance(value, Mapping):
         return {key: _describe(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -157,7 +157,7 @@ def _describe(value: Any) -> Any:
 
 
 def _find_path(kind: type) -> str:
-    """Return the path from which users import a class; ours are all public."""
+    """Return the path from which users import a class; this package exports every answer."""
     package = "lightning_prune"
     is_ours = kind.__module__.startswith(f"{package}.")
     return f"{package if is_ours else kind.__module__}.{kind.__qualname__}"

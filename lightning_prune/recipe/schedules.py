@@ -1,14 +1,10 @@
-"""When: which fraction of the final sparsity is due at a moment of the training."""
+"""When: the fraction of the final sparsity that is due at a moment of the training."""
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
-Unit = Literal["fraction", "step", "epoch"]
-
-# Absorbs the rounding of `begin + i * every`, so that a point that is hit exactly counts as passed.
-_TOLERANCE = 1e-9
+from lightning_prune.recipe.units import TOLERANCE, Unit, check_point, check_unit
 
 
 class Schedule(ABC):
@@ -16,24 +12,23 @@ class Schedule(ABC):
 
     A subclass is a frozen dataclass with a default for every field. ``schedule(t)`` is the
     fraction of the final sparsity that is due at ``t``: in [0, 1], never falling, 0 before the
-    first due point and 1 from ``end`` on. It is relative, so one schedule serves tensors with
-    different targets: the target of a tensor is its sparsity times ``schedule(t)``.
-
+    first due point and 1 from ``end`` on. The target of a tensor is the final sparsity of the
+    tensor times ``schedule(t)``. So a single schedule serves tensors with different sparsities.
     """
 
     @property
     @abstractmethod
     def unit(self) -> Unit:
-        """What ``t`` counts: a ``"fraction"`` of the planned training, steps or epochs."""
+        """Unit of ``t``: a ``"fraction"`` of the planned training, ``"step"`` or ``"epoch"``."""
 
     @property
     @abstractmethod
     def end(self) -> float:
-        """Where the last update is due, in ``unit``."""
+        """Moment when the last update is due, in ``unit``."""
 
     @property
     def has_rounds(self) -> bool:
-        """Whether updates are rounds that the user has placed, with training between them."""
+        """Whether the user has placed the updates as rounds, with training between the rounds."""
         return True
 
     @abstractmethod
@@ -42,21 +37,21 @@ class Schedule(ABC):
 
     @abstractmethod
     def last_due(self, t: float) -> float | None:
-        """Return the last point up to ``t`` where an update is due; None before the first."""
+        """Return the last moment up to ``t`` when an update is due; None before the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp(Schedule):
-    """A schedule that climbs from ``begin`` to ``end`` with an update at every ``every``.
+    """A schedule that climbs from ``begin`` to ``end``, with an update after each ``every``.
 
-    A subclass defines `climb`, and nothing else.
+    A subclass defines only `climb`.
 
     Args:
-        begin: Where the ramp starts, in ``unit``; nothing is due before.
-        end: Where the ramp ends, in ``unit``; everything is due from there on.
+        begin: Start of the ramp, in ``unit``; nothing is due before.
+        end: End of the ramp, in ``unit``; everything is due from ``end`` on.
         every: Distance between updates, in ``unit``; None for a hundredth of the ramp.
-        unit: What these count: a ``"fraction"`` of the planned training, in [0, 1], optimizer
-            ``"step"``s or ``"epoch"``s, both 0-based.
+        unit: Unit of ``begin``, ``end`` and ``every``: a ``"fraction"`` of the planned training,
+            in [0, 1], optimizer ``"step"``s or ``"epoch"``s, both 0-based.
 
     Raises:
         ValueError: If an argument is out of range, or ``end`` is before ``begin``.
@@ -68,19 +63,19 @@ class Ramp(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
-        _check_point("begin", self.begin, self.unit)
-        _check_point("end", self.end, self.unit)
+        check_unit(self.unit)
+        check_point("begin", self.begin, self.unit)
+        check_point("end", self.end, self.unit)
         if self.end < self.begin:
             raise ValueError(f"need end >= begin={self.begin}, got end={self.end}")
         if self.every is not None:
-            _check_point("every", self.every, self.unit)
+            check_point("every", self.every, self.unit)
             if self.every == 0:
                 raise ValueError("need every > 0 (or null: a hundredth of the ramp), got every=0")
 
     @property
     def has_rounds(self) -> bool:
-        """Whether ``every`` says how far apart the updates are."""
+        """Whether the user has set ``every``, the distance between updates."""
         return self.every is not None
 
     def __call__(self, t: float) -> float:
@@ -92,17 +87,17 @@ class Ramp(Schedule):
         return self.climb((t - self.begin) / (self.end - self.begin))
 
     def last_due(self, t: float) -> float | None:
-        """Return the last of ``begin, begin + every, ..., end`` up to ``t``; None before them."""
-        if t >= self.end - _TOLERANCE:
+        """Return the last of ``begin, begin + every, ..., end`` up to ``t``; None before all."""
+        if t >= self.end - TOLERANCE:
             return self.end
-        if t < self.begin - _TOLERANCE:
+        if t < self.begin - TOLERANCE:
             return None
         every = (self.end - self.begin) / 100 if self.every is None else self.every
-        return self.begin + math.floor((t - self.begin) / every + _TOLERANCE) * every
+        return self.begin + math.floor((t - self.begin) / every + TOLERANCE) * every
 
     @abstractmethod
     def climb(self, p: float) -> float:
-        """Return the height of the ramp, in [0, 1], where a share ``p`` in [0, 1) of it is done."""
+        """Return the height of the ramp, in [0, 1], after a share ``p`` of the ramp, in [0, 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +110,16 @@ class PolynomialSchedule(Ramp):
     "To prune, or not to prune" (2017), https://arxiv.org/abs/1710.01878.
 
     Args:
-        begin: Where the ramp starts, in ``unit``; nothing is due before it.
-        end: Where the ramp ends, in ``unit``; everything is due from it on.
+        begin: Start of the ramp, in ``unit``; nothing is due before.
+        end: End of the ramp, in ``unit``; everything is due from ``end`` on.
         every: Distance between updates, in ``unit``; a hundredth of the ramp by default.
-        unit: What ``begin``, ``end`` and ``every`` count: a ``"fraction"`` of the planned training,
+        unit: Unit of ``begin``, ``end`` and ``every``: a ``"fraction"`` of the planned training,
             in [0, 1], or optimizer ``"step"``s or ``"epoch"``s, both 0-based.
         initial: Fraction :math:`r_0` of the final sparsity due at ``begin``, in [0, 1].
         power: Exponent :math:`k`, positive; 1 is linear.
 
     Raises:
-        ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
+        ValueError: If not ``0 <= begin <= end``, or another argument is out of range.
 
     Examples:
         >>> schedule = PolynomialSchedule(begin=100, end=200, unit="step")
@@ -143,28 +138,28 @@ class PolynomialSchedule(Ramp):
             raise ValueError(f"need a finite power > 0, got power={self.power}")
 
     def climb(self, p: float) -> float:
-        """Return the height of the ramp where a share ``p`` of it is done."""
+        """Return the height of the ramp after a share ``p`` of the ramp."""
         return 1 - float((1 - self.initial) * (1 - p) ** self.power)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSchedule(Ramp):
-    r"""Start and land softly, fastest in the middle.
+    r"""Prune slowly at both ends of the ramp and fastest in the middle.
 
     .. math:: r(t) = (1 - \cos(\pi p)) / 2, \quad p = (t - t_0) / (t_1 - t_0)
 
-    Half a period of the cosine of Loshchilov & Hutter, "SGDR" (2017),
-    https://arxiv.org/abs/1608.03983, read as a sparsity instead of a learning rate.
+    This is half a period of the cosine of Loshchilov & Hutter, "SGDR" (2017),
+    https://arxiv.org/abs/1608.03983, used for a sparsity instead of a learning rate.
 
     Args:
-        begin: Where the ramp starts, in ``unit``; nothing is due before it.
-        end: Where the ramp ends, in ``unit``; everything is due from it on.
+        begin: Start of the ramp, in ``unit``; nothing is due before.
+        end: End of the ramp, in ``unit``; everything is due from ``end`` on.
         every: Distance between updates, in ``unit``; a hundredth of the ramp by default.
-        unit: What ``begin``, ``end`` and ``every`` count: a ``"fraction"`` of the planned training,
+        unit: Unit of ``begin``, ``end`` and ``every``: a ``"fraction"`` of the planned training,
             in [0, 1], or optimizer ``"step"``s or ``"epoch"``s, both 0-based.
 
     Raises:
-        ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
+        ValueError: If not ``0 <= begin <= end``, or another argument is out of range.
 
     Examples:
         >>> schedule = CosineSchedule(begin=0, end=2, unit="epoch")
@@ -173,30 +168,31 @@ class CosineSchedule(Ramp):
     """
 
     def climb(self, p: float) -> float:
-        """Return the height of the ramp where a share ``p`` of it is done."""
+        """Return the height of the ramp after a share ``p`` of the ramp."""
         return (1 - math.cos(math.pi * p)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExponentialSchedule(Ramp):
-    r"""Remove a constant share of what is left at each update.
+    r"""Remove a constant share of the weights left at each update.
 
     .. math:: r(t) = \frac{1 - e^{-\lambda p}}{1 - e^{-\lambda}}, \quad p = (t - t_0) / (t_1 - t_0)
 
-    With :math:`\lambda = -\ln(1 - s)` for the final sparsity :math:`s` the weights left shrink by
-    the same factor at each update, the continuous form of iterative magnitude pruning (Han et al.,
-    "Learning both Weights and Connections", 2015, https://arxiv.org/abs/1506.02626).
+    With :math:`\lambda = -\ln(1 - s)` for the final sparsity :math:`s`, the number of weights left
+    shrinks by the same factor at each update. This is the continuous form of iterative magnitude
+    pruning: Han et al., "Learning both Weights and Connections" (2015),
+    https://arxiv.org/abs/1506.02626.
 
     Args:
-        begin: Where the ramp starts, in ``unit``; nothing is due before it.
-        end: Where the ramp ends, in ``unit``; everything is due from it on.
+        begin: Start of the ramp, in ``unit``; nothing is due before.
+        end: End of the ramp, in ``unit``; everything is due from ``end`` on.
         every: Distance between updates, in ``unit``; a hundredth of the ramp by default.
-        unit: What ``begin``, ``end`` and ``every`` count: a ``"fraction"`` of the planned training,
+        unit: Unit of ``begin``, ``end`` and ``every``: a ``"fraction"`` of the planned training,
             in [0, 1], or optimizer ``"step"``s or ``"epoch"``s, both 0-based.
-        rate: :math:`\lambda`, positive; the default, ln 10, belongs to a final sparsity of 0.9.
+        rate: :math:`\lambda`, positive; the default, ln 10, suits a final sparsity of 0.9.
 
     Raises:
-        ValueError: If not ``0 <= begin <= end``, or if another argument is out of range.
+        ValueError: If not ``0 <= begin <= end``, or another argument is out of range.
 
     Examples:
         >>> schedule = ExponentialSchedule(begin=0, end=2, unit="step", rate=-math.log(1 - 0.75))
@@ -212,21 +208,21 @@ class ExponentialSchedule(Ramp):
             raise ValueError(f"need a finite rate > 0, got rate={self.rate}")
 
     def climb(self, p: float) -> float:
-        """Return the height of the ramp where a share ``p`` of it is done."""
+        """Return the height of the ramp after a share ``p`` of the ramp."""
         return math.expm1(-self.rate * p) / math.expm1(-self.rate)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneShotSchedule(Schedule):
-    """Prune everything in one update, then train on.
+    """Prune everything in a single update, then train on.
 
     Args:
-        end: Where that update is due, in ``unit``.
-        unit: What ``end`` counts: a ``"fraction"`` of the planned training, in [0, 1], or optimizer
+        end: Moment when the update is due, in ``unit``.
+        unit: Unit of ``end``: a ``"fraction"`` of the planned training, in [0, 1], or optimizer
             ``"step"``s or ``"epoch"``s, both 0-based.
 
     Raises:
-        ValueError: If ``end`` is negative, or past 1 as a fraction.
+        ValueError: If ``end`` is negative, or greater than 1 as a fraction.
 
     Examples:
         >>> schedule = OneShotSchedule(end=100, unit="step")
@@ -238,42 +234,43 @@ class OneShotSchedule(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
-        _check_point("end", self.end, self.unit)
+        check_unit(self.unit)
+        check_point("end", self.end, self.unit)
 
     def __call__(self, t: float) -> float:
-        """Return 0 before ``end`` and 1 from it on."""
+        """Return 0 before ``end`` and 1 from ``end`` on."""
         return 1.0 if t >= self.end else 0.0
 
     def last_due(self, t: float) -> float | None:
-        """Return ``end`` from ``end`` on; None before it."""
-        return self.end if t >= self.end - _TOLERANCE else None
+        """Return ``end`` from ``end`` on; None before."""
+        return self.end if t >= self.end - TOLERANCE else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiStepSchedule(Schedule):
     r"""Prune in rounds, with training between them.
 
-    With a ``share`` :math:`q`, of the n rounds the i-th asks for
+    With n rounds and a ``share`` :math:`q`, the i-th round asks for this fraction of the final
+    sparsity:
 
     .. math:: r_i = \frac{1 - (1 - q)^i}{1 - (1 - q)^n}
 
-    of the final sparsity. If that is :math:`1 - (1 - q)^n`, each round removes the share q of what
-    is left: the iterative pruning of Frankle & Carbin, "The Lottery Ticket Hypothesis" (2019),
-    https://arxiv.org/abs/1803.03635, with q = 0.2.
+    If the final sparsity is :math:`1 - (1 - q)^n`, each round removes the share q of the weights
+    left. With q = 0.2 this is the iterative pruning of Frankle & Carbin, "The Lottery Ticket
+    Hypothesis" (2019), https://arxiv.org/abs/1803.03635.
 
     Args:
-        milestones: Where the rounds are due, rising, in ``unit``.
-        fractions: Fraction of the final sparsity due at each milestone, never falling, the last
-            being 1; by default each round adds the same.
-        share: Instead of ``fractions``, the share of what is left that each round removes, in
+        milestones: Moments when the rounds are due, rising, in ``unit``.
+        fractions: Fraction of the final sparsity due at each milestone, never falling; the last
+            fraction is 1. By default each round adds the same fraction.
+        share: Instead of ``fractions``, the share of the weights left that each round removes, in
             (0, 1).
-        unit: What the milestones count: a ``"fraction"`` of the planned training, in [0, 1], or
+        unit: Unit of the milestones: a ``"fraction"`` of the planned training, in [0, 1], or
             optimizer ``"step"``s or ``"epoch"``s, both 0-based.
 
     Raises:
-        ValueError: If the milestones do not rise, the fractions do not fit them, or both fractions
-            and a share are given.
+        ValueError: If the milestones do not rise, the fractions do not fit the milestones, or the
+            user gives both fractions and a share.
 
     Examples:
         >>> schedule = MultiStepSchedule(milestones=(3, 6, 9), share=0.2, unit="epoch")
@@ -290,14 +287,14 @@ class MultiStepSchedule(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self) -> None:
-        _check_unit(self.unit)
+        check_unit(self.unit)
         if not self.milestones or any(
             later <= earlier
             for earlier, later in zip(self.milestones, self.milestones[1:], strict=False)
         ):
             raise ValueError(f"need rising milestones, got milestones={self.milestones}")
         for milestone in self.milestones:
-            _check_point("milestones", milestone, self.unit)
+            check_point("milestones", milestone, self.unit)
         if self.fractions is not None and not (
             len(self.fractions) == len(self.milestones)
             and self.fractions[-1] == 1
@@ -305,7 +302,7 @@ class MultiStepSchedule(Schedule):
             and sorted(self.fractions) == list(self.fractions)
         ):
             raise ValueError(
-                "need one fraction in [0, 1] for each milestone, never falling, the last 1, "
+                "need a fraction in [0, 1] for each milestone, never falling, the last 1, "
                 f"got fractions={self.fractions}"
             )
         if self.share is not None and not 0 < self.share < 1:
@@ -322,7 +319,7 @@ class MultiStepSchedule(Schedule):
         return self.milestones[-1]
 
     def __call__(self, t: float) -> float:
-        """Return the fraction that belongs to the last milestone up to ``t``; 0 before them."""
+        """Return the fraction due at the last milestone up to ``t``; 0 before the first."""
         passed = sum(milestone <= t for milestone in self.milestones)
         if passed == 0:
             return 0.0
@@ -335,25 +332,5 @@ class MultiStepSchedule(Schedule):
 
     def last_due(self, t: float) -> float | None:
         """Return the last milestone up to ``t``; None before the first."""
-        passed = [point for point in self.milestones if t >= point - _TOLERANCE]
+        passed = [point for point in self.milestones if t >= point - TOLERANCE]
         return passed[-1] if passed else None
-
-
-def _check_unit(unit: str) -> None:
-    if unit not in ("fraction", "step", "epoch"):
-        raise ValueError(f"need unit 'fraction', 'step' or 'epoch', got unit={unit!r}")
-
-
-def _check_point(name: str, value: float, unit: Unit) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"need a finite {name} >= 0, got {name}={value}")
-    if unit == "fraction" and value > 1:
-        raise ValueError(
-            f"need {name} <= 1 with unit='fraction' (of the planned training), got {name}={value}; "
-            "to count otherwise, set unit='step' or unit='epoch'"
-        )
-    if unit == "step" and value != int(value):
-        raise ValueError(
-            f"need a whole number of steps, got {name}={value}; "
-            "for a fraction of the planned training, set unit='fraction'"
-        )

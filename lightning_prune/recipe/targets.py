@@ -31,6 +31,6 @@ def _check_target(target: object, shown: str) -> float:
     return float(target)
 
 
-def as_yaml(value: float | None) -> str:
-    """Return a target as one writes it in a config."""
+def format_target(value: float | None) -> str:
+    """Return a target as a config writes it."""
     return "null" if value is None else str(value)

@@ -16,25 +16,27 @@ class PrunedTensor:
     """A parameter under pruning.
 
     Args:
-        name: Its qualified name.
-        parameter: The parameter itself, never replaced.
-        owner: The module where the parameter hangs, under its first name.
+        name: Qualified name of the parameter; the first name if it has several.
+        parameter: The parameter; the engine never replaces it.
+        owner: The module that holds the parameter under ``name``.
         sparsity: Final fraction of zeros, in [0, 1].
-        glob: The glob that decided so.
+        glob: The glob that set the sparsity.
         optimizer: Index of the optimizer that owns the parameter.
         output_axis: The axis of the output channels, 0 or 1.
-        mask: Which weights are kept, of the local part.
-        shard: Which part of a sharded parameter is local; None if all of it is.
-        is_scored: Whether the criterion sees and scores it. If not, the tensor only shares the fate
-            of others, such as the bias of a channel.
+        mask: The mask of the local part.
+        shard: Place of the local part in a sharded parameter; None for a whole parameter.
+        is_scored: Whether the criterion observes and scores the tensor. If not, masks of other
+            tensors decide: a bias, for example, is pruned with a channel.
         state: The tensors that the criterion has gathered.
-        seen: The tensors that the criterion's hooks have gathered here since the last step.
-        hooks: These hooks.
-        step: Completed steps of the owner.
+        seen: The tensors that the hooks of the criterion have gathered in this process since the
+            last step.
+        hooks: The hooks of the criterion.
+        step: Number of completed optimizer steps.
 
     Attributes:
-        kept: Number of weights of the whole tensor that are not pruned, counted from the mask.
-        changes: Number of changes of the mask, in the whole tensor.
+        kept: Number of weights of the whole tensor that the mask keeps.
+        changes: Number of weights of the whole tensor that the mask has pruned or regrown; a
+            weight counts again at each change.
     """
 
     name: str
@@ -62,7 +64,7 @@ class PrunedTensor:
         self.kept = int(sum_shards(self.mask.count(), self.shard))
 
     def remove_hooks(self) -> None:
-        """Take the criterion's hooks away."""
+        """Remove the hooks of the criterion."""
         for hook in self.hooks:
             hook.remove()
         self.hooks, self.seen = (), {}
@@ -72,23 +74,23 @@ class PrunedTensor:
         for value in self.seen.values():
             value.zero_()
 
-    def prune_to(self, kept: Tensor) -> None:
-        """Prune the weights that are false in a bool mask, which may broadcast."""
+    def prune_to(self, mask: Tensor) -> None:
+        """Prune the weights that are False in a bool mask, which may broadcast."""
         before = self.kept
-        self.mask.intersect(kept)
+        self.mask.intersect(mask)
         self.count_kept()
         self.changes += before - self.kept
 
-    def regrow_to(self, kept: Tensor) -> None:
-        """Take over a bool mask; pruned weights that it keeps grow from 0."""
+    def regrow_to(self, mask: Tensor) -> None:
+        """Adopt a bool mask; pruned weights that the new mask keeps grow from 0."""
         self.mask.apply(self.weights)
-        self.changes += int(sum_shards((self.mask.kept ^ kept).sum(), self.shard))
-        self.mask.set(kept)
+        self.changes += int(sum_shards((self.mask.kept ^ mask).sum(), self.shard))
+        self.mask.set(mask)
         self.count_kept()
 
     @property
     def weights(self) -> Tensor:
-        """The local part of the parameter, without gradient; writing into it prunes the model."""
+        """The local part of the parameter, detached; writing into it changes the model."""
         return local_part(self.parameter)
 
     @property
@@ -96,12 +98,13 @@ class PrunedTensor:
         """The local part of the gradient.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If the parameter has no gradient.
         """
         if self.parameter.grad is None:
             raise ValueError(
                 f"need a gradient, got none for '{self.name}' at step {self.step}: the loss does "
-                f"not depend on it; to leave it dense, write sparsity={{'{self.name}': null}}"
+                "not depend on the tensor; to leave the tensor dense, write "
+                f"sparsity={{'{self.name}': null}}"
             )
         gradient = local_part(self.parameter.grad)
         return gradient if gradient.layout == torch.strided else gradient.to_dense()
@@ -115,15 +118,15 @@ class PrunedTensor:
 
     @property
     def total(self) -> int:
-        """Number of weights of the whole tensor, pruned ones included."""
+        """Number of weights of the whole tensor, including pruned weights."""
         return self.parameter.numel()
 
     def indices(self) -> Tensor:
-        """Return the row-major index in the whole tensor of each local weight."""
+        """Return for each local weight the row-major index in the whole tensor."""
         if self.shard is not None:
-            return self.shard.indices()
+            return self.shard.find_indices()
         return torch.arange(self.total, device=self.mask.device).view(self.mask.shape)
 
     def output_first(self, tensor: Tensor) -> Tensor:
-        """Return a view with the output axis first; the same call undoes it."""
+        """Return a view with the output axis first; a second call restores the order."""
         return tensor.transpose(0, self.output_axis)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_prune.models.prunable import prunable_weights
-from lightning_prune.tensors.shards import local_part, shard_of, sum_shards
+from lightning_prune.tensors.shards import find_shard, local_part, sum_shards
 
 
 def sparsity(weights: nn.Module | Iterable[Tensor]) -> Tensor:
@@ -71,7 +71,7 @@ def _count_zeros(weights: nn.Module | Iterable[Tensor]) -> tuple[Tensor, int]:
         weights = prunable_weights(weights).values()
     tensors = list(weights)
     zeros = [
-        sum_shards((local_part(tensor) == 0).sum(), shard_of(tensor)).cpu() for tensor in tensors
+        sum_shards((local_part(tensor) == 0).sum(), find_shard(tensor)).cpu() for tensor in tensors
     ]
     entries = sum(tensor.numel() for tensor in tensors)
     return (torch.stack(zeros).sum() if zeros else torch.tensor(0)), entries

@@ -1,4 +1,4 @@
-"""Masks in the form in which they are applied fastest."""
+"""Masks, in the form that is fastest to apply."""
 
 import torch
 from torch import Tensor
@@ -12,23 +12,23 @@ _MINUS_INFINITY = {
 
 
 class Mask:
-    """Which entries of a tensor are kept.
+    """The mask of a tensor: which weights are kept and which are pruned.
 
-    On a CPU it is an integer as wide as a weight, with all bits set where the weight is kept: a
-    bitwise *and* is as fast as the memory, where a bool would be converted entry by entry, and it
-    leaves +0.0 even of NaN. Elsewhere it is one byte, true where the weight is pruned, because that
-    can be filled with zeros without an intermediate.
+    On a CPU a mask is an integer tensor as wide as the weights, with all bits set where a weight is
+    kept. A bitwise *and* then runs at the speed of the memory, and turns even NaN into +0.0. A bool
+    mask would need a conversion of each value. On other devices a mask is a bool tensor, True where
+    a weight is pruned, because filling with zeros then needs no intermediate tensor.
 
     Args:
-        kept: True keeps; bool.
-        weights: What it is for, of the same shape; device, width and strides are taken from it.
+        mask: Bool mask; True keeps; broadcasts to the shape of the weights.
+        weights: The weights under the mask; they give shape, device, width and strides.
     """
 
-    def __init__(self, kept: Tensor, weights: Tensor) -> None:
+    def __init__(self, mask: Tensor, weights: Tensor) -> None:
         self._has_bits = weights.device.type in BITS_ON
         dtype = _INTEGERS[weights.element_size()] if self._has_bits else torch.bool
         self._form = torch.empty_like(weights, dtype=dtype, requires_grad=False)
-        self.set(kept)
+        self.set(mask)
 
     @property
     def shape(self) -> torch.Size:
@@ -37,22 +37,22 @@ class Mask:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the mask."""
         return self._form.device
 
     @property
     def kept(self) -> Tensor:
-        """A new bool tensor; True keeps."""
+        """A new bool mask; True keeps."""
         return self._form != 0 if self._has_bits else ~self._form
 
     def count(self) -> Tensor:
-        """Return how many entries are kept, where they are."""
+        """Return the number of kept weights, as a tensor on the device of the mask."""
         count = self._form.count_nonzero()
         return count if self._has_bits else self._form.numel() - count
 
-    def set(self, kept: Tensor) -> None:
-        """Take over a bool mask; True keeps."""
-        self._form.copy_(kept)
+    def set(self, mask: Tensor) -> None:
+        """Adopt a bool mask; True keeps."""
+        self._form.copy_(mask)
         if self._has_bits:
             self._form.neg_()
         else:
@@ -63,18 +63,18 @@ class Mask:
         return self._view(self._form.transpose(axis, other))
 
     def __getitem__(self, rows: slice) -> "Mask":
-        """Return a view of some rows."""
+        """Return a view of a slice of the rows."""
         return self._view(self._form[rows])
 
     def flatten(self, stride: int = 1) -> "Mask":
-        """Return it flat, or some entries at a distance; to read only."""
+        """Return the flat mask with every ``stride``-th weight, for reading only."""
         return self._view(self._form.reshape(-1)[::stride])
 
     def apply(self, values: Tensor) -> None:
-        """Set values to +0.0 where they are pruned, in place, whatever they were.
+        """Set the values of pruned weights to +0.0 in place, NaN and infinities included.
 
         Args:
-            values: Weights, gradients or statistics of them, of the same shape.
+            values: Weights, gradients or optimizer statistics, in the shape of the mask.
         """
         if not self._has_bits:
             values.masked_fill_(self._form.to(values.device), 0)
@@ -83,18 +83,18 @@ class Mask:
         else:
             values.masked_fill_((self._form == 0).to(values.device), 0)
 
-    def intersect(self, kept: Tensor) -> None:
-        """Keep only what is kept already and in a bool mask that broadcasts to this one."""
+    def intersect(self, mask: Tensor) -> None:
+        """Keep only weights that a bool mask, which may broadcast, keeps too."""
         if self._has_bits:
-            self._form.bitwise_and_(kept.to(self._form.dtype).neg_())
+            self._form.bitwise_and_(mask.to(self._form.dtype).neg_())
         else:
-            self._form.logical_or_(~kept)
+            self._form.logical_or_(~mask)
 
     def lower(self, scores: Tensor) -> Tensor:
-        """Return finite scores with -inf where they are pruned.
+        """Return finite scores, with -inf where a weight is pruned.
 
         Args:
-            scores: Of the same shape, in single or double precision.
+            scores: Scores in the shape of the mask, in single or double precision.
         """
         if not self._has_bits:
             return scores.masked_fill(self._form, -torch.inf)

@@ -1,4 +1,4 @@
-"""Parts of tensors that are ranked, read in pieces."""
+"""Parts of tensors to rank, read in pieces."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.tensors.precision import at_least_single
+from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.shards import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How a search is divided; smaller sizes change the way, never the result.
+    """Sizes of the pieces of a search; they change the speed and memory, never the result.
 
     Args:
-        piece: Values of a piece on a CPU: they stay in the cache from one operation to the next.
-        launch: Values of a piece on an accelerator: they are worth a launch.
-        sorted: At most this many values are sorted at once.
-        held: At most this many values are held in memory instead of read again.
-        spread: Standard deviations of a rank in a sample; beyond 3 of them lie 3 of 1,000 ranks.
+        piece: Number of values in a piece on a CPU; they stay in the cache between operations.
+        launch: Number of values in a piece on an accelerator, enough to be worth a launch.
+        sorted: Largest number of values to sort at once.
+        held: Largest number of values to hold in memory instead of reading them again.
+        spread: Half the width of a bracket, in standard deviations of a rank in a sample; beyond 3
+            standard deviations lie 3 of 1,000 ranks.
         uses_numpy: Whether numpy compares values on a CPU, where torch is many times slower.
     """
 
@@ -51,21 +52,22 @@ class Threshold:
     at: int
 
     def divides_at(self, keep: int) -> bool:
-        """Whether the ``keep`` best are those above the value and some or all at it."""
+        """Whether the ``keep`` best values are all values above, and equal values if needed."""
         return self.above <= keep <= self.above + self.at
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """The local part of a tensor that is ranked, alone or with others.
+    """The local part of a tensor to rank, alone or with other tensors.
 
     Args:
-        read: Yields the values in the order of their indices, flat and in pieces (`slice_pieces`),
-            at least an empty one, each time afresh. Given a stride, it yields values at about that
-            distance. They are floating-point, without NaN; infinities are ranked.
+        read: Yields the values in the order of their indices, flat and in pieces (`slice_pieces`);
+            yields at least an empty piece. Each call starts again. The argument is a stride: the
+            call yields values at about that distance. Values are floating-point, infinities
+            allowed, without NaN.
         size: Number of values of the whole tensor.
-        least: Least number to keep, whatever the other tensors hold.
-        shard: Which part of the tensor is local; None if all of it is.
+        least: Least number to keep of this tensor, at any values of the other tensors.
+        shard: Place of the local part in the tensor; None for a whole tensor.
     """
 
     read: Callable[[int], Iterable[Tensor]]
@@ -81,13 +83,13 @@ class Part:
         size: int | None = None,
         sizes: Sizes = SIZES,
     ) -> "Part":
-        """Return the part whose values lie in a tensor.
+        """Return the part with the values of a tensor in memory.
 
         Args:
             scores: The values, of any shape and floating dtype.
-            shard: Which part of the tensor they are.
-            size: Number of values of the whole tensor, if its shape does not say it.
-            sizes: How they are divided into pieces.
+            shard: Place of the values in the whole tensor; None for a whole tensor.
+            size: Number of values of the whole tensor; None to take the number from the shape.
+            sizes: Sizes of the pieces.
         """
         size = size or (math.prod(shard.shape) if shard else scores.numel())
 
@@ -99,7 +101,7 @@ class Part:
 
 
 def slice_pieces(tensor: Tensor, sizes: Sizes = SIZES) -> Iterator[slice]:
-    """Yield slices along the first axis that are small beside the tensor."""
+    """Yield slices along the first axis, each with about the number of values of a piece."""
     rows = len(tensor)
     most = sizes.piece if tensor.device.type == "cpu" else sizes.launch
     step = max(most * rows // max(tensor.numel(), 1), 1)
@@ -107,15 +109,15 @@ def slice_pieces(tensor: Tensor, sizes: Sizes = SIZES) -> Iterator[slice]:
 
 
 def flatten_wide(scores: Tensor) -> Tensor:
-    """Return the scores flat, in a dtype that numpy and torch can compare, without loss."""
-    return at_least_single(scores.detach().reshape(-1))
+    """Flatten the scores, and widen them without loss to a dtype that numpy can compare."""
+    return widen_to_single(scores.detach().reshape(-1))
 
 
-def as_array(values: Tensor, sizes: Sizes) -> Any:
-    """Return values in the form that compares and picks fastest."""
+def to_array(values: Tensor, sizes: Sizes) -> Any:
+    """Return values as the type that compares and indexes fastest: a numpy array on a CPU."""
     return values.numpy() if sizes.uses_numpy and values.device.type == "cpu" else values
 
 
 def count_true(mask: Any) -> int:
-    """Return the number of true entries of a numpy array or a tensor."""
+    """Count the true values of a bool numpy array or tensor."""
     return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.sum())

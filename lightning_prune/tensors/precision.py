@@ -1,16 +1,16 @@
-"""Precision in which many numbers can be added up and compared."""
+"""The precision for sums and comparisons of many numbers."""
 
 import torch
 from torch import Tensor
 
 
-def at_least_single(values: Tensor) -> Tensor:
-    """Return values in single precision, or in double if they are double already.
+def widen_to_single(values: Tensor) -> Tensor:
+    """Return values in single precision, or in double precision if they have it already.
 
     Examples:
-        >>> at_least_single(torch.ones(1, dtype=torch.bfloat16)).dtype
+        >>> widen_to_single(torch.ones(1, dtype=torch.bfloat16)).dtype
         torch.float32
-        >>> at_least_single(torch.ones(1, dtype=torch.float64)).dtype
+        >>> widen_to_single(torch.ones(1, dtype=torch.float64)).dtype
         torch.float64
     """
     return values if values.dtype == torch.float64 else values.float()

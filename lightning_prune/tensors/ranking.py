@@ -1,4 +1,4 @@
-"""The only selection code: exactly the k best of one tensor, of several, or of each row."""
+"""Choose exactly the k best scores of a tensor, of several tensors, or of each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,36 +13,38 @@ from lightning_prune.tensors.thresholds import cut_pieces, divide_local, find_th
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The share of one tensor in a number to keep.
+    """The share of a tensor in a number to keep.
 
     Args:
         keep: Number to keep of this tensor.
-        threshold: Where that divides the tensor's scores, if it is known.
+        threshold: The threshold that divides the scores at ``keep``; None if unknown.
     """
 
     keep: int
     threshold: Threshold | None = None
 
 
-def number_kept(atoms: int, sparsity: float) -> int:
-    """Return the number of ``atoms`` that are kept at ``sparsity``: the one rounding rule.
+def compute_keep(atoms: int, sparsity: float) -> int:
+    """Return the number of ``atoms`` to keep at ``sparsity``, by the only rounding rule.
 
-    Half to even, in double precision: ``round(atoms * (1 - sparsity))``.
+    The rule is half to even, in double precision: ``round(atoms * (1 - sparsity))``.
 
     Examples:
-        >>> [number_kept(n, 0.5) for n in (1, 2, 3)]
+        >>> [compute_keep(n, 0.5) for n in (1, 2, 3)]
         [0, 1, 2]
     """
     return round(atoms * (1 - sparsity))
 
 
 def choose_best(scores: Tensor, keep: int, sizes: Sizes = SIZES) -> Tensor:
-    """Return the bool mask of the ``keep`` highest scores; of equal scores the lower index.
+    """Return the bool mask of the ``keep`` highest scores.
+
+    Of equal scores the lower index comes first.
 
     Args:
-        scores: Scores of any shape and floating dtype, without NaN; infinities are ranked.
+        scores: Scores of any shape and floating dtype, infinities allowed, without NaN.
         keep: Number of scores to keep, in ``[0, scores.numel()]``.
-        sizes: How the search is divided.
+        sizes: Sizes of the pieces of the search.
 
     Examples:
         >>> choose_best(torch.tensor([1.0, 2.0, 1.0]), 2).tolist()
@@ -60,7 +62,7 @@ def choose_best(scores: Tensor, keep: int, sizes: Sizes = SIZES) -> Tensor:
 def choose_best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
     """Return the bool mask of the ``keep[i]`` highest scores of each row ``i``.
 
-    Ties go to the lower index, as in `choose_best`.
+    Of equal scores the lower index comes first, as in `choose_best`.
 
     Args:
         scores: ``(rows, columns)``.
@@ -73,20 +75,20 @@ def choose_best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
     """
     order = flatten_wide(scores).view(scores.shape).argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    kept = ranks < keep[:, None]
-    return torch.zeros_like(kept).scatter_(1, order, kept)
+    is_best = ranks < keep[:, None]
+    return torch.zeros_like(is_best).scatter_(1, order, is_best)
 
 
 def share_out(pool: Sequence[Part], keep: int, sizes: Sizes = SIZES) -> list[Share]:
     """Divide the ``keep`` highest values of all tensors together among the tensors.
 
     Of equal values the earlier tensor comes first. A tensor that would keep less than its least
-    keeps that, and the rest is found among the others.
+    number keeps the least number, and the other tensors divide the rest.
 
     Args:
         pool: The tensors.
-        keep: Number to keep of all, between the sums of the least numbers and of the sizes.
-        sizes: How the search is divided.
+        keep: Number to keep of all tensors, from the sum of least numbers to the sum of sizes.
+        sizes: Sizes of the pieces of the search.
 
     Examples:
         >>> pool = [Part.of(torch.tensor([1.0, 2.0])), Part.of(torch.tensor([2.0, 0.0, 2.0]))]
@@ -107,7 +109,7 @@ def share_out(pool: Sequence[Part], keep: int, sizes: Sizes = SIZES) -> list[Sha
 
 
 def _share_out(pool: Sequence[Part], keep: int, sizes: Sizes) -> list[Share]:
-    """Divide without regard to the least numbers."""
+    """Divide ``keep`` among the tensors without least numbers."""
     if keep <= 0:
         return [Share(keep=0) for _ in pool]
     if keep >= sum(part.size for part in pool):
@@ -125,12 +127,13 @@ def _share_out(pool: Sequence[Part], keep: int, sizes: Sizes) -> list[Share]:
 def count_best_local(scores: Tensor, keep: int, shard: Shard | None) -> int:
     """Return how many of the ``keep`` highest scores of a tensor lie in the local part.
 
-    They are the highest of that part, because its entries come in the order of the whole.
+    They are the highest scores of the local part, also with ties: the local part has the order of
+    the whole tensor.
 
     Args:
         scores: The scores of the local part.
         keep: Number to keep of the whole tensor.
-        shard: Which part is local; None for all.
+        shard: Place of the local part in the tensor; None for a whole tensor.
     """
     if shard is None or keep <= 0:
         return keep

@@ -1,4 +1,4 @@
-"""All that pruning knows of replicas and shards."""
+"""Replicas and shards: local parts of tensors, and sums over processes."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,8 +20,9 @@ class Shard:
 
     Args:
         shape: Shape of the whole tensor.
-        positions: For each axis, which of its positions are here, ascending.
-        groups: The process groups over which, one after the other, the parts add up to the whole.
+        positions: For each axis, the positions of the local part, ascending.
+        groups: The process groups that hold the parts; sums over all groups in turn give the sum
+            over the whole tensor.
     """
 
     shape: tuple[int, ...]
@@ -30,7 +31,7 @@ class Shard:
 
     @property
     def device(self) -> torch.device:
-        """Where the part is, and messages about it travel from."""
+        """Device of the local part; messages start there."""
         return self.positions[0].device
 
     def transpose(self, axis: int, other: int) -> "Shard":
@@ -43,33 +44,33 @@ class Shard:
             groups=self.groups,
         )
 
-    def indices(self) -> Tensor:
-        """Return the row-major index in the whole tensor of each entry that is here."""
+    def find_indices(self) -> Tensor:
+        """Return for each local weight the row-major index in the whole tensor."""
         index = torch.zeros((), dtype=torch.int64, device=self.positions[0].device)
         for size, positions in zip(self.shape, self.positions, strict=True):
             index = index[..., None] * size + positions
         return index
 
-    def indices_of(self, places: Tensor) -> Tensor:
-        """Return these indices for some of the entries that are here, by their place among them."""
+    def find_indices_at(self, places: Tensor) -> Tensor:
+        """Return the same indices, for local weights at the given flat places in the local part."""
         index = torch.zeros_like(places)
-        here = torch.unravel_index(places, [len(positions) for positions in self.positions])
-        for size, positions, place in zip(self.shape, self.positions, here, strict=True):
+        by_axis = torch.unravel_index(places, [len(positions) for positions in self.positions])
+        for size, positions, place in zip(self.shape, self.positions, by_axis, strict=True):
             index = index * size + positions[place]
         return index
 
     def cut(self, whole: Tensor) -> Tensor:
-        """Return what is here of a whole tensor."""
+        """Return the local part of a whole tensor."""
         for axis, positions in enumerate(self.positions):
             whole = whole.index_select(axis, positions.to(whole.device))
         return whole
 
 
-def shard_of(parameter: Tensor) -> Shard | None:
-    """Return which part of a parameter is here; None if all of it is.
+def find_shard(parameter: Tensor) -> Shard | None:
+    """Return the shard of a parameter in this process; None for a whole parameter.
 
     Raises:
-        RuntimeError: If the layout is not one of axes that are cut into chunks.
+        RuntimeError: If the layout does anything but cut axes into chunks.
     """
     if not is_sharded(parameter):
         return None
@@ -77,23 +78,23 @@ def shard_of(parameter: Tensor) -> Shard | None:
     from torch.distributed.tensor.placement_types import _StridedShard
 
     mesh = parameter.device_mesh
-    here = local_part(parameter)
-    positions = [_axis(size, here.device) for size in parameter.shape]
+    local = local_part(parameter)
+    positions = [_number_positions(size, local.device) for size in parameter.shape]
     cuts = {
         axis: placement
         for axis, placement in enumerate(parameter.placements)
         if isinstance(placement, Cut | _StridedShard)
     }
-    # FSDP2 cuts, "strided", what tensor parallelism has cut already, but is named before it.
+    # FSDP2 cuts ("strided") the chunks of tensor parallelism, but stands before it in the mesh.
     for axis in sorted(cuts, key=lambda axis: isinstance(cuts[axis], _StridedShard)):
         dim = cuts[axis].dim
         chunks = positions[dim].chunk(mesh.size(axis))
         rank = mesh.get_local_rank(axis)
         positions[dim] = chunks[rank] if rank < len(chunks) else positions[dim][:0]
-    if [len(of_axis) for of_axis in positions] != list(here.shape):
+    if [len(of_axis) for of_axis in positions] != list(local.shape):
         raise RuntimeError(
             f"need shards that are chunks of axes, got placements={parameter.placements} of a "
-            f"tensor {tuple(parameter.shape)} with {tuple(here.shape)} here"
+            f"tensor {tuple(parameter.shape)} with a local part {tuple(local.shape)}"
         )
     return Shard(
         shape=tuple(parameter.shape),
@@ -103,13 +104,13 @@ def shard_of(parameter: Tensor) -> Shard | None:
 
 
 @cache
-def _axis(size: int, device: torch.device) -> Tensor:
-    """Return the positions of a whole axis, the same tensor for all that are as long."""
+def _number_positions(size: int, device: torch.device) -> Tensor:
+    """Return the positions of a whole axis; axes of the same length share the tensor."""
     return torch.arange(size, device=device)
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether the tensor is distributed: this process holds a part of it, or a replica."""
+    """Whether the tensor is distributed: this process holds a part or a replica."""
     if type(tensor) in (Tensor, nn.Parameter) or not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -118,19 +119,19 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor, detached; writing into it writes there."""
+    """Return the local part of a tensor, detached; writing into it changes the tensor."""
     tensor = tensor.detach()
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def lay_out_like(parameter: Tensor, here: Tensor) -> Tensor:
-    """Return what is here as a part of a tensor that is distributed as the parameter is."""
+def lay_out_like(parameter: Tensor, local: Tensor) -> Tensor:
+    """Return the tensor with this local part and the layout of the parameter."""
     if not is_sharded(parameter):
-        return here
+        return local
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
-        here,
+        local,
         parameter.device_mesh,
         parameter.placements,
         run_check=False,
@@ -140,7 +141,7 @@ def lay_out_like(parameter: Tensor, here: Tensor) -> Tensor:
 
 
 def sum_shards(counts: Tensor, shard: Shard | None) -> Tensor:
-    """Return the counts added up over the parts of a tensor."""
+    """Sum the counts over all parts of a tensor."""
     for group in shard.groups if shard else ():
         assert shard is not None
         counts = counts.to(shard.device, copy=True)
@@ -149,7 +150,7 @@ def sum_shards(counts: Tensor, shard: Shard | None) -> Tensor:
 
 
 def sum_by_tensor(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
-    """Return a row for each tensor: its counts added up over its parts, one message a layout."""
+    """Return a row for each tensor: the counts summed over all parts, with a message a layout."""
     by_layout: dict[tuple[ProcessGroup, ...], list[int]] = {}
     for row, (_, shard) in enumerate(counts):
         by_layout.setdefault(shard.groups if shard else (), []).append(row)
@@ -160,7 +161,7 @@ def sum_by_tensor(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
 
 
 def sum_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
-    """Return the counts added up over tensors and their parts, in one message a layout."""
+    """Sum the counts over all tensors and parts, with a message a layout."""
     by_layout: dict[tuple[ProcessGroup, ...], tuple[Tensor, Shard | None]] = {}
     for count, shard in counts:
         layout = shard.groups if shard else ()
@@ -171,27 +172,28 @@ def sum_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
 
 
 def sum_replicas(tensors: Iterable[Tensor]) -> None:
-    """Add up, in place, what the processes have gathered from different data.
+    """Sum tensors in place over the processes, which have gathered them from different data.
 
-    One message for each device and type. Every process of the default group is taken for a replica.
+    This sends a message for each device and dtype. Every process of the default group counts as a
+    replica.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    for some in alike.values():
-        together = torch.cat([tensor.flatten() for tensor in some])
-        torch.distributed.all_reduce(together)
-        parts = torch.split(together, [tensor.numel() for tensor in some])
-        for tensor, summed in zip(some, parts, strict=True):
+        by_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    for same_kind in by_kind.values():
+        message = torch.cat([tensor.flatten() for tensor in same_kind])
+        torch.distributed.all_reduce(message)
+        parts = torch.split(message, [tensor.numel() for tensor in same_kind])
+        for tensor, summed in zip(same_kind, parts, strict=True):
             tensor.copy_(summed.view_as(tensor))
 
 
 def gather_mask(mask: Tensor, shard: Shard | None) -> Tensor:
-    """Return the whole of a mask on every process."""
+    """Return the whole bool mask on every process."""
     if shard is None:
         return mask
     whole = torch.zeros(math.prod(shard.shape), dtype=torch.uint8, device=mask.device)
-    whole[shard.indices().flatten()] = mask.flatten().to(torch.uint8)
+    whole[shard.find_indices().flatten()] = mask.flatten().to(torch.uint8)
     return sum_shards(whole, shard).bool().view(shard.shape)

@@ -1,4 +1,4 @@
-"""Uniform random numbers that depend on an index and a key alone."""
+"""Uniform random numbers that depend only on an index and a key."""
 
 import hashlib
 
@@ -13,7 +13,7 @@ def draw_uniform(index: Tensor, key: str) -> Tensor:
 
     Args:
         index: Whole numbers of any shape.
-        key: Another key gives other numbers.
+        key: The seed; another key gives other numbers.
 
     Examples:
         >>> import torch
@@ -26,10 +26,10 @@ def draw_uniform(index: Tensor, key: str) -> Tensor:
 
 
 def _split_mix(index: Tensor, start: int) -> Tensor:
-    """Return 64 random bits for each index; products wrap around."""
-    bits = (index + 1) * _as_signed(0x9E3779B97F4A7C15) + start
-    bits = (bits ^ _shift_right(bits, 30)) * _as_signed(0xBF58476D1CE4E5B9)
-    bits = (bits ^ _shift_right(bits, 27)) * _as_signed(0x94D049BB133111EB)
+    """Return 64 random bits for each index; integer products wrap around."""
+    bits = (index + 1) * _to_signed(0x9E3779B97F4A7C15) + start
+    bits = (bits ^ _shift_right(bits, 30)) * _to_signed(0xBF58476D1CE4E5B9)
+    bits = (bits ^ _shift_right(bits, 27)) * _to_signed(0x94D049BB133111EB)
     return bits ^ _shift_right(bits, 31)
 
 
@@ -38,5 +38,5 @@ def _shift_right(bits: Tensor, by: int) -> Tensor:
     return bits >> by & ((1 << (64 - by)) - 1)
 
 
-def _as_signed(bits: int) -> int:
+def _to_signed(bits: int) -> int:
     return bits - (1 << 64)

@@ -23,7 +23,7 @@ def test_erk_meets_the_reference(vectors):
     for case in vectors["erk"]["cases"]:
         pool = {name: blank(shape) for name, shape in case["shapes"].items()}
         total = sum(atoms.total for atoms in pool.values())
-        due = ranking.number_kept(total, case["sparsity"])
+        due = ranking.compute_keep(total, case["sparsity"])
         assert ERKAllocation(scale=case["scale"])(pool, due) == case["keep"]
 
 

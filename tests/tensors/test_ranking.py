@@ -135,7 +135,7 @@ def test_rows_are_ranked_alone(dtype, rows, data):
 
 @given(st.integers(0, 10**9), st.floats(0, 1))
 def test_the_number_kept_is_the_one_rounding_rule(atoms, sparsity):
-    assert ranking.number_kept(atoms, sparsity) == round(atoms * (1 - sparsity))
+    assert ranking.compute_keep(atoms, sparsity) == round(atoms * (1 - sparsity))
 
 
 @pytest.mark.slow
