@@ -2,9 +2,9 @@
 
     pytest -n 2 --junitxml results.xml && python docs/works_with.py results.xml
 
-A test claims a row by ``@pytest.mark.works_with(section, case)``, or with ``refused=True`` if what
-it shows is that the case is refused by name. With ``--check`` nothing is written, and a page that
-says something else than the results is an error.
+A test claims a row by ``@pytest.mark.works_with(section, case)``. If the test shows that the case
+is refused by name, the marker has ``refused=True``. With ``--check`` nothing is written, and a page
+that differs from the results is an error.
 """
 
 import argparse
@@ -21,7 +21,7 @@ NOT_RUN = "not run"
 
 
 def rows_by_section(results: Path) -> dict[str, dict[str, list[dict]]]:
-    """Return what was shown by section and case, in the order of the test files."""
+    """Return the results of the tests by section and case, in the order of the test files."""
     shown: list[dict] = []
     for case in ElementTree.parse(results).iter("testcase"):
         outcome = {child.tag for child in case} & {"failure", "error", "skipped"}
@@ -38,10 +38,10 @@ def rows_by_section(results: Path) -> dict[str, dict[str, list[dict]]]:
 
 
 def table(cases: dict[str, list[dict]], before: str) -> str:
-    """Return a Markdown table with one row a case.
+    """Return a Markdown table with a row for each case.
 
-    A row keeps the place that it had before, and what was not run keeps the row that it had before.
-    New rows follow in the order of the test files.
+    A row keeps its old place. A case that was not run keeps its old row. New rows follow in the
+    order of the test files.
     """
     lines = ["", "| case | outcome | shown by |", "|---|---|---|"]
     places = [line.split(" | ")[0].removeprefix("| ") for line in before.splitlines()]
@@ -57,7 +57,7 @@ def table(cases: dict[str, list[dict]], before: str) -> str:
 
 
 def outcome(rows: list[dict]) -> str:
-    """Return in words what the tests of one case say."""
+    """Return the outcome of the tests of a case, in words."""
     outcomes = {row["outcome"] for row in rows}
     if outcomes & {"failure", "error"}:
         return "**fails**"
@@ -76,13 +76,17 @@ def main() -> None:
     page = PAGE.read_text()
     places = {match[2] for match in PLACE.finditer(page)}
     if places != set(sections):
-        sys.exit(f"need the same sections, got {sorted(places)} on the page and {sorted(sections)}")
+        sys.exit(
+            f"need the same sections on the page and in the tests, got {sorted(places)} and "
+            f"{sorted(sections)}"
+        )
     new = PLACE.sub(lambda m: m[1] + table(sections[m[2]], before=m[3]) + m[4], page)
     if not arguments.check:
         PAGE.write_text(new)
     elif new != page:
         sys.exit(
-            f"need the tables of {PAGE.name} to say what the tests do, got others; run {__doc__}"
+            f"need the tables of {PAGE.name} to agree with the tests, got others; run the command "
+            f"in {Path(__file__).name} that writes them"
         )
 
 

@@ -31,7 +31,7 @@ def ordered(first, pruning, averaging):
 
 
 @pytest.mark.works_with(
-    SECTION, "`EMAWeightAveraging`, `WeightAveraging` and SWA, before or after the pruning"
+    SECTION, "`EMAWeightAveraging`, `WeightAveraging` and SWA, before or after the pruning callback"
 )
 @either_order
 @every_average
@@ -157,7 +157,7 @@ def test_swa_extra_epoch_does_not_count(make_model, make_trainer, loader):
 
 
 @pytest.mark.works_with(
-    SECTION, "an average without a layer that was added later: an error that names it", refused=True
+    SECTION, "an average that lacks a layer added later: the error names the layer", refused=True
 )
 def test_a_layer_that_an_average_lacks_is_named(make_model, make_trainer, loader):
     model = make_model()

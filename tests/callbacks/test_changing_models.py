@@ -13,7 +13,7 @@ from tests.hooks import hooks
 SECTION = "Loops"
 
 
-@pytest.mark.works_with(SECTION, "layers added after training began, and replaced ones")
+@pytest.mark.works_with(SECTION, "layers added or replaced after training began")
 def test_a_layer_that_is_added_while_training_is_due_at_once(make_model, make_trainer, loader):
     model = make_model()
 
@@ -30,7 +30,7 @@ def test_a_layer_that_is_added_while_training_is_due_at_once(make_model, make_tr
     assert record.sparsities == [0] * 5 + [0.75] * 15
 
 
-@pytest.mark.works_with(SECTION, "layers added after training began, and replaced ones")
+@pytest.mark.works_with(SECTION, "layers added or replaced after training began")
 def test_a_layer_that_is_replaced_is_pruned_anew(make_model, make_trainer, loader):
     model = make_model()
 

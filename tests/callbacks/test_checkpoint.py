@@ -11,7 +11,7 @@ from lightning_prune import OneShotSchedule, PolynomialSchedule, PruningCallback
 from tests.callbacks.best_models import ZEROS, best, epochs, works_with, zeros
 
 
-@works_with("the best model is the best of those at the final sparsity")
+@works_with("the best model is chosen among the models at the final sparsity")
 def test_the_best_is_the_best_of_the_sparse_ones(fit, tmp_path):
     plain = ModelCheckpoint(tmp_path / "plain", monitor="score", mode="max")
     sparse = best(dirpath=tmp_path / "sparse")
@@ -22,7 +22,7 @@ def test_the_best_is_the_best_of_the_sparse_ones(fit, tmp_path):
     assert float(sparse.best_model_score) == pytest.approx(0.7)
 
 
-@works_with("`save_top_k`: 2, all, none; without `monitor` the newest")
+@works_with("`save_top_k`: 2, all or none; without `monitor`, the newest model")
 @pytest.mark.parametrize(
     ("arguments", "kept"),
     [
@@ -39,7 +39,7 @@ def test_only_sparse_models_are_among_the_best_k(arguments, kept, fit, tmp_path)
     assert epochs(tmp_path / "best") == kept
 
 
-@works_with("a lower sparsity than the final one, named")
+@works_with("a `sparsity` below the final sparsity")
 def test_a_named_sparsity_lets_the_earlier_ones_in(fit, tmp_path):
     sparse = best(sparsity=0.4, save_top_k=-1, dirpath=tmp_path)
     fit(sparse)
@@ -49,7 +49,7 @@ def test_a_named_sparsity_lets_the_earlier_ones_in(fit, tmp_path):
     assert 0 not in epochs(tmp_path)
 
 
-@works_with("a target that rounding leaves a hair short")
+@works_with("a target that rounding misses by a little")
 @pytest.mark.parametrize("named", [None, 0.333])
 def test_a_target_reached_but_for_rounding_counts(named, fit, tmp_path):
     pruning = PruningCallback(sparsity=0.333, schedule=OneShotSchedule(end=3, unit="epoch"))
@@ -113,7 +113,7 @@ def test_a_score_of_training_counts_at_once(fit, tmp_path):
     assert steps == [35, 40, 45, 50, 55, 60]
 
 
-@works_with("a sparsity out of [0, 1]", refused=True)
+@works_with("a sparsity outside [0, 1]", refused=True)
 @pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan")])
 def test_a_sparsity_out_of_range_is_refused(sparsity):
     with pytest.raises(ValueError, match=rf"need 0 <= sparsity <= 1, got sparsity={sparsity}"):
@@ -138,7 +138,7 @@ def test_a_sparsity_that_will_not_be_reached_is_refused(fit):
         fit(best(sparsity=0.8), pruning=mean)
 
 
-@works_with("a model that is sparser than what is due, by `keep_zeros`")
+@works_with("a model that is sparser than the target, by `keep_zeros`")
 def test_zeros_that_are_kept_count(fit, make_model, tmp_path):
     model = make_model()
     with torch.no_grad():

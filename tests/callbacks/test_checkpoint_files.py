@@ -77,7 +77,7 @@ def test_resuming_keeps_the_best_models(fit, tmp_path):
     assert epochs(tmp_path) == [4, 5]
 
 
-@works_with("two with different sparsities, and a plain `ModelCheckpoint` beside them")
+@works_with("two `SparsityCheckpoint`s with different sparsities, and a plain `ModelCheckpoint`")
 def test_each_of_several_is_resumed_by_its_own(fit, tmp_path):
     def make():
         return [

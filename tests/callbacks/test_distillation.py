@@ -18,7 +18,7 @@ SECTION = "Distillation"
 
 
 @pytest.mark.works_with(
-    SECTION, "soft targets, features, both; accumulated gradients: a loop by hand"
+    SECTION, "soft targets, features, both, accumulated gradients: equal to a loop by hand"
 )
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_is_changed_in_place_later_is_matched_as_it_was(make_trainer, loade
 
 
 @pytest.mark.works_with(
-    SECTION, "dropout, noise, batch norm: random numbers and statistics untouched"
+    SECTION, "dropout, noise, batch norm: random numbers and statistics stay the same"
 )
 def test_without_weight_a_run_is_bit_for_bit_the_run_without_a_teacher():
     def run(*callbacks):

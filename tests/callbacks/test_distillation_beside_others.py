@@ -86,7 +86,7 @@ def fit_replica(folder, teacher):
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.works_with(SECTION, "DDP: as one process with the batches of both")
+@pytest.mark.works_with(SECTION, "DDP: equal to one process with the batches of both processes")
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 def test_replicas_are_taught_alike_and_as_one_process_with_their_batches(two, tmp_path):

@@ -64,7 +64,9 @@ def fit_replicas(folder, criterion):
     return *outcome(pruning, model), torch.rand(())
 
 
-@pytest.mark.works_with(SECTION, "DDP, random states differing: the same masks on all processes")
+@pytest.mark.works_with(
+    SECTION, "DDP with different random states: the same masks on all processes"
+)
 @pytest.mark.parametrize("criterion", [*answers(Criterion), GradientSum])
 def test_replicas_choose_the_same_masks(criterion, two, tmp_path):
     (masks, weights, random), (other_masks, other_weights, other_random) = two(

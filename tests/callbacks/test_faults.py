@@ -171,9 +171,7 @@ def test_nan_in_a_weight_is_an_error_that_names_the_tensor(criterion, tmp_path):
     assert not whole.after(7).differences(resumed)
 
 
-@pytest.mark.works_with(
-    "Faults", "NaN everywhere, when no update is due any more: zeros stay zeros"
-)
+@pytest.mark.works_with("Faults", "NaN everywhere after the last update: zeros stay zeros")
 def test_pruned_weights_stay_zero_where_all_others_become_nan():
     clip = {"gradient_clip_val": 1.0}  # by a norm that is NaN: so is each gradient
     pruning, model = PruningCallback(), Classifier()

@@ -58,7 +58,7 @@ class Trace(Callback):
 
 @pytest.mark.works_with(
     SECTION,
-    "`LearningRateFinder` and `BatchSizeFinder`, as callbacks and by `Tuner`: no trace",
+    "`LearningRateFinder` and `BatchSizeFinder`, as callbacks and by `Tuner`, leave no trace",
 )
 @pytest.mark.parametrize("used_before", [False, True], ids=["new", "used before"])
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_an_older_state_is_refused_while_training(make_model, make_trainer, load
 
 
 @pytest.mark.works_with(
-    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+    SECTION, "`fit` again: the same Trainer, another Trainer, another model, k-fold"
 )
 @pytest.mark.parametrize("unit", ["step", "epoch", "fraction"])
 @pytest.mark.parametrize("keep_zeros", [False, True])
@@ -53,7 +53,7 @@ def test_the_same_trainer_goes_on_to_more_epochs(
 
 
 @pytest.mark.works_with(
-    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+    SECTION, "`fit` again: the same Trainer, another Trainer, another model, k-fold"
 )
 def test_steps_that_are_over_are_not_planned_again(make_model, make_trainer, loader):
     schedule = PolynomialSchedule(begin=0, end=21, unit="step")
@@ -66,7 +66,7 @@ def test_steps_that_are_over_are_not_planned_again(make_model, make_trainer, loa
 
 
 @pytest.mark.works_with(
-    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+    SECTION, "`fit` again: the same Trainer, another Trainer, another model, k-fold"
 )
 def test_a_fit_with_nothing_left_to_train_keeps_the_masks(
     make_model, make_trainer, loader, tmp_path
@@ -84,7 +84,7 @@ def test_a_fit_with_nothing_left_to_train_keeps_the_masks(
 
 
 @pytest.mark.works_with(
-    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+    SECTION, "`fit` again: the same Trainer, another Trainer, another model, k-fold"
 )
 def test_a_start_that_failed_leaves_no_masks_for_the_next(
     make_model, make_trainer, loader, tmp_path
@@ -108,7 +108,7 @@ def test_a_start_that_failed_leaves_no_masks_for_the_next(
 
 
 @pytest.mark.works_with(
-    SECTION, "`fit` again: the same Trainer, another one, another model, k-fold"
+    SECTION, "`fit` again: the same Trainer, another Trainer, another model, k-fold"
 )
 def test_every_fold_is_pruned_as_if_it_were_the_first(make_model, make_trainer, loader):
     folds = [Subset(loader.dataset, range(start, 80, 2)) for start in range(2)]

@@ -85,8 +85,8 @@ def run(make_trainer, loader, tmp_path):
 
 @pytest.mark.works_with(
     SECTION,
-    "sparsity 0: bit for bit the run without us: weights, data, dropout, learning rate, "
-    "random states of Python, NumPy and torch, and every row of a CSV log but ours",
+    "sparsity 0: bit for bit the run without our callbacks: weights, data, dropout, learning "
+    "rate, random states of Python, NumPy and torch, and every row of a CSV log except ours",
 )
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -102,7 +102,8 @@ def test_sparsity_zero_is_bit_for_bit_the_run_without_it(monitored, accumulate, 
 
 
 @pytest.mark.works_with(
-    SECTION, "any sparsity: data, learning rate, random states and the steps of all logs untouched"
+    SECTION,
+    "any sparsity: data, learning rate, random states and steps of all logs stay the same",
 )
 @pytest.mark.parametrize("criterion", [None, RandomCriterion()], ids=["magnitude", "random"])
 @pytest.mark.parametrize("monitored", [False, True], ids=["alone", "with SparsityMonitor"])
@@ -121,7 +122,7 @@ def test_pruning_draws_no_random_numbers_and_moves_no_log(monitored, criterion, 
     assert places(together[1]) == places(alone[1])
 
 
-@pytest.mark.works_with(SECTION, "what we log comes at the steps of Lightning's own metrics")
+@pytest.mark.works_with(SECTION, "our metrics come at the steps of Lightning's own metrics")
 def test_our_metrics_keep_the_cadence_of_the_trainer(run, tmp_path):
     run("together", PruningCallback(sparsity=0.75), every=4)
     with (tmp_path / "together" / "version_0" / "metrics.csv").open() as file:

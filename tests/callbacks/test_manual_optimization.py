@@ -51,7 +51,9 @@ def test_manual_optimization_counts_its_own_steps(make_trainer, loader):
 
 
 @pytest.mark.works_with(
-    SECTION, "manual optimization that steps the raw optimizer: what to step instead", refused=True
+    SECTION,
+    "manual optimization that steps the raw optimizer: the error names the call to use",
+    refused=True,
 )
 def test_a_raw_step_says_what_to_step(make_trainer, loader):
     class Raw(Manual):

@@ -118,7 +118,7 @@ class Stream(IterableDataset):
             yield torch.randn(16), torch.tensor(1)
 
 
-@pytest.mark.works_with(SECTION, "data without a length, with `max_steps`, or counted otherwise")
+@pytest.mark.works_with(SECTION, "data without a length: `max_steps`, or counts of steps or epochs")
 def test_data_without_length_is_counted_in_steps(make_model, make_trainer):
     pruning = PruningCallback(sparsity=0.75)
     loader = DataLoader(Stream(), batch_size=4)
@@ -126,7 +126,7 @@ def test_data_without_length_is_counted_in_steps(make_model, make_trainer):
     assert pruning.sparsity == 0.75
 
 
-@pytest.mark.works_with(SECTION, "data without a length, with `max_steps`, or counted otherwise")
+@pytest.mark.works_with(SECTION, "data without a length: `max_steps`, or counts of steps or epochs")
 @pytest.mark.parametrize("end", [1, 1.5, 2])
 def test_the_last_batch_of_data_without_length_serves_the_end(end, make_model, make_trainer):
     schedule = PolynomialSchedule(begin=0, end=end, unit="epoch")
@@ -139,7 +139,9 @@ def test_the_last_batch_of_data_without_length_serves_the_end(end, make_model, m
 
 
 @pytest.mark.works_with(
-    SECTION, "a fraction of a training without a known end: what to write instead", refused=True
+    SECTION,
+    "a fraction of a training without a known end: the error names the other units",
+    refused=True,
 )
 def test_fractions_of_an_unknown_plan_are_refused(make_model, make_trainer, loader):
     stream = DataLoader(Stream(), batch_size=4)
@@ -176,7 +178,7 @@ def test_time_that_is_up_before_the_end_warns_with_the_numbers(make_model, make_
 
 
 @pytest.mark.works_with(
-    SECTION, "an end beyond the planned steps or epochs: both numbers", refused=True
+    SECTION, "an end beyond the planned steps or epochs: the error gives both numbers", refused=True
 )
 @pytest.mark.parametrize(
     ("schedule", "message"),
@@ -195,14 +197,14 @@ def test_an_end_beyond_the_plan_is_an_error_before_training(
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.works_with(SECTION, "early stopping before the end: a warning with the numbers")
+@pytest.mark.works_with(SECTION, "early stopping before the end: a warning gives the numbers")
 def test_stopping_early_warns_with_the_numbers(make_model, make_trainer, loader):
     stop = EarlyStopping("val_acc", mode="max", patience=1)
     with pytest.warns(UserWarning, match=r"end=0.5 \(fraction\): reached sparsity 0\.\d+ of 0.9"):
         make_trainer(PruningCallback(), stop, max_epochs=8).fit(make_model(), loader, loader)
 
 
-@pytest.mark.works_with(SECTION, "early stopping before the end: a warning with the numbers")
+@pytest.mark.works_with(SECTION, "early stopping before the end: a warning gives the numbers")
 def test_a_run_that_pruned_nothing_says_so(make_model, make_trainer, loader):
     model = make_model()
     for layer in (model.net[0], model.net[2]):

@@ -184,7 +184,9 @@ class Evaluated(Classifier):
         )
 
 
-@pytest.mark.works_with(SECTION, "LBFGS: its evaluations are one step, of the pruned network")
+@pytest.mark.works_with(
+    SECTION, "LBFGS: all evaluations count as one step, and see only the pruned network"
+)
 @pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
 def test_lbfgs_evaluates_only_the_pruned_network(line_search, make_trainer, loader):
     pruning = PruningCallback(sparsity=0.75)
@@ -220,7 +222,7 @@ def part(model, backend):
 
 
 @pytest.mark.works_with(
-    SECTION, "`torch.compile` of a part or the whole: no recompilation by updates, as counted"
+    SECTION, "`torch.compile` of a part or the whole: updates compile nothing again, as counted"
 )
 @pytest.mark.parametrize("compiled", [whole, part])
 def test_updates_of_masks_compile_nothing_again(compiled, make_model, make_trainer, loader):
@@ -240,7 +242,7 @@ def test_updates_of_masks_compile_nothing_again(compiled, make_model, make_train
 
 
 @pytest.mark.slow
-@pytest.mark.works_with(SECTION, "a compiled `optimizer.step`: no recompilation by updates")
+@pytest.mark.works_with(SECTION, "a compiled `optimizer.step`: updates compile nothing again")
 def test_a_compiled_step_is_not_compiled_again(make_trainer, loader):
     graphs = []
 
@@ -271,7 +273,7 @@ def test_a_compiled_step_is_not_compiled_again(make_trainer, loader):
 
 
 @pytest.mark.slow
-@pytest.mark.works_with(SECTION, "`torch.compile` with its own backend, inductor")
+@pytest.mark.works_with(SECTION, "`torch.compile` with torch's default backend, inductor")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_inductor_trains_the_pruned_network(
     make_model, make_trainer, loader, tmp_path, monkeypatch

@@ -128,7 +128,8 @@ def test_a_stateful_loader_resumes_exactly_within_an_epoch(tmp_path):
 
 
 @pytest.mark.works_with(
-    "Stop and resume", "within an epoch, plain `DataLoader`: curve and sparsities, not the weights"
+    "Stop and resume",
+    "within an epoch, plain `DataLoader`: same curve and sparsities, other weights",
 )
 def test_a_plain_loader_repeats_data_within_an_epoch_but_the_curve_is_the_same(tmp_path):
     def run(*callbacks, pruning, **options):

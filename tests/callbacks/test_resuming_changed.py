@@ -31,7 +31,7 @@ def test_a_higher_target_goes_on_from_the_present_masks(tmp_path):
         assert not (mask & (before[name] == 0)).any()
 
 
-@pytest.mark.works_with("Stop and resume", "with a lower target: nothing comes back")
+@pytest.mark.works_with("Stop and resume", "with a lower target: no pruned weight comes back")
 def test_a_lower_target_brings_nothing_back(tmp_path):
     path = checkpoint(tmp_path, 9, sparsity=0.75, schedule=OneShotSchedule(end=0))
     second = PruningCallback(sparsity=0.5, schedule=OneShotSchedule(end=0))
@@ -40,7 +40,7 @@ def test_a_lower_target_brings_nothing_back(tmp_path):
     assert [logged["sparsity_target"] for logged in resumed.curve.values()] == [0.5] * 6
 
 
-@pytest.mark.works_with("Stop and resume", "for longer: keeps the sparsity reached")
+@pytest.mark.works_with("Stop and resume", "for more epochs: the reached sparsity stays")
 def test_a_finished_run_goes_on_for_longer_at_its_sparsity(tmp_path):
     first = PruningCallback(sparsity=0.75)
     run = fit(pruning=first)
@@ -51,7 +51,7 @@ def test_a_finished_run_goes_on_for_longer_at_its_sparsity(tmp_path):
     assert all(torch.equal(mask, first.masks[name]) for name, mask in second.masks.items())
 
 
-@pytest.mark.works_with("Stop and resume", "when nothing is left to train: quiet, and masks kept")
+@pytest.mark.works_with("Stop and resume", "when no step is left: no warning, and the masks stay")
 @pytest.mark.parametrize("at", ["last batch", "end"])
 def test_resuming_a_finished_run_says_nothing_and_loses_nothing(at, tmp_path):
     save, first = Save(tmp_path, at={"last batch"}), PruningCallback(criterion=SaliencySum())
@@ -76,7 +76,7 @@ class Counting(SaliencySum):
         return state["counts"]
 
 
-@pytest.mark.works_with("Stop and resume", "with another criterion: it gathers afresh")
+@pytest.mark.works_with("Stop and resume", "with another criterion: it starts to gather anew")
 def test_another_criterion_does_not_inherit_what_the_first_has_gathered(tmp_path):
     path = checkpoint(tmp_path, 9, criterion=SaliencySum())
     pruning = PruningCallback(criterion=Counting())
@@ -144,7 +144,7 @@ class Renamed(Classifier):
 
 @pytest.mark.works_with(
     "Stop and resume",
-    "a state that does not fit the model: the differences are listed",
+    "a state that does not fit the model: the error lists the differences",
     refused=True,
 )
 def test_a_state_that_does_not_fit_is_refused_with_the_differences_and_forgotten(tmp_path):

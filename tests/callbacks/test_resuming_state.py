@@ -25,7 +25,10 @@ class Wide(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.works_with("Stop and resume", "masks and counters in 1/30 of the weights + 1 KiB each")
+@pytest.mark.works_with(
+    "Stop and resume",
+    "masks and counters take 1/30 of the weights' bytes and 1 KiB a tensor, at most",
+)
 def test_masks_and_counters_take_a_thirtieth_of_the_weights_and_a_kibibyte_a_tensor(tmp_path):
     sizes = {}
     for name, criterion in (("none", None), ("masks", RandomCriterion()), ("sums", SaliencySum())):

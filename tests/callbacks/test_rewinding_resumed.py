@@ -85,7 +85,7 @@ def size(value: Any) -> int:
 
 
 @pytest.mark.works_with(
-    "Stop and resume", "what `Rewind` keeps: plain, and loads with `weights_only=True`"
+    "Stop and resume", "the state of `Rewind`: plain, and loads with `weights_only=True`"
 )
 def test_what_is_kept_is_on_the_cpu_loads_with_weights_only_and_is_as_large_as_the_model(tmp_path):
     torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_a_checkpoint_from_before_the_step_may_lack_the_rewind(tmp_path):
 
 
 @pytest.mark.works_with(
-    "Stop and resume", "a checkpoint whose `Rewind` is another, after step `to`", refused=True
+    "Stop and resume", "a checkpoint of another `Rewind`, after step `to`", refused=True
 )
 @pytest.mark.parametrize(
     "other",

@@ -22,7 +22,7 @@ def load(path):
     return model, {i: model.net[i].weight.detach() == 0 for i in (0, 2)}
 
 
-@pytest.mark.works_with(SECTION, "fine-tuning a sparse checkpoint: what is zero stays zero")
+@pytest.mark.works_with(SECTION, "fine-tuning a sparse checkpoint: zeros stay zero")
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_sparse_checkpoint_is_fine_tuned_with_its_zeros(
     optimizer, make_trainer, loader, sparse_checkpoint
@@ -39,7 +39,7 @@ def test_a_sparse_checkpoint_is_fine_tuned_with_its_zeros(
         assert not torch.equal(model.net[i].weight, dense[i])
 
 
-@pytest.mark.works_with(SECTION, "fine-tuning a sparse checkpoint: what is zero stays zero")
+@pytest.mark.works_with(SECTION, "fine-tuning a sparse checkpoint: zeros stay zero")
 def test_without_keep_zeros_they_grow_back(make_trainer, loader, sparse_checkpoint):
     model, _ = load(sparse_checkpoint)
     make_trainer(PruningCallback(sparsity=0.0)).fit(model, loader)
@@ -71,7 +71,7 @@ def test_a_sparse_checkpoint_can_go_on_to_two_of_four(make_trainer, loader, spar
         assert not model.net[i].weight[zero].any()
 
 
-@pytest.mark.works_with(SECTION, "zeros that are kept, averaged, stopped and resumed")
+@pytest.mark.works_with(SECTION, "kept zeros with averaging, stop and resume")
 def test_kept_zeros_outlive_averaging_and_resuming(
     make_trainer, make_model, loader, sparse_checkpoint, tmp_path
 ):
@@ -91,7 +91,7 @@ def test_kept_zeros_outlive_averaging_and_resuming(
 
 
 @pytest.mark.works_with(
-    SECTION, "a tensor of nothing but zeros, which could never train: named", refused=True
+    SECTION, "a tensor of zeros only, which could never train: the error names it", refused=True
 )
 def test_a_tensor_of_zeros_is_refused_by_name(make_model, make_trainer, loader):
     model = make_model()

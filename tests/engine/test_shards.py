@@ -125,7 +125,7 @@ def assert_same(recipes, ones, others):
 
 
 SHOWS = pytest.mark.works_with(
-    SECTION, "FSDP2, tensor parallelism, both, hybrid: the masks of one process"
+    SECTION, "FSDP2, tensor parallelism, both, hybrid: the same masks as in one process"
 )
 
 
@@ -167,7 +167,7 @@ def regrown(layout):
     return masks
 
 
-@pytest.mark.works_with(SECTION, "RigL and SET on shards: the masks of one process")
+@pytest.mark.works_with(SECTION, "RigL and SET on shards: the same masks as in one process")
 @pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), ("four", by_both)])
 def test_shards_regrow_the_masks_of_one_process(world, layout, request):
     whole = regrown(lambda net: net)
@@ -248,7 +248,7 @@ class GatheringCriterion(Criterion):
 
 @pytest.mark.works_with(
     SECTION,
-    "LAMP, N:M, blocks, channels, per row, a criterion that gathers: on shards",
+    "on shards: LAMP, N:M, blocks, channels, per row, a criterion that gathers",
     refused=True,
 )
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def seen_of_masks(layout):
     return whole, pruner.sparsity, metric.compute()
 
 
-@pytest.mark.works_with(SECTION, "`masks`, `sparsity` and `Sparsity` speak of the whole")
+@pytest.mark.works_with(SECTION, "`masks`, `sparsity` and `Sparsity` count the whole tensor")
 def test_masks_are_sharded_as_the_parameters_and_counted_whole(two):
     pruner = pruned_once(make_net(), *FURTHER)
     for masks, sparsity, audited in two(seen_of_masks, by_fsdp):
