@@ -101,7 +101,7 @@ class SparsityMonitor(Callback):
         for board in _find_boards(trainer):
             board.experiment.add_custom_scalars({"pruning": charts})
             text = f"```yaml\n{recipe.to_yaml()}```"
-            board.experiment.add_text("recipe", text, _logged_step(trainer))
+            board.experiment.add_text("recipe", text, _read_logged_step(trainer))
 
     def on_train_batch_end(
         self,
