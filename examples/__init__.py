@@ -1,1 +1,1 @@
-"""Small real trainings, to run and to copy from."""
+"""Small real trainings. Run them, or copy from them."""

@@ -11,11 +11,11 @@ from examples.digits_data import convolutional_net, load_digits_splits
 
 
 class DigitsClassifier(LightningModule):
-    """Classifies 8 x 8 images; it knows nothing of pruning.
+    """Classifies 8 x 8 images. It has no code for pruning.
 
     Args:
-        learning_rate: Of AdamW at the start; it falls to 0 along a cosine.
-        decay: The fraction of the training that this takes, in (0, 1].
+        learning_rate: The learning rate of AdamW at the start; it falls to 0 along a cosine.
+        decay: The fraction of the training in which the learning rate falls, in (0, 1].
     """
 
     def __init__(self, learning_rate: float = 3e-3, decay: float = 1.0) -> None:
@@ -29,7 +29,7 @@ class DigitsClassifier(LightningModule):
         self.test_acc = MulticlassAccuracy(10, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return ten logits an image."""
+        """Return ten logits for each image."""
         return self.net(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -58,7 +58,7 @@ class DigitsClassifier(LightningModule):
         return self(batch[0]).argmax(1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its cosine."""
+        """Return AdamW and the cosine of the learning rate."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
         steps = round(self.decay * self.trainer.estimated_stepping_batches)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -72,7 +72,7 @@ class DigitsDataModule(LightningDataModule):
     """The digits of scikit-learn in three splits.
 
     Args:
-        batch_size: Images in a batch.
+        batch_size: Number of images in a batch.
     """
 
     def __init__(self, batch_size: int = 32) -> None:

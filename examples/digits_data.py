@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn bundles: 1,797 images of 8 x 8 pixels, no download."""
+"""The handwritten digits of scikit-learn: 1,797 images of 8 x 8 pixels, without a download."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ def load_digits_splits(seed: int = 0) -> tuple[TensorDataset, TensorDataset, Ten
     """Return training, validation and test images ``(1, 8, 8)`` in [0, 1], with their labels.
 
     Args:
-        seed: Decides which image is in which split (60, 20 and 20 of a hundred).
+        seed: Decides the split of each image (60, 20 and 20 of a hundred).
 
     Raises:
         ModuleNotFoundError: If scikit-learn is not installed.
@@ -36,7 +36,7 @@ def load_digits_splits(seed: int = 0) -> tuple[TensorDataset, TensorDataset, Ten
 
 
 def convolutional_net() -> nn.Sequential:
-    """Return a small convolutional net for those images, with ten outputs."""
+    """Return a small convolutional network for these images, with ten outputs."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1, bias=False),
         nn.BatchNorm2d(32),

@@ -12,7 +12,7 @@ from lightning_prune import Pruner
 
 
 def main() -> None:
-    """Train, prune nine weights of ten on the way, and test."""
+    """Train, prune nine weights of ten meanwhile, and test."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=20)
     epochs = parser.parse_args().epochs
@@ -27,7 +27,7 @@ def main() -> None:
     loader = fabric.setup_dataloaders(DataLoader(train, batch_size=32, shuffle=True))
 
     pruner = Pruner(sparsity=0.9)
-    pruner.attach(net, adamw, steps=epochs * len(loader))  # what Fabric wraps, not its wrappers
+    pruner.attach(net, adamw, steps=epochs * len(loader))  # not the wrappers of Fabric
     for epoch in range(epochs):
         model.train()
         for images, labels in loader:

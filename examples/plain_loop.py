@@ -11,7 +11,7 @@ from lightning_prune import Pruner
 
 
 def main() -> None:
-    """Train, prune nine weights of ten on the way, and test."""
+    """Train, prune nine weights of ten meanwhile, and test."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=20)
     epochs = parser.parse_args().epochs

@@ -1,4 +1,4 @@
-"""A small detection set that is drawn from a seed: discs, squares and triangles on noise."""
+"""A small detection set, drawn from a seed: discs, squares and triangles on noise."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ SHAPES = ("disc", "square", "triangle")
 def draw_shapes(count: int, size: int, seed: int) -> TensorDataset:
     """Return images ``(3, size, size)`` in [0, 1] and their objects ``(4, 6)``.
 
-    Each quarter of an image holds at most one object, and the first always one. An object is
-    ``(present, shape, x, y, width, height)``; its box is in fractions of the image, (x, y) its
-    centre.
+    Each quarter of an image holds at most one object. The first quarter always holds an object. An
+    object is ``(present, shape, x, y, width, height)``. The box is in fractions of the image, and
+    (x, y) is the center of the box.
 
     Args:
         count: Number of images.
-        size: Their height and width, in pixels.
-        seed: Decides everything.
+        size: Height and width of an image, in pixels.
+        seed: Decides all images and objects.
     """
     random = torch.Generator().manual_seed(seed)
     present = torch.rand(count, 4, generator=random) < 0.6
@@ -51,7 +51,7 @@ def draw_shapes(count: int, size: int, seed: int) -> TensorDataset:
 
 
 def to_batch(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Return a batch as Ultralytics' losses want it: the objects of all images in one list."""
+    """Return a batch as the losses of Ultralytics need it: the objects of all images in a list."""
     images, objects = (torch.stack(values) for values in zip(*samples, strict=True))
     present = objects[..., 0] > 0
     numbers = torch.arange(len(images)).unsqueeze(1).expand(-1, objects.shape[1])
@@ -70,7 +70,7 @@ class ShapesDataModule(LightningDataModule):
         size: Height and width of an image, in pixels; a multiple of 32.
         train_images: Number of training images.
         validation_images: Number of validation images.
-        batch_size: Images in a batch.
+        batch_size: Number of images in a batch.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ShapesDataModule(LightningDataModule):
 
 
 def write_shapes(folder: Path, data: ShapesDataModule) -> Path:
-    """Write the images and labels in the layout that Ultralytics reads; return its YAML file."""
+    """Write images and labels in the layout that Ultralytics reads; return the YAML file."""
     from PIL import Image
 
     for part, dataset in (("train", data.train), ("val", data.validation)):

@@ -1,8 +1,8 @@
 """A transformer that loses heads and feed-forward units: `python -m examples.transformer`.
 
-Reads an image of a digit as a sentence of its eight rows. While it learns, half of the attention
-heads and of the feed-forward units are pruned; then they are removed, the smaller network is
-exported to ONNX, and its answers, parameters and latency are compared.
+The transformer reads an image of a digit as a sentence of eight rows. While it learns, half of the
+attention heads and of the feed-forward units are pruned. Then they are removed, and the smaller
+network is exported to ONNX. The answers, parameters and latency of both networks are compared.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from lightning_prune import ChannelPattern, PruningCallback, export_onnx, report
 
 
 class RowReader(LightningModule):
-    """An encoder of torch's own layers; it knows nothing of pruning.
+    """An encoder of the layers of torch. It has no code for pruning.
 
     Args:
-        width: Numbers for each row of the image; the heads share them.
-        heads: In each layer.
+        width: Size of the vector of each image row, which the heads share.
+        heads: Number of heads in each layer.
         depth: Number of layers.
     """
 
     def __init__(self, width: int = 128, heads: int = 8, depth: int = 3) -> None:
         super().__init__()
-        self.example_input_array = torch.zeros(1, 1, 8, 8)  # finds which channels go together
+        self.example_input_array = torch.zeros(1, 1, 8, 8)  # shows which channels go together
         self.embed = nn.Linear(8, width)
         self.positions = nn.Parameter(0.02 * torch.randn(1, 8, width))
         self.layers = nn.Sequential(
@@ -44,7 +44,7 @@ class RowReader(LightningModule):
         self.accuracy = MulticlassAccuracy(10, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return ten logits an image ``(1, 8, 8)``."""
+        """Return ten logits for each image ``(1, 8, 8)``."""
         rows = self.embed(images.squeeze(1)) + self.positions
         return self.head(self.norm(self.layers(rows)).mean(1))
 
@@ -65,7 +65,7 @@ class RowReader(LightningModule):
 
 
 def main() -> None:
-    """Train and prune, shrink, export, compare."""
+    """Train and prune, shrink, export and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--width", type=int, default=128, help="a multiple of 8")

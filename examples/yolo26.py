@@ -1,4 +1,4 @@
-"""Pruning Ultralytics' YOLO26 as a LightningModule: `python -m examples.yolo26`."""
+"""Pruning YOLO26 of Ultralytics as a LightningModule: `python -m examples.yolo26`."""
 
 import argparse
 from copy import deepcopy
@@ -31,7 +31,7 @@ from lightning_prune import (
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dense": {"sparsity": 0.0},
-    # As torch's pruning tutorial: the smallest 30 of 100 weights of each layer, at once.
+    # As in the pruning tutorial of torch: the smallest 30 of 100 weights of each layer, at once.
     "one-shot": {
         "sparsity": 0.3,
         "schedule": OneShotSchedule(),
@@ -43,14 +43,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class YOLO26(LightningModule):
-    """YOLO26 with its own two losses; it knows nothing of pruning.
+    """YOLO26 with the two losses of Ultralytics. It has no code for pruning.
 
     Args:
         classes: Number of classes.
         scale: ``"n"``, ``"s"``, ``"m"``, ``"l"`` or ``"x"``.
-        weights: A ``.pt`` file of Ultralytics to start from; None for random weights.
+        weights: A ``.pt`` file of Ultralytics with the first weights; None for random weights.
         size: Height and width of an image, in pixels; a multiple of 32.
-        learning_rate: Of AdamW after the warm-up; it falls to 0 along a cosine.
+        learning_rate: The learning rate of AdamW after the warm-up; it falls to 0 along a cosine.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class YOLO26(LightningModule):
         self.learning_rate = learning_rate
         self.example_input_array = torch.zeros(1, 3, size, size)
         self.val_map = MeanAveragePrecision()
-        self.val_map.warn_on_many_detections = False  # the head always gives as many as it can
+        self.val_map.warn_on_many_detections = False  # the head always gives the most detections
 
     def forward(self, images: Tensor) -> Tensor:
         """Return ``(images, 4 + classes, places)``: left, top, right, bottom and scores.
 
-        They come from the one-to-one head, which needs no suppression, for each place of the grid.
+        The one-to-one head gives them for each place of the grid; it needs no suppression.
         """
         head = self.net.model[-1]
         found = self.net(images)[1]["one2one"]
@@ -87,12 +87,12 @@ class YOLO26(LightningModule):
         return self.net.model[-1].postprocess(self(images).transpose(1, 2))
 
     def on_fit_start(self) -> None:
-        """Tell the loss how many epochs it has to pass from the one head to the other."""
+        """Tell the loss in how many epochs it must shift from one head to the other."""
         self.net.args = get_cfg(overrides={"epochs": self.trainer.max_epochs})
         self.net.criterion = self.net.init_criterion()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return box, class and distance losses of both heads, added up."""
+        """Return the sum of the box, class and distance losses of both heads."""
         losses, parts = self.net(batch)
         self.log_dict({f"train_{name}": value for name, value in parts.items()})
         return losses.sum()
@@ -102,7 +102,7 @@ class YOLO26(LightningModule):
         self.net.criterion.update()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Compare detections with the objects that are there."""
+        """Compare the detections with the true objects."""
         images = batch["img"]
         height, width = images.shape[-2:]
         scale = torch.tensor([width, height, width, height], device=images.device)
@@ -125,7 +125,7 @@ class YOLO26(LightningModule):
         self.val_map.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW, warmed up over a tenth of the training."""
+        """Return AdamW with a warm-up over a tenth of the training."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
         steps = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -138,7 +138,7 @@ class YOLO26(LightningModule):
 
 
 def deployed(model: YOLO26) -> YOLO26:
-    """Return a copy as it is deployed: normalisations folded in, without the one-to-many head."""
+    """Return a copy to deploy: normalizations folded in, without the one-to-many head."""
     copy = YOLO26(**model.hparams)
     copy.net = deepcopy(model.net)
     copy.net.fuse(verbose=False)
@@ -147,7 +147,7 @@ def deployed(model: YOLO26) -> YOLO26:
 
 @torch.no_grad()
 def draw_detections(model: YOLO26, data: ShapesDataModule, path: Path) -> None:
-    """Draw what is found with a score over 0.5 in eight images and in Ultralytics' photographs."""
+    """Draw detections with a score over 0.5 in eight images and in photographs of Ultralytics."""
     model.eval()
     images = [image for image, _ in list(data.validation)[:8]]
     for photograph in sorted(ASSETS.glob("*.jpg")):
@@ -168,14 +168,14 @@ def draw_detections(model: YOLO26, data: ShapesDataModule, path: Path) -> None:
 
 
 def main() -> None:
-    """Train with each recipe, export, and say what it cost and bought."""
+    """Train with each recipe, export, and report the cost and the gain."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--weights", type=Path, help="a .pt file to start from; else random")
     parser.add_argument("--scale", choices="nsmlx", default="n")
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--images", type=int, default=256, help="that are trained on")
-    parser.add_argument("--size", type=int, default=96, help="of an image; a multiple of 32")
+    parser.add_argument("--images", type=int, default=256, help="number of training images")
+    parser.add_argument("--size", type=int, default=96, help="size of an image; a multiple of 32")
     parser.add_argument("--folder", type=Path, default=Path("yolo26_runs"))
     parser.add_argument(
         "--latency", action=argparse.BooleanOptionalAction, default=True, help="whether to time"

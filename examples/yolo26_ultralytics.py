@@ -1,4 +1,4 @@
-"""Pruning YOLO26 inside Ultralytics' own trainer: `python -m examples.yolo26_ultralytics`."""
+"""Pruning YOLO26 inside the trainer of Ultralytics: `python -m examples.yolo26_ultralytics`."""
 
 import argparse
 import copy
@@ -18,10 +18,10 @@ from lightning_prune import Pruner, Schedule, Sparsity
 
 
 class UltralyticsPruning:
-    """Prunes what an Ultralytics trainer trains, through its callbacks and nothing else.
+    """Prunes the model of an Ultralytics trainer by callbacks only.
 
-    Its trainer has no callback between ``backward()`` and ``step()``; a hook of the optimizer is
-    there instead. It runs after unscaling and clipping, and only for steps that are made.
+    The trainer has no callback between ``backward()`` and ``step()``. A hook of the optimizer
+    replaces it. The hook runs after unscaling and clipping, and only for steps that are made.
 
     Args:
         pruner: The recipe.
@@ -33,7 +33,7 @@ class UltralyticsPruning:
         self._hooks: list[RemovableHandle] = []
 
     def add_to(self, model: YOLO) -> None:
-        """Add the callbacks to a model whose ``train()`` will be called."""
+        """Add the callbacks to a model, before ``train()`` is called."""
         for event in (
             "on_train_start",
             "on_train_epoch_start",
@@ -46,7 +46,7 @@ class UltralyticsPruning:
             model.add_callback(event, getattr(self, event))
 
     def on_train_start(self, trainer: BaseTrainer) -> None:
-        """Begin, or go on where ``last.pt`` was saved."""
+        """Begin, or continue from ``last.pt``."""
         if trainer.resume:
             self.pruner.load_state_dict(torch.load(trainer.wdir / "pruner.pt"))
 
@@ -70,9 +70,9 @@ class UltralyticsPruning:
         self._batch += 1
 
     def on_train_epoch_end(self, trainer: BaseTrainer) -> None:
-        """Prune the average of the weights: it is what will be validated and saved.
+        """Prune the average of the weights, which will be validated and saved.
 
-        While more is to be pruned, no epoch counts as the best, nor as one without improvement.
+        Until the final sparsity is reached, no epoch counts as the best or as without improvement.
         """
         self.pruner.mask_copy(trainer.ema.ema)
         if self.pruner.sparsity_target < self.pruner.final_sparsity:
@@ -80,7 +80,7 @@ class UltralyticsPruning:
             trainer.stopper.best_fitness = 0.0
 
     def on_model_save(self, trainer: BaseTrainer) -> None:
-        """Save masks and counts beside ``last.pt``."""
+        """Save the masks and counts beside ``last.pt``."""
         torch.save(self.pruner.state_dict(), trainer.wdir / "pruner.pt")
 
     def on_train_end(self, trainer: BaseTrainer) -> None:
@@ -91,7 +91,7 @@ class UltralyticsPruning:
         """Leave no hook behind, also after an exception."""
         for hook in self._hooks:
             hook.remove()
-        self.pruner.detach(completed=False)  # nothing, if the training came to its end
+        self.pruner.detach(completed=False)  # does nothing after a complete training
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if _will_be_skipped(optimizer):
@@ -102,15 +102,15 @@ class UltralyticsPruning:
     def _moment(self, trainer: BaseTrainer, schedule: Schedule) -> float:
         batches = len(trainer.train_loader)
         done, planned = trainer.epoch * batches + self._batch, trainer.epochs * batches
-        # Batches between two steps, at most: the warm-up comes to it from 1.
+        # The largest number of batches between two steps; the warm-up starts from 1.
         apart = max(trainer.accumulate, round(trainer.args.nbs / trainer.batch_size))
-        if done + apart >= planned:  # no step comes after this one
+        if done + apart >= planned:  # no step follows
             return schedule.end
         return done / (planned if schedule.unit == "fraction" else batches)
 
 
 def _will_be_skipped(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer was told of infinite gradients; others are then not called."""
+    """Whether a fused optimizer got infinite gradients; other optimizers are not called then."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
 
@@ -123,13 +123,13 @@ def sparsity(model: nn.Module) -> float:
 
 
 def main() -> None:
-    """Train with pruning, and count zeros in what Ultralytics has saved."""
+    """Train with pruning, and count the zeros in the files of Ultralytics."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="yolo26n.yaml", help="a YAML or .pt file")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--size", type=int, default=96, help="of an image; a multiple of 32")
-    parser.add_argument("--images", type=int, default=256, help="that are trained on")
+    parser.add_argument("--size", type=int, default=96, help="size of an image; a multiple of 32")
+    parser.add_argument("--images", type=int, default=256, help="number of training images")
     parser.add_argument("--folder", type=Path, default=Path("yolo26_runs"))
     parser.add_argument("--resume", type=Path, help="a last.pt of an interrupted training")
     arguments = parser.parse_args()
@@ -145,7 +145,7 @@ def main() -> None:
         epochs=arguments.epochs,
         imgsz=arguments.size,
         batch=16,
-        nbs=16,  # a step for each batch, since there are few
+        nbs=16,  # a step for each batch, since batches are few
         project=arguments.folder.resolve(),
         name="train",
         nms=False,  # validates the one-to-one head, which needs no suppression
@@ -157,7 +157,7 @@ def main() -> None:
         saved = YOLO(model.trainer.wdir / f"{name}.pt").model
         zeros = sparsity(saved)
         fused = sparsity(copy.deepcopy(saved).fuse(verbose=False))
-        print(f"sparsity of {name}.pt {zeros:.4f}, with batch normalisation folded in {fused:.4f}")
+        print(f"sparsity of {name}.pt {zeros:.4f}, with batch normalization folded in {fused:.4f}")
     print(f"mAP50 of best.pt {model.trainer.metrics['metrics/mAP50(B)']:.4f}")
 
 

@@ -81,7 +81,7 @@ def test_the_trainer_of_ultralytics_saves_zeros(tmp_path):
     printed = run(tmp_path, "examples.yolo26_ultralytics", *options)
     assert "sparsity of the masks 0.9000" in printed
     for name in ("best", "last"):
-        assert f"sparsity of {name}.pt 0.9000, with batch normalisation folded in 0.9" in printed
+        assert f"sparsity of {name}.pt 0.9000, with batch normalization folded in 0.9" in printed
 
 
 @needs_ultralytics
