@@ -145,7 +145,7 @@ def no_onnx(monkeypatch):
 
 @pytest.fixture
 def called(make_model):
-    """Return a model whose forward is called, with a normalisation and dropout."""
+    """Return a model whose forward is called, with a normalization and dropout."""
     model = make_model()
     model.net.append(nn.BatchNorm1d(4)).append(nn.Dropout(0.5))
 

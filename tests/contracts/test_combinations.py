@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 
 from lightning_prune import (
     Allocation,
@@ -13,8 +12,6 @@ from lightning_prune import (
     NMPattern,
     Pattern,
     Pruner,
-    PruningCallback,
-    Recipe,
     Schedule,
     UniformAllocation,
 )
@@ -90,19 +87,3 @@ def test_every_combination_lands_exactly_and_holds_its_zeros(
     if pattern is NMPattern and allocation is UniformAllocation:
         groups = pruner.masks["0.weight"].movedim(1, -1).reshape(-1, 4)
         assert (groups.sum(1) <= 2).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [(name, kind) for name, base in QUESTIONS.items() for kind in answers_under_contract(base)],
-)
-def test_an_answer_that_is_written_as_yaml_is_read_as_the_same(name, kind):
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PruningCallback, "callback")
-    path = f"{kind.__module__}.{kind.__qualname__}"
-    path = f"lightning_prune.{kind.__name__}" if path.startswith("lightning_prune.") else path
-    given = {"sparsity": 0.8, name: {"class_path": path}}
-    config = parser.parse_object({"callback": given})
-    recipe = parser.instantiate_classes(config).callback.recipe
-    assert recipe == Recipe(**{"sparsity": 0.8, name: kind()})
-    assert f"class_path: {path}\n" in recipe.to_yaml()
