@@ -1,5 +1,6 @@
 """Scores of one update: each tensor is scored once, and the scores are held or read in place."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
@@ -80,11 +81,11 @@ class TensorScores:
         return values if self._transform is None else self._transform(values)
 
     def _count_bad(self) -> Tensor:
-        """Count scores that are NaN or infinite; they are looked for only if there are any."""
+        """Count scores that are NaN or infinite; a finite sum shows that there are none."""
         bad = torch.tensor(0)
         for rows in self.slices() if self._transform else [slice(None)]:
             scores = self._score(self._values[rows])
-            if scores.numel() and not torch.stack(scores.aminmax()).isfinite().all():
+            if not math.isfinite(scores.sum().item()):
                 bad += scores.numel() - torch.isfinite(scores).sum().cpu()
         return bad
 

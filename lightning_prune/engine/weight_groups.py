@@ -80,13 +80,12 @@ class WeightGroup(TensorGroup):
         if isinstance(choice, Tensor):
             member.prune_to(member.output_first(choice))
             return
-        before = member.kept
-        mask = member.mask.transpose(0, member.output_axis)
+        mask, counts = member.mask.transpose(0, member.output_axis), []
         for rows, kept in self._cut_pieces(choice):
             piece = mask[rows]
             piece.intersect(kept.view(piece.shape))
-        member.count_kept()
-        member.changes += before - member.kept
+            counts.append(piece.count())  # while the piece is in the cache
+        member.note_pruned(torch.stack(counts).sum())
 
     def _cut_whole(self, cut: Cut) -> Tensor:
         """Return the bool mask of the local weights, output axis first."""

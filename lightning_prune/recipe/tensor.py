@@ -76,9 +76,12 @@ class PrunedTensor:
 
     def prune_to(self, mask: Tensor) -> None:
         """Prune the weights that are False in a bool mask, which may broadcast."""
-        before = self.kept
         self.mask.intersect(mask)
-        self.count_kept()
+        self.note_pruned(self.mask.count())
+
+    def note_pruned(self, kept: Tensor) -> None:
+        """Note the number of local weights that are kept after a change of the mask."""
+        before, self.kept = self.kept, int(sum_shards(kept, self.shard))
         self.changes += before - self.kept
 
     def regrow_to(self, mask: Tensor) -> None:

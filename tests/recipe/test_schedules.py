@@ -105,7 +105,7 @@ def test_a_share_removes_as_much_of_what_is_left_in_each_round(rounds):
         (lambda: OneShotSchedule(end=1.1), "need end <= 1"),
         (lambda: MultiStepSchedule(milestones=()), "need rising milestones"),
         (lambda: MultiStepSchedule(milestones=(0.5, 0.5)), "need rising milestones"),
-        (lambda: MultiStepSchedule(fractions=(0.5, 1)), "one fraction in"),
+        (lambda: MultiStepSchedule(fractions=(0.5, 1)), "a fraction in"),
         (lambda: MultiStepSchedule(fractions=(0.5, 0.4, 1)), "never falling"),
         (lambda: MultiStepSchedule(share=1.0), "need 0 < share < 1, got share=1.0"),
         (lambda: MultiStepSchedule(share=0.2, fractions=(0, 0, 1)), "either fractions or a share"),
