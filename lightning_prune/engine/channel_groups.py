@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False)
 class ChannelGroup(BoundedGroup):
-    """The output channels of a layer, with all that goes with them; an atom is a channel.
+    """The output channels of a layer, in all tensors where they lie; an atom is a channel.
 
     A tensor can be in several groups, with its rows in one group and its columns in another. It
     keeps the weights that all of them keep.

@@ -44,7 +44,7 @@ class DuePoints:
         return list(self._steps)
 
     def follow(self, optimizers: int) -> None:
-        """Go on with other optimizers, or more of them: due points are looked up again."""
+        """Continue with other or more optimizers: due points are looked up again."""
         self._steps += [0] * (optimizers - len(self._steps))
         self.in_step, self._served = set(), {}
 

@@ -81,12 +81,12 @@ class Group(ABC):
     @property
     @abstractmethod
     def kept(self) -> int:
-        """Number of these that are not pruned."""
+        """Number of weights, or channels, that are not pruned."""
 
     @property
     @abstractmethod
     def changed(self) -> float:
-        """Fraction of these that has changed since `forget_changes`."""
+        """Fraction of the weights, or channels, that has changed since `forget_changes`."""
 
     @abstractmethod
     def forget_changes(self) -> None:
@@ -120,7 +120,7 @@ class Group(ABC):
 
     @abstractmethod
     def rank(self, scores: Scores) -> Tensor:
-        """Return one score a local atom: the mean over its weights, at least single precision."""
+        """Return a score for each local atom: the mean of the scores of its weights."""
 
     @abstractmethod
     def atoms(self, scores: Scores | None, target: float) -> Atoms:
@@ -165,7 +165,7 @@ class Group(ABC):
     def choose_exchange(
         self, alive: Tensor, exchanged: int, *, drop: Scores, grow: Scores
     ) -> Tensor:
-        """Choose the mask after some of the kept atoms are dropped and as many others grow.
+        """Choose the mask after a number of kept atoms is dropped and as many others grow.
 
         Args:
             alive: Which local atoms are kept before.
@@ -269,7 +269,7 @@ class TensorGroup(Group):
         self.members[0].changes = 0
 
     def rank(self, scores: Scores) -> Tensor:
-        """Return one score a local atom: the mean over its weights."""
+        """Return a score for each local atom: the mean over its weights."""
         return self.pattern.to_atoms(scores[self.name].whole)
 
     def alive(self) -> Tensor:

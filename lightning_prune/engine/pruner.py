@@ -95,7 +95,7 @@ class Pruner:
         self._training = Training(recipe)
         self._pending: dict[str, Any] | None = None  # the state that the next attach() restores
 
-    # -- what there is to see ----------------------------------------------------------------------
+    # -- properties --------------------------------------------------------------------------------
 
     @property
     def recipe(self) -> Recipe:
@@ -144,7 +144,7 @@ class Pruner:
 
     @property
     def parameter_sparsity(self) -> float:
-        """Fraction of the entries of all the model's parameters that is pruned."""
+        """Fraction of the weights of all parameters of the model that is pruned."""
         return self._training.enrolment.parameter_sparsity
 
     @property
@@ -220,7 +220,7 @@ class Pruner:
         self._training, self._pending = training, None
 
     def follow(self, optimizers: Sequence[Optimizer]) -> None:
-        """Go on with optimizers that were replaced or added; each place keeps its count.
+        """Continue with replaced or added optimizers; each place keeps the count of steps.
 
         Args:
             optimizers: All optimizers that train the model from now on.
@@ -250,7 +250,7 @@ class Pruner:
             tensor.forget_seen()
 
     def update(self, optimizer: Optimizer) -> bool:
-        """Bring the masks to what is due now, if that has not been done; `before_step` calls it.
+        """Update the masks if an update is due; `before_step` calls this method.
 
         Args:
             optimizer: The owner of the tensors.
@@ -261,7 +261,7 @@ class Pruner:
         return self._training.update(optimizer)
 
     def mask(self, optimizer: Optimizer) -> None:
-        """Zero pruned weights and the optimizer's statistics of them, if both were written into.
+        """Zero pruned weights, and their statistics in the optimizer.
 
         Args:
             optimizer: The owner of the tensors.

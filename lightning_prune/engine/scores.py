@@ -57,7 +57,7 @@ class TensorScores:
 
     @classmethod
     def of(cls, tensor: PrunedTensor, criterion: Criterion) -> "TensorScores":
-        """Score a tensor: read the source of the scores, or else compute them."""
+        """Score a tensor: read the source of the scores if there is one, or compute them."""
         origin = f"{type(criterion).__name__}.score"
         source = criterion.source(tensor, tensor.state)
         if source is None:
@@ -74,7 +74,7 @@ class TensorScores:
         return slice_pieces(self._values)
 
     def read(self, rows: slice, stride: int = 1) -> Tensor:
-        """Return the scores of some rows, flat; given a stride, those at that distance."""
+        """Return the scores of a slice of rows, flat; a stride takes every n-th score."""
         return self._score(flatten_wide(self._values[rows])[::stride])
 
     def _score(self, values: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class TensorScores:
 
 
 class ScoreBook:
-    """The scores of one update, each computed when it is first read, and once.
+    """The scores of one update. The first reading of a tensor computes them, once.
 
     Args:
         readings: The names of the tensors, as often as each will be released.
@@ -110,7 +110,7 @@ class ScoreBook:
         }
 
     def release(self, tensors: Iterable[PrunedTensor]) -> None:
-        """Let the scores of tensors go that nothing else of the update will read."""
+        """Free the scores of tensors that the rest of the update does not read."""
         for tensor in tensors:
             self._left[tensor.name] -= 1
             if self._left[tensor.name] <= 0:

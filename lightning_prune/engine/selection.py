@@ -107,7 +107,7 @@ def _answers_on_tensors(recipe: Recipe) -> list[Allocation | Criterion | Pattern
 
 
 def _refuse_shards(name: str, answers: Sequence[Allocation | Criterion | Pattern]) -> None:
-    """Raise ValueError, naming the sharded tensor, if an answer needs whole ones."""
+    """Raise ValueError, naming the sharded tensor, if an answer needs whole tensors."""
     for answer in answers:
         if not answer.works_on_shards:
             raise ValueError(

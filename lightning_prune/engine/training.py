@@ -106,7 +106,7 @@ class Training:
             raise
 
     def follow(self, optimizers: Sequence[Optimizer]) -> None:
-        """Go on with optimizers that were replaced or added; each place keeps its count."""
+        """Continue with replaced or added optimizers; each place keeps the count of steps."""
         optimizers = list(optimizers)
         if optimizers == self._optimizers:
             return
@@ -133,7 +133,7 @@ class Training:
         self._keepers[index].before_step()
 
     def update(self, optimizer: Optimizer) -> bool:
-        """Bring the masks to what is due; return whether a due point was passed."""
+        """Update the masks if an update is due; return whether a due point was passed."""
         index, points = self.index(optimizer), self.due_points
         if points.is_over(index):
             return False
@@ -173,7 +173,7 @@ class Training:
         return (tensor for tensor in self.tensors if tensor.optimizer == index)
 
     def index(self, optimizer: Optimizer) -> int:
-        """Return the place of an optimizer among those given.
+        """Return the place of an optimizer in the list of optimizers.
 
         Raises:
             ValueError: If it is another one.
@@ -213,7 +213,7 @@ class Training:
         return self.restored is None or tensor.name not in self.restored["masks"]
 
     def _restore(self, tensor: PrunedTensor, *, steps: Sequence[int]) -> None:
-        """Give a new tensor the count of its owner, and its restored mask and state."""
+        """Give a new tensor the step count of the owner, and the restored mask and state."""
         tensor.step = steps[tensor.optimizer]
         if self.restored is not None:
             restore_tensor(tensor, self.restored)
@@ -233,7 +233,7 @@ class Training:
             raise
 
     def _commit(self, enrolment: Enrolment) -> None:
-        """Go on with other tensors: mask the new ones, and leave alone those that are gone."""
+        """Continue with other tensors: mask new tensors, and free the tensors that are gone."""
         before, after = set(self.tensors), set(enrolment.selection.tensors)
         self.enrolment = enrolment
         for tensor in before - after:
@@ -258,8 +258,10 @@ class Training:
             raise
 
     def _note_update(self, index: int, changed: dict[str, float], *, is_new: bool) -> None:
-        """Note the changes of an update, and let go of what no later update needs."""
-        updated = is_new or any(changed.values())  # else this is a resume, and gathering goes on
+        """Note the changes of an update, and drop states that no later update needs."""
+        updated = is_new or any(
+            changed.values()
+        )  # otherwise a resume has repeated an update, and gathering continues
         if updated:
             self.updates += 1
             self.changed = changed
@@ -303,7 +305,7 @@ class Training:
         self._hooks, self._keepers = [], []
 
     def _renew_keepers(self) -> None:
-        """Look again which optimizer trains what; another than the owner may hold a parameter."""
+        """Find out again which optimizer trains which tensor; several can hold a parameter."""
         for keeper in self._keepers:
             keeper.remove()
         self._keepers = [
@@ -319,14 +321,14 @@ class Training:
         return 0.0 if point is None else self.recipe.schedule(point)
 
     def mean_target(self, shares: Callable[[int], float]) -> float:
-        """Return the sparsity of all groups at a share of the final one for each optimizer."""
+        """Return the sparsity of all groups; each optimizer has its share of the final one."""
         groups = self.enrolment.selection.groups
         size = sum(group.size for group in groups)
         due = sum(group.sparsity * shares(group.optimizer) * group.size for group in groups)
         return due / size if size else 0.0
 
     def warn_of_early_end(self, stacklevel: int) -> None:
-        """Warn if nothing was pruned, or the schedule did not come to its end."""
+        """Warn if nothing was pruned, or if training stopped before the end of the schedule."""
         selection, schedule = self.enrolment.selection, self.recipe.schedule
         if selection.may_grow and not self.tensors:
             reasons = ", ".join(f"'{name}' ({why})" for name, why in selection.dense.items())

@@ -17,7 +17,7 @@ from lightning_prune.recipe.tensor import PrunedTensor
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """What is due in one update.
+    """The pruning and the regrowth that are due in an update.
 
     Args:
         pruned: Share of the final sparsity that is due; None if no pruning is.
@@ -31,16 +31,16 @@ class Due:
 
 
 def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, due: Due) -> None:
-    """Bring the masks of an optimizer's tensors to what is due.
+    """Prune and regrow the tensors of an optimizer, as far as that is due.
 
-    Every answer of the user is asked before the first mask changes. So if one raises, all is left
-    as it was.
+    All answers of the user are asked before the first mask changes. So an answer that raises
+    changes nothing.
 
     Args:
         recipe: The answers.
         pools: The pools of this optimizer.
         optimizer: Its statistics of newly pruned or regrown weights are zeroed.
-        due: What is due.
+        due: The pruning and the regrowth that are due.
     """
     book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
     choices: list[tuple[Group, Tensor | Cut]] = []
@@ -103,7 +103,7 @@ def _first_criterion(recipe: Recipe, pool: Pool) -> Criterion:
 
 
 def _clear(tensors: Sequence[PrunedTensor], optimizer: Optimizer) -> None:
-    """Zero the weights that have just been pruned, and the statistics of all that has changed."""
+    """Zero newly pruned weights, and the statistics of all changed weights."""
     changed = [tensor for tensor in dict.fromkeys(tensors) if tensor.changes]
     for tensor in changed:
         tensor.mask.apply(tensor.weights)

@@ -1,4 +1,4 @@
-"""Single weights that live or die alone, ranked in pieces, also where a shard of them is local."""
+"""Groups of single weights, ranked in pieces, also if only a shard of the tensor is local."""
 
 import math
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ class WeightGroup(TensorGroup):
 
     @property
     def total(self) -> int:
-        """Number of weights, those of other processes included."""
+        """Number of weights, also of other processes."""
         return self.members[0].total
 
     @property
     def atoms_kept(self) -> int:
-        """Number of weights that are not pruned, those of other processes included."""
+        """Number of weights that are not pruned, also of other processes."""
         return self.members[0].kept
 
     def is_satisfied(self, due: int) -> bool:
@@ -46,7 +46,7 @@ class WeightGroup(TensorGroup):
         return due
 
     def atoms(self, scores: Scores | None, target: float) -> Atoms:
-        """Return the weights with their bounds: one stays, and pruned weights do not return.
+        """Return the weights with their bounds: at least one stays, and pruned weights stay pruned.
 
         Args:
             scores: The scores of the tensor; None for a plan that needs none.
