@@ -111,11 +111,12 @@ class ChannelGroup(BoundedGroup):
                 weights += self._gather(ones, place).sum(1)
         return sums / weights
 
-    def keep(self, choice: Tensor | Cut) -> None:
+    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
         """Prune the channels that a bool mask leaves out, and count those that stay."""
-        super().keep(choice)
+        counts = super().intersect(choice)
         before, self._kept = self._kept, int(self.alive().sum())
         self._changes += before - self._kept
+        return counts
 
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with a mask that spreads over it; indices of no channel are kept."""

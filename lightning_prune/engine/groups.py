@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_prune.engine.scores import TensorScores
 from lightning_prune.recipe.atoms import Atoms, TensorAtoms
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
 from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
 from lightning_prune.tensors.shards import Shard, sum_shards
 
@@ -145,8 +145,16 @@ class Group(ABC):
         """Return which local atoms are alive once a choice is carried out."""
 
     @abstractmethod
+    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+        """Prune the atoms that a choice, or a bool mask of local atoms, leaves out.
+
+        Returns:
+            The number of kept local weights of each member, which `note_pruned` has to note.
+        """
+
     def keep(self, choice: Tensor | Cut) -> None:
-        """Prune the atoms that a choice, or a bool mask of local atoms, leaves out."""
+        """Prune the atoms that a choice leaves out, and note the numbers of kept weights."""
+        note_pruned(self.intersect(choice))
 
     @abstractmethod
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
@@ -229,11 +237,12 @@ class BoundedGroup(Group):
         assert isinstance(choice, Tensor)
         return choice & self.alive()
 
-    def keep(self, choice: Tensor | Cut) -> None:
+    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
         """Prune the atoms that a bool mask leaves out, wherever they lie."""
         assert isinstance(choice, Tensor)
         for member, weights in self.spread(choice):
-            member.prune_to(weights)
+            member.mask.intersect(weights)
+        return {member: member.mask.count() for member in self.members}
 
 
 class TensorGroup(Group):

@@ -12,7 +12,7 @@ from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.scores import ScoreBook
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.recipe import Recipe
-from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,10 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
     for pool in pools:
         for group in pool.groups:
             group.forget_changes()
+    counts: dict[PrunedTensor, Tensor] = {}
     for group, choice in choices:
-        group.keep(choice)
+        counts |= group.intersect(choice)
+    note_pruned(counts)
     for group, mask in exchanges:
         group.regrow(mask)
     _clear([tensor for pool in pools for tensor in pool.tensors], optimizer)

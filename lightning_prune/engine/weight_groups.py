@@ -74,18 +74,18 @@ class WeightGroup(TensorGroup):
         kept = self._cut_whole(choice) if isinstance(choice, Cut) else choice
         return kept & self.alive()
 
-    def keep(self, choice: Tensor | Cut) -> None:
+    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
         """Prune the weights that a choice, or a bool mask, leaves out."""
         member = self.members[0]
         if isinstance(choice, Tensor):
-            member.prune_to(member.output_first(choice))
-            return
+            member.mask.intersect(member.output_first(choice))
+            return {member: member.mask.count()}
         mask, counts = member.mask.transpose(0, member.output_axis), []
         for rows, kept in self._cut_pieces(choice):
             piece = mask[rows]
             piece.intersect(kept.view(piece.shape))
             counts.append(piece.count())  # while the piece is in the cache
-        member.note_pruned(torch.stack(counts).sum())
+        return {member: torch.stack(counts).sum()}
 
     def _cut_whole(self, cut: Cut) -> Tensor:
         """Return the bool mask of the local weights, output axis first."""

@@ -1,6 +1,6 @@
 """A parameter under pruning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.tensors.masks import Mask
-from lightning_prune.tensors.shards import Shard, local_part, sum_shards
+from lightning_prune.tensors.shards import Shard, local_part, sum_by_tensor, sum_shards
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,12 +77,7 @@ class PrunedTensor:
     def prune_to(self, mask: Tensor) -> None:
         """Prune the weights that are False in a bool mask, which may broadcast."""
         self.mask.intersect(mask)
-        self.note_pruned(self.mask.count())
-
-    def note_pruned(self, kept: Tensor) -> None:
-        """Note the number of local weights that are kept after a change of the mask."""
-        before, self.kept = self.kept, int(sum_shards(kept, self.shard))
-        self.changes += before - self.kept
+        note_pruned({self: self.mask.count()})
 
     def regrow_to(self, mask: Tensor) -> None:
         """Adopt a bool mask; pruned weights that the new mask keeps grow from 0."""
@@ -133,3 +128,17 @@ class PrunedTensor:
     def output_first(self, tensor: Tensor) -> Tensor:
         """Return a view with the output axis first; a second call restores the order."""
         return tensor.transpose(0, self.output_axis)
+
+
+def note_pruned(counts: Mapping[PrunedTensor, Tensor]) -> None:
+    """Note how many weights tensors keep after pruning; processes exchange one message a layout.
+
+    Args:
+        counts: The number of kept local weights of each tensor.
+    """
+    if not counts:
+        return
+    numbers = sum_by_tensor([(count.cpu(), each.shard) for each, count in counts.items()])
+    for tensor, number in zip(counts, numbers.tolist(), strict=True):
+        tensor.changes += tensor.kept - number
+        tensor.kept = number
