@@ -1,7 +1,6 @@
 """Prune any LightningModule gradually while it trains."""
 
 import sys
-from typing import Any
 
 import lazy_loader
 
@@ -19,7 +18,7 @@ _FORMER_ROOMS = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first read: importing all would import torch and Lightning.
 
     Raises:
@@ -46,7 +45,7 @@ class _FormerRooms:
     """Tells whoever imports a module of 0.1.0 from where its public names come now."""
 
     @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
         """Raise ModuleNotFoundError for such a module; find nothing else."""
         package, _, room = name.partition(".")
         if package == __name__ and room in _FORMER_ROOMS:
