@@ -244,7 +244,11 @@ class Training:
     # -- steps -------------------------------------------------------------------------------------
 
     def _observe(self, optimizer: Optimizer) -> None:
-        """Let the criterion observe, and update the masks; all is as before if either raises."""
+        """Let the criterion observe, and update the masks; all is as before if either raises.
+
+        Replicas choose the same masks: DDP has already averaged their gradients, and the sums that
+        hooks have gathered are added up here.
+        """
         tensors = [tensor for tensor in self.owned(self.index(optimizer)) if tensor.is_scored]
         sum_replicas(value for tensor in tensors for value in tensor.seen.values())
         before = {tensor: tensor.state for tensor in tensors}
