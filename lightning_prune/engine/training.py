@@ -263,9 +263,8 @@ class Training:
 
     def _note_update(self, index: int, changed: dict[str, float], *, is_new: bool) -> None:
         """Note the changes of an update, and drop states that no later update needs."""
-        updated = is_new or any(
-            changed.values()
-        )  # otherwise a resume has repeated an update, and gathering continues
+        # Otherwise a resume has repeated an update, and gathering continues.
+        updated = is_new or any(changed.values())
         if updated:
             self.updates += 1
             self.changed = changed
