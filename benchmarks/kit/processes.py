@@ -104,7 +104,11 @@ def _serve(end: Any, rank: int, size: int, port: int) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        GROUP_RANK="0",
         WORLD_SIZE=str(size),
+        LOCAL_WORLD_SIZE=str(size),
+        TORCHELASTIC_RUN_ID="none",  # tells Lightning that the processes are started already
     )
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
