@@ -31,12 +31,12 @@ from benchmarks.lottery_ticket import (
 from benchmarks.parts.memory.masks import Masks
 from benchmarks.parts.memory.steps import Steps
 from benchmarks.parts.memory.training import Training
-from benchmarks.parts.memory.updates import Update
+from benchmarks.parts.memory.updates import SquareCriterion, Update
 from benchmarks.parts.mnist.recipes import RANDOM
 from benchmarks.parts.mnist.results import set_bars as set_recipe_bars
 from benchmarks.parts.shards import cases, simulation
 from benchmarks.parts.shards.traffic import Traffic, Updates
-from lightning_prune import GlobalAllocation
+from lightning_prune import GlobalAllocation, MagnitudeCriterion, UniformAllocation
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 FILES = sorted(FOLDER.rglob("*.py"))
@@ -162,15 +162,32 @@ def test_a_step_may_only_take_the_masks_more(peak, large, missed):
 
 @pytest.mark.parametrize(("numpy", "missed"), [(2**21, []), (2**21 + 1, ["more MiB at the peak"])])
 def test_an_update_may_take_a_copy_and_the_counts(numpy, missed):
-    update = Update(
-        allocation=GlobalAllocation(),
+    update = make_update(MagnitudeCriterion(), torch=400, numpy=numpy)
+    assert find_missed(update.set_bars()) == missed
+
+
+@pytest.mark.parametrize(("more", "missed"), [(0, []), (1, ["more MiB at the peak"])])
+@pytest.mark.parametrize(
+    ("allocation", "scores"), [(UniformAllocation(), 100), (GlobalAllocation(), 250)]
+)
+def test_an_update_may_hold_the_scores_of_a_pool_and_a_byte_a_weight(
+    allocation, scores, more, missed
+):
+    most = 4 * scores + 250 + 400 + 2**21
+    update = make_update(SquareCriterion(), allocation, torch=most + more, numpy=0)
+    assert find_missed(update.set_bars()) == missed
+
+
+def make_update(criterion, allocation=None, **measured):
+    return Update(
+        allocation=allocation or GlobalAllocation(),
+        criterion=criterion,
         dtype=torch.bfloat16,
         largest=100,
-        torch=400,
-        numpy=numpy,
+        weights=250,
         process=10**9,
+        **measured,
     )
-    assert find_missed(update.set_bars()) == missed
 
 
 @pytest.mark.parametrize(
@@ -364,8 +381,9 @@ def test_the_benchmark_of_memory_prints_its_tables():
         "| bfloat16 | cpu | ",
         "| plain loop | AdamW | float32 | ",
         "| Trainer | SGD, fused | float32 | ",
-        "| UniformAllocation | float32 | ",
-        "| GlobalAllocation | bfloat16 | ",
+        "| UniformAllocation | read in place | float32 | ",
+        "| GlobalAllocation | read in place | bfloat16 | ",
+        "| GlobalAllocation | held | float32 | ",
     )
     assert_printed(rows, run.stdout, run.returncode)
 
