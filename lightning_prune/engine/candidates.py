@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_prune.engine.groups import Group
+from lightning_prune.models.names import list_names
 from lightning_prune.models.prunable import Found, find_parameters, output_axis, why_unusual
 from lightning_prune.recipe.targets import format_target
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -174,17 +175,15 @@ def _check_match(
     if not matched:
         raise ValueError(
             f"need a glob that matches a parameter or module, got {given}; prunable by default are "
-            f"{_list_names(usual)}"
+            f"{_quote_names(usual)}"
         )
     parameters = [found[name][0] for name in matched]
     if not any(is_lazy(each) or each.is_floating_point() for each in parameters):
         raise ValueError(
-            f"need floating-point parameters, got {given} for {_list_names(matched)} of "
+            f"need floating-point parameters, got {given} for {_quote_names(matched)} of "
             f"{parameters[0].dtype}"
         )
 
 
-def _list_names(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_LISTED_NAMES])
-    rest = len(names) - _LISTED_NAMES
-    return f"{shown} and {rest} more" if rest > 0 else shown or "none"
+def _quote_names(names: Sequence[str]) -> str:
+    return list_names([f"'{name}'" for name in names], _LISTED_NAMES) or "none"

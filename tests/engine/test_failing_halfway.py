@@ -326,3 +326,23 @@ def test_a_criterion_that_cannot_watch_leaves_no_hook():
     with pytest.raises(PlannedError):
         pruner.attach(model, optimizer)
     assert not hooks(model, optimizer)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_state_is_restored_once_and_not_at_all_if_it_is_forgotten(forgotten):
+    model, optimizer = model_and_optimizer()
+    first = make("weights", Fuse())
+    first.attach(model, optimizer)
+    train(model, optimizer, first, steps=3)
+    second = make("weights", Fuse())
+    second.load_state_dict(first.state_dict())
+    if forgotten:
+        second.forget_state()
+    else:
+        second.attach(*model_and_optimizer())
+        assert second.sparsity == first.sparsity > 0
+        second.detach(completed=False)
+    second.attach(*model_and_optimizer())
+    assert (second.sparsity, second.steps) == (0, [0])
+    second.detach(completed=False)
+    first.detach(completed=False)
