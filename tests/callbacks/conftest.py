@@ -108,7 +108,7 @@ SCORES = [0.99, 0.98, 0.97, 0.5, 0.7, 0.6, 0.4, 0.3]
 def fit_six_epochs(
     make_model: Callable[..., Classifier], make_trainer: Callable[..., Trainer], loader: DataLoader
 ) -> Callable[..., Trainer]:
-    """Train six epochs, of which the first three are not at the final sparsity."""
+    """Train six epochs; only the last three are at the final sparsity."""
     scores = LambdaCallback(
         on_validation_epoch_end=lambda trainer, module: module.log(
             "score", SCORES[trainer.current_epoch]

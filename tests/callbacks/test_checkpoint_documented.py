@@ -110,7 +110,7 @@ def test_the_snippets_of_the_page_do_what_it_says(loader, tmp_path, monkeypatch)
     for block in blocks():
         exec(block, names)
     assert zeros(names["best"].best_model_path) == round(0.9 * (16 * 32 + 32 * 4))
-    # Pruning ends in epoch 15, the score of which three others do not better.
+    # Pruning ends in epoch 15. Three later epochs do not better its score.
     assert names["stopping"].stopped_epoch == 13
 
 
