@@ -81,10 +81,11 @@ class TensorScores:
         return values if self._transform is None else self._transform(values)
 
     def _count_bad(self) -> Tensor:
-        """Count scores that are NaN or infinite; a finite sum shows that there are none."""
+        """Count the scores that are NaN or infinite."""
         bad = torch.tensor(0)
         for rows in self.slices() if self._transform else [slice(None)]:
             scores = self._score(self._values[rows])
+            # If the sum is finite, every score is: the full count is rarely needed.
             if not math.isfinite(scores.sum().item()):
                 bad += scores.numel() - torch.isfinite(scores).sum().cpu()
         return bad

@@ -217,7 +217,7 @@ class Harmful:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"a text, of which there are many in a folder", "it is not a safetensors file"),
+        (b"a plain text file that someone named by mistake", "it is not a safetensors file"),
         (pickle.dumps(Harmful()) * 9, "it is not a safetensors file"),
         (safetensors.torch.save({"a": torch.ones(2)}), "it is not from save_sparse"),
         (struct.pack("<Q", 2**60) + b"{}", "it is cut off or damaged"),
