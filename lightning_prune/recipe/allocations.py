@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.tensors import ranking
@@ -35,6 +36,10 @@ class Allocation(ABC):
     needs_unsigned_scores: ClassVar[bool] = False
     needs_single_tensors: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raise TypeError if a field has the wrong type; a subclass calls this method first."""
+        check_fields(self)
 
     @abstractmethod
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
@@ -165,6 +170,7 @@ class ERKAllocation(Allocation):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.scale >= 0 and math.isfinite(self.scale)):
             raise ValueError(f"need a finite scale >= 0, got scale={self.scale}")
 

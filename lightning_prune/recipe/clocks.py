@@ -17,10 +17,14 @@ def make_clock(schedule: Schedule, steps: int | None, steps_per_epoch: int | Non
         steps_per_epoch: Optimizer steps in an epoch; None if unknown.
 
     Raises:
-        ValueError: If the unit needs a number that is missing, or the plan ends before ``end``.
+        ValueError: If the unit needs a number that is missing, a number is less than 1, or the plan
+            ends before ``end``.
     """
+    for argument, number in (("steps", steps), ("steps_per_epoch", steps_per_epoch)):
+        if number is not None and number < 1:
+            raise ValueError(f"need {argument} >= 1, got {argument}={number}")
     per_unit = {"step": 1, "epoch": steps_per_epoch, "fraction": steps}[schedule.unit]
-    if not per_unit:
+    if per_unit is None:
         argument = {"epoch": "steps_per_epoch", "fraction": "steps"}[schedule.unit]
         raise ValueError(
             f"need {argument} with unit='{schedule.unit}', got {argument}={per_unit}; pass it, or "

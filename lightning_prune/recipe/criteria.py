@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, make_empty_sums
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -41,6 +42,10 @@ class Criterion(ABC):
     resets_at_update: ClassVar[bool] = False
     reads_weights_only: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raise TypeError if a field has the wrong type; a subclass calls this method first."""
+        check_fields(self)
 
     @property
     def gathers(self) -> bool:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.allocations import Allocation, ERKAllocation, UniformAllocation
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.tensors.ranking import choose_best, choose_best_of_rows
@@ -26,6 +27,10 @@ class Pattern(ABC):
     """
 
     couples_tensors: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raise TypeError if a field has the wrong type; a subclass calls this method first."""
+        check_fields(self)
 
     @property
     def ranks_freely(self) -> bool:
@@ -166,6 +171,7 @@ class NMPattern(Pattern):
     m: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.n < self.m:
             raise ValueError(f"need 1 <= n < m, got n={self.n}, m={self.m}")
 
@@ -236,6 +242,7 @@ class BlockPattern(Pattern):
     shape: tuple[int, int] = (4, 1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.shape) < 1:
             raise ValueError(f"need both sides of a block >= 1, got shape={self.shape}")
 
@@ -306,12 +313,9 @@ class ChannelPattern(Pattern):
     scope: Literal["inner", "all"] = "inner"
 
     def __post_init__(self) -> None:
-        if isinstance(self.round_to, bool) or self.round_to != int(self.round_to):
-            raise ValueError(f"need a whole number round_to, got round_to={self.round_to}")
+        super().__post_init__()
         if self.round_to < 1:
             raise ValueError(f"need round_to >= 1, got round_to={self.round_to}")
-        if self.scope not in ("inner", "all"):
-            raise ValueError(f"need scope 'inner' or 'all', got scope={self.scope!r}")
 
     @property
     def prunes_residual_streams(self) -> bool:
@@ -323,8 +327,7 @@ class ChannelPattern(Pattern):
         unit = self.round_to // math.gcd(self.round_to, width)
         allowed: list[int] = [*range(unit, total, unit), total]
         # Only neighbors tie, and exactly one of two neighbors is an even multiple.
-        nearest = min(range(len(allowed)), key=lambda i: (abs(allowed[i] - due), (i + 1) % 2))
-        return allowed[nearest]
+        return min(enumerate(allowed, 1), key=lambda each: (abs(each[1] - due), each[0] % 2))[1]
 
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the channels that keeps exactly ``keep``."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
@@ -14,16 +15,6 @@ from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
 from lightning_prune.recipe.targets import SparsityTargets, check_targets
-
-_KINDS: Mapping[str, type] = {
-    "schedule": Schedule,
-    "allocation": Allocation,
-    "criterion": Criterion,
-    "pattern": Pattern,
-    "regrow": Regrow,
-    "rewind": Rewind,
-}
-_MAY_BE_NONE = ("allocation", "regrow", "rewind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +54,17 @@ class Recipe:
     rewind: Rewind | None = None
 
     def __post_init__(self) -> None:
-        self._check_kinds()
-        if isinstance(self.sparsity, Mapping):
-            object.__setattr__(self, "sparsity", dict(self.sparsity))  # no caller changes it
+        check_fields(self)  # and copy the sparsity, so that no caller changes it
         for target in self.targets.values():
             if target is not None:
                 self.pattern.check_sparsity(target)
         self._refuse_clashes()
 
     @classmethod
-    def of(cls, **answers: Any) -> "Recipe":
-        """Return the recipe of the answers; None stands for the default."""
-        return cls(**{name: answer for name, answer in answers.items() if answer is not None})
+    def of(cls, *, sparsity: SparsityTargets, keep_zeros: bool, **answers: Any) -> "Recipe":
+        """Return the recipe of the answers; None as another answer stands for the default."""
+        given = {name: answer for name, answer in answers.items() if answer is not None}
+        return cls(sparsity=sparsity, keep_zeros=keep_zeros, **given)
 
     @property
     def targets(self) -> dict[str, float | None]:
@@ -105,13 +95,6 @@ class Recipe:
         """
         answers = {field.name: _describe(getattr(self, field.name)) for field in fields(self)}
         return yaml.safe_dump(answers, sort_keys=False)
-
-    def _check_kinds(self) -> None:
-        """Raise TypeError if an answer has the wrong type, for example a string."""
-        for name, kind in _KINDS.items():
-            answer = getattr(self, name)
-            if not isinstance(answer, kind) and not (answer is None and name in _MAY_BE_NONE):
-                raise TypeError(f"need a {kind.__name__} as {name}, got {name}={answer!r}")
 
     def _refuse_clashes(self) -> None:
         """Raise ValueError, with both names, if two answers cannot work together."""

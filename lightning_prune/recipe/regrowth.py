@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.criteria import Criterion, GradientCriterion, RandomCriterion
 from lightning_prune.recipe.schedules import CosineSchedule, Schedule
 
@@ -50,6 +51,7 @@ class Regrow:
     first: Criterion | None = RandomCriterion()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.share <= 1:
             raise ValueError(f"need 0 < share <= 1, got share={self.share}")
         for name, criterion in (("criterion", self.criterion), ("first", self.first)):

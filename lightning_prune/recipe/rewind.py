@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.schedules import Schedule
 
 
@@ -36,14 +37,9 @@ class Rewind:
     optimizer: Literal["rewind", "reset"] = "rewind"
 
     def __post_init__(self) -> None:
-        if isinstance(self.to, bool) or self.to != int(self.to) or self.to < 0:
-            raise ValueError(f"need a whole number of steps to >= 0, got to={self.to}")
-        if self.what not in ("weights", "learning_rate"):
-            raise ValueError(f"need what 'weights' or 'learning_rate', got what={self.what!r}")
-        if self.optimizer not in ("rewind", "reset"):
-            raise ValueError(
-                f"need optimizer 'rewind' or 'reset', got optimizer={self.optimizer!r}"
-            )
+        check_fields(self)
+        if self.to < 0:
+            raise ValueError(f"need a number of steps to >= 0, got to={self.to}")
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError if the schedule has no rounds, or ends with the training."""

@@ -4,7 +4,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from lightning_prune.recipe.units import TOLERANCE, Unit, check_point, check_unit
+from lightning_prune.arguments.checks import check_fields
+from lightning_prune.recipe.units import TOLERANCE, Unit, check_point
 
 
 class Schedule(ABC):
@@ -15,6 +16,10 @@ class Schedule(ABC):
     first due point and 1 from ``end`` on. The target of a tensor is the final sparsity of the
     tensor times ``schedule(t)``. So a single schedule serves tensors with different sparsities.
     """
+
+    def __post_init__(self) -> None:
+        """Raise TypeError if a field has the wrong type; a subclass calls this method first."""
+        check_fields(self)
 
     @property
     @abstractmethod
@@ -63,7 +68,7 @@ class Ramp(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self) -> None:
-        check_unit(self.unit)
+        super().__post_init__()
         check_point("begin", self.begin, self.unit)
         check_point("end", self.end, self.unit)
         if self.end < self.begin:
@@ -234,7 +239,7 @@ class OneShotSchedule(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self) -> None:
-        check_unit(self.unit)
+        super().__post_init__()
         check_point("end", self.end, self.unit)
 
     def __call__(self, t: float) -> float:
@@ -287,7 +292,7 @@ class MultiStepSchedule(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self) -> None:
-        check_unit(self.unit)
+        super().__post_init__()
         if not self.milestones or any(
             later <= earlier
             for earlier, later in zip(self.milestones, self.milestones[1:], strict=False)

@@ -9,12 +9,6 @@ TOLERANCE = 1e-9
 """Absorbs the rounding of ``begin + i * every``: a point that is hit exactly counts as passed."""
 
 
-def check_unit(unit: str) -> None:
-    """Raise ValueError if no schedule counts in the unit."""
-    if unit not in ("fraction", "step", "epoch"):
-        raise ValueError(f"need unit 'fraction', 'step' or 'epoch', got unit={unit!r}")
-
-
 def check_point(name: str, value: float, unit: Unit) -> None:
     """Raise ValueError if a schedule cannot reach the point.
 
@@ -32,6 +26,6 @@ def check_point(name: str, value: float, unit: Unit) -> None:
         )
     if unit == "step" and value != int(value):
         raise ValueError(
-            f"need a whole number of steps, got {name}={value}; "
+            f"need a whole number of steps with unit='step', got {name}={value}; "
             "for a fraction of the planned training, set unit='fraction'"
         )

@@ -101,7 +101,7 @@ def test_a_share_removes_as_much_of_what_is_left_in_each_round(rounds):
         (lambda: PolynomialSchedule(initial=1.1), "need 0 <= initial <= 1, got initial=1.1"),
         (lambda: PolynomialSchedule(power=0), "got power=0"),
         (lambda: ExponentialSchedule(rate=-1), "need a finite rate > 0, got rate=-1"),
-        (lambda: CosineSchedule(unit="step"), "whole number of steps, got begin=0.1"),
+        (lambda: CosineSchedule(unit="step"), "number of steps with unit='step', got begin=0.1"),
         (lambda: OneShotSchedule(end=1.1), "need end <= 1"),
         (lambda: MultiStepSchedule(milestones=()), "need rising milestones"),
         (lambda: MultiStepSchedule(milestones=(0.5, 0.5)), "need rising milestones"),

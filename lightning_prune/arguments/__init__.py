@@ -1,0 +1,1 @@
+"""Arguments of constructors and functions, checked against the annotations."""
