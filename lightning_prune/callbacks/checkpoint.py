@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.beside import find_pruner
 from lightning_prune.engine.pruner import Pruner
 
@@ -48,6 +49,7 @@ class SparsityCheckpoint(ModelCheckpoint):
         ValueError: need 0 <= sparsity <= 1, got sparsity=1.5
     """
 
+    @check_arguments
     def __init__(self, sparsity: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if sparsity is not None and not 0 <= sparsity <= 1:

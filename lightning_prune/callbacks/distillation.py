@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.teaching import FORWARD, TeachingStep, describe_call, find_module
 from lightning_prune.models.compiled import is_compiled
 
@@ -84,6 +85,7 @@ class DistillationCallback(Callback):
         ValueError: need temperature > 0, or null to compare no logits, got temperature=0
     """
 
+    @check_arguments
     def __init__(
         self,
         teacher: str | Path | None = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.beside import find_pruner
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
@@ -46,6 +47,7 @@ class SparsityMonitor(Callback):
         ValueError: If ``histograms_every`` is less than 1.
     """
 
+    @check_arguments
     def __init__(
         self,
         quality: str | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.rewinding import Rewinder
 from lightning_prune.engine.groups import Group
@@ -90,6 +91,7 @@ class PruningCallback(Callback):
         )
 
     @classmethod
+    @check_arguments
     def from_recipe(cls, recipe: Recipe, *, example: Any = None) -> "PruningCallback":
         """Return the callback of a recipe.
 

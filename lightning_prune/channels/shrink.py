@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.channels.attention import slim_attention
 from lightning_prune.channels.coupling import ChannelPlace, CoupledChannels, Coupling, couple
 from lightning_prune.channels.removal import (
@@ -29,6 +30,7 @@ TOLERANCE = 1e-5
 _BATCHES = 3
 
 
+@check_arguments
 def shrink(module: Smaller, example: Any = None) -> Smaller:
     r"""Return a copy of a module without the channels that are zero wherever they lie.
 
@@ -99,6 +101,7 @@ def find_unremovable(
     return dict(problems)
 
 
+@check_arguments
 def shrunk_state(module: nn.Module) -> dict[str, Any]:
     """Return the weights of a module with all that `adopt` needs to load them into a dense module.
 
@@ -114,6 +117,7 @@ def shrunk_state(module: nn.Module) -> dict[str, Any]:
     }
 
 
+@check_arguments
 def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Give a module the shapes and the weights of a shrunk one of the same class.
 

@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import need_libraries
 
 _ZSTD_LEVEL = 10  # level 19 takes ten times as long to save a few bytes in a hundred
@@ -28,6 +29,7 @@ class FileSize:
     zstd: int
 
 
+@check_arguments
 def file_size(path: str | Path) -> FileSize:
     """Return the size of a file, as it is and compressed.
 

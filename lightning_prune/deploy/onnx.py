@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import need_libraries, replace_file
 from lightning_prune.deploy.onnx_runtime import open_session, run_session
 from lightning_prune.models.calls import Call, make_call
@@ -59,6 +60,7 @@ class OnnxFile:
     any_batch: bool
 
 
+@check_arguments
 def export_onnx(
     module: nn.Module,
     path: str | Path,
@@ -97,12 +99,15 @@ def export_onnx(
 
     Raises:
         ValueError: If there is no example, the module cannot be traced or has operators that ONNX
-            lacks, the file would be larger than ONNX allows (2 GB), or if the outputs differ or
-            zeros are lost.
+            lacks, the file would be larger than ONNX allows (2 GB), the tolerance is negative, or
+            if the outputs differ or zeros are lost.
         ModuleNotFoundError: If a library is missing.
     """
     need_libraries(*LIBRARIES)
     _refuse_larger_than_onnx(module)
+    limit = _TOLERANCES[precision] if tolerance is None else tolerance
+    if not limit >= 0:
+        raise ValueError(f"need tolerance >= 0, got tolerance={tolerance}")
     call = move_to_cpu(make_call(module, example))
     with keep_generators(), torch.no_grad(), quiet_export():
         copied = copy_uncompiled(module).cpu().float().eval()
@@ -111,7 +116,6 @@ def export_onnx(
         with replace_file(path) as file:
             write_program(program, file, precision)
             with _refusing_overflow(copied, precision):
-                limit = _TOLERANCES[precision] if tolerance is None else tolerance
                 difference = _compare(copied, open_session(file), calls, limit)
             zeros, entries = count_zeros(file)
             _refuse_lost_zeros(zeros, _count_needed_zeros(copied, program))

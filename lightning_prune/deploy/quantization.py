@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import need_libraries, replace_file
 from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, count_zeros, quiet_export
 from lightning_prune.deploy.onnx_runtime import open_session, run_session
@@ -15,6 +16,7 @@ from lightning_prune.models.comparison import largest_difference
 from lightning_prune.models.trees import find_tensors, move_to_cpu
 
 
+@check_arguments
 def quantize_onnx(
     path: str | Path,
     output: str | Path,

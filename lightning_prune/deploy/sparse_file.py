@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import need_libraries, replace_file
 from lightning_prune.tensors.bits import pack_mask, unpack_mask
 
@@ -37,6 +38,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN, _MASK, _VALUES = "plain/", "mask/", "values/"
 
 
+@check_arguments
 def save_sparse(
     weights: nn.Module | Mapping[str, Tensor], path: str | Path, *, dtype: torch.dtype | None = None
 ) -> None:
@@ -104,6 +106,7 @@ def save_sparse(
         file.write_bytes(safetensors.torch.save(stored, metadata))
 
 
+@check_arguments
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a file of `save_sparse`, dense and on the CPU, for ``load_state_dict``.
 

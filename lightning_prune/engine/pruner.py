@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.checkpoint import VERSION, check_state, describe_tensors
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
@@ -85,6 +86,7 @@ class Pruner:
         )
 
     @classmethod
+    @check_arguments
     def from_recipe(cls, recipe: Recipe) -> "Pruner":
         """Return the engine of a recipe; it leaves rewinding to its caller."""
         pruner = cls.__new__(cls)
@@ -173,6 +175,7 @@ class Pruner:
 
     # -- a training --------------------------------------------------------------------------------
 
+    @check_arguments
     def attach(
         self,
         model: nn.Module,
@@ -281,8 +284,7 @@ class Pruner:
             ValueError: If it lacks a parameter that is being pruned.
         """
         parameters = named_parameters(model)
-        lacking = ", ".join(f"'{t.name}'" for t in self.tensors if t.name not in parameters)
-        if lacking:
+        if lacking := ", ".join(f"'{t.name}'" for t in self.tensors if t.name not in parameters):
             raise ValueError(f"need a copy with the same parameters, got one without {lacking}")
         for tensor in self.tensors:
             tensor.mask.apply(local_part(parameters[tensor.name]))

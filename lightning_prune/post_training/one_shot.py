@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.checkpoint import keep_only_masks
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.post_training.calibration import (
@@ -42,6 +43,7 @@ class OneShotReport:
         return change_table(self.before, self.after, f"at sparsity {self.pruner.sparsity:.4f}")
 
 
+@check_arguments
 def prune_once(
     trainer: Trainer,
     model: LightningModule,

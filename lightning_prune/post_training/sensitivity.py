@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.pruner import Pruner
@@ -43,6 +44,7 @@ from lightning_prune.tensors.masks import Mask
 Metrics = dict[str, dict[float, float]]
 
 
+@check_arguments
 def measure_sensitivity(
     trainer: Trainer,
     model: LightningModule,
@@ -81,8 +83,6 @@ def measure_sensitivity(
     """
     recipe = find_pruning_callback(trainer).recipe
     check_batches(batches)
-    if mode not in ("max", "min"):
-        raise ValueError(f"need mode 'max' or 'min', got mode={mode!r}")
     grid = _check_grid(sparsities, recipe.pattern)
     logged = validate(trainer, model, datamodule, check_checkpoint(ckpt_path))
     _check_monitor(monitor, logged)

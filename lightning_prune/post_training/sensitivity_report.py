@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import RenderableType
 from rich.text import Text
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.recipe.targets import format_target
 from lightning_prune.reporting.tables import Cell, Column, Table
 
@@ -121,6 +122,7 @@ class Sensitivity:
         figure.legend(loc="outside right upper", fontsize="small", frameon=False)
         return figure
 
+    @check_arguments
     def write(self, folder: Path, tolerance: float, *, plot: bool = True) -> list[Path]:
         """Write ``sensitivity.csv``, ``sensitivity.yaml`` and ``sensitivity.png``.
 
@@ -191,6 +193,7 @@ class Sensitivity:
         return "\n".join(lines) + "\n"
 
 
+@check_arguments
 def check_tolerance(tolerance: float) -> None:
     """Raise ValueError if the tolerance is not a finite number of at least 0."""
     if not (math.isfinite(tolerance) and tolerance >= 0):

@@ -7,16 +7,18 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.models.prunable import prunable_weights
 from lightning_prune.tensors.shards import find_shard, local_part, sum_shards
 
 
-def sparsity(weights: nn.Module | Iterable[Tensor]) -> Tensor:
+@check_arguments
+def sparsity(weights: nn.Module | Tensor | Iterable[Tensor]) -> Tensor:
     """Return the fraction of zeros.
 
     Args:
-        weights: A module or tensors. Of a module, the weights that a `Pruner` takes by default are
-            counted, frozen weights included.
+        weights: A module, a tensor or tensors. Of a module, the weights that a `Pruner` takes by
+            default are counted, frozen weights included.
 
     Returns:
         Zeros over entries, a float64 scalar in [0, 1]; NaN without entries.
@@ -54,8 +56,9 @@ class Sparsity(Metric):
         self.add_state("zeros", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("entries", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, weights: nn.Module | Iterable[Tensor]) -> None:
-        """Count the zeros of a module's prunable weights, or of tensors."""
+    @check_arguments
+    def update(self, weights: nn.Module | Tensor | Iterable[Tensor]) -> None:
+        """Count the zeros of a module's prunable weights, of a tensor or of tensors."""
         zeros, entries = _count_zeros(weights)
         self.zeros += zeros.to(self.zeros.device)
         self.entries += entries
@@ -65,11 +68,11 @@ class Sparsity(Metric):
         return self.zeros.double() / self.entries
 
 
-def _count_zeros(weights: nn.Module | Iterable[Tensor]) -> tuple[Tensor, int]:
+def _count_zeros(weights: nn.Module | Tensor | Iterable[Tensor]) -> tuple[Tensor, int]:
     """Return the number of zeros and the number of entries, over all shards."""
     if isinstance(weights, nn.Module):
         weights = prunable_weights(weights).values()
-    tensors = list(weights)
+    tensors = [weights] if isinstance(weights, Tensor) else list(weights)
     zeros = [
         sum_shards((local_part(tensor) == 0).sum(), find_shard(tensor)).cpu() for tensor in tensors
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.models.names import list_names
 from lightning_prune.reporting.latency import Latency, describe_latency, latency_table
 from lightning_prune.reporting.tables import Column, Table
@@ -166,6 +167,7 @@ class Report:
         ]
         return Table(columns=[Column(heading=name) for name in _CSV], rows=rows).to_csv()
 
+    @check_arguments
     def write(self, path: Path) -> list[Path]:
         """Write the report as the suffix says: ``.json``, ``.csv`` or ``.md``.
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.compression import count_compressed_bytes
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_module
@@ -25,6 +26,7 @@ from lightning_prune.tensors.shards import is_sharded
 _FILLING = 0.01  # of the size of the other weights: too small to matter, too large to be denormal
 
 
+@check_arguments
 def report(
     module: nn.Module,
     example: Any = None,

@@ -166,7 +166,6 @@ def test_a_value_too_large_for_half_precision_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"a": "text"}, "plain and of one process, got 'a' of type str"),
         ({"a": torch.eye(2).to_sparse()}, "got 'a' of type Tensor"),
         ({"a": torch.zeros(2, dtype=torch.complex64)}, "got 'a' of type complex64"),
     ],
@@ -175,6 +174,8 @@ def test_a_value_too_large_for_half_precision_is_refused_by_name(tmp_path):
 def test_what_no_file_can_hold_is_refused_by_name(weights, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         save_sparse(weights, tmp_path / "file")
+    with pytest.raises(TypeError, match=r"need weights\['b'\] as a Tensor, got weights\['b'\]='x'"):
+        save_sparse(weights | {"b": "x"}, tmp_path / "file")
 
 
 def test_only_half_precision_is_a_choice(tmp_path):

@@ -145,7 +145,7 @@ def test_the_pattern_is_that_of_the_recipe():
     ("arguments", "message"),
     [
         ({"monitor": "sums"}, "got monitor='sums'; validation logs 'sum', 'noise'"),
-        ({"mode": "up"}, "need mode 'max' or 'min', got mode='up'"),
+        ({"mode": "up"}, "need mode as 'max' or 'min', got mode='up'"),
         ({"sparsities": ()}, r"need at least one sparsity in \(0, 1\], got sparsities=\[\]"),
         ({"sparsities": (0.5, 1.5)}, r"need at least one sparsity in \(0, 1\]"),
         ({"sparsities": (0.0, 0.5)}, r"need at least one sparsity in \(0, 1\]"),
