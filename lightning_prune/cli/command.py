@@ -92,7 +92,7 @@ class PruneCLI(LightningCLI):
         """Build model, data and Trainer from the config."""
         try:
             super().instantiate_classes()
-        except (ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             if explain(str(error)) is None:
                 raise
             self.parser.error(str(error))

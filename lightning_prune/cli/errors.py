@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from lightning_prune.cli.wrong_values import explain_wrong_values
+
 _UNKNOWN_NAME = re.compile(
     r"Subtypes: \[(?:<class 'NoneType'>, )?(?:list\[)?(?:<class ')?([\w.]+)[^\n]*\n\s*Errors:\n"
     r"(?:\s*- Expected a <class 'NoneType'>\n)?\s*- Expected a dot import path string: (\S+)"
@@ -29,7 +31,7 @@ def explain(message: str, keys: Sequence[str] = ()) -> str | None:
         message: The whole message.
         keys: The keys that a config can have.
     """
-    causes = list(dict.fromkeys(_causes(message, keys)))
+    causes = list(dict.fromkeys(_causes(message, keys))) or list(explain_wrong_values(message))
     return "\n".join(causes) or None
 
 

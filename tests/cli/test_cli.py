@@ -142,6 +142,24 @@ def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
         ("begin: 0.1", "begin: 0.8", "need end >= begin=0.8, got end=0.7"),
         ("0.75,", "1.5,", "need 0 <= sparsity <= 1, got sparsity={'*': 1.5}"),
         ("0.75,", "0.5,", "need sparsity 0 or at least 1 - n/m = 0.75 for 1:4"),
+        ("0.75,", "high,", "need sparsity['*'] as a number or None, got sparsity['*']='high'"),
+        ('{"*": 0.75, "*.bias": null}', "{1: 0.75}", "got sparsity={1: 0.75}; write sparsity={'1'"),
+        (
+            '{"*": 0.75, "*.bias": null}',
+            "null",
+            "need sparsity as a number or a mapping of strings",
+        ),
+        ("n: 1,", "n: 1.5,", "argument 'n' of lightning_prune.NMPattern: need n as a whole number"),
+        ("begin: 0.1", "unit: steps", "got unit='steps'; write unit='step'"),
+        (
+            "allocation: GlobalAllocation",
+            "allocation: ''",
+            "got allocation=''; write allocation=None",
+        ),
+        ("allocation: GlobalAllocation", "keep_zeros: maybe", "need keep_zeros as True or False, "),
+        ("allocation: GlobalAllocation", "rewind: {to: 1.5}", "need to as a whole number, got to="),
+        ("allocation: GlobalAllocation", "regrow: {criterion: NMPattern}", "got criterion='NMPat"),
+        ("toy.Data", "{class_path: toy.Data, init_args: {batch_size: x}}", "got batch_size='x'"),
     ],
 )
 def test_a_wrong_config_gets_an_error_that_names_the_candidates(
