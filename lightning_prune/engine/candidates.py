@@ -16,6 +16,9 @@ from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import find_shard, local_part
 
+FROZEN, UNOWNED = "frozen", "no optimizer owns it"
+"""The reasons why no optimizer trains a parameter."""
+
 _LISTED_NAMES = 40
 
 
@@ -53,9 +56,11 @@ class Candidate:
         owner: The module that holds the parameter under the first name.
         glob: The last glob that matches; empty if no glob matches.
         sparsity: Final sparsity; 0 for a dense parameter.
-        optimizer: Index of the optimizer that owns the parameter; -1 for no optimizer.
+        optimizer: Index of the optimizer that owns the parameter; 0 for no owner, because the first
+            optimizer is then the clock.
         why_dense: Why the recipe leaves the parameter dense; None if it does not.
         why_unready: Why the parameter cannot be pruned now, chosen or not; None if it can.
+        why_untrained: Why no optimizer trains the parameter; None if an optimizer does.
     """
 
     name: str
@@ -67,6 +72,12 @@ class Candidate:
     optimizer: int
     why_dense: str | None
     why_unready: str | None
+    why_untrained: str | None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the deciding glob names the parameter: then it is pruned even if untrained."""
+        return self.glob not in ("", "*")
 
     def make_tensor(self) -> PrunedTensor:
         """Return the tensor under pruning; the criterion scores only chosen parameters."""
@@ -81,6 +92,7 @@ class Candidate:
             mask=Mask(torch.tensor(True), local_part(self.parameter)),
             shard=find_shard(self.parameter),
             is_scored=self.why_dense is None,
+            is_trained=self.why_untrained is None,
         )
 
 
@@ -119,9 +131,10 @@ def find_candidates(
                 owner=places[0].owner,
                 glob=glob or "",
                 sparsity=target or 0.0,
-                optimizer=owner_of.get(id(parameter), -1),
+                optimizer=owner_of.get(id(parameter), 0),
                 why_dense=unusual[name] or "no glob matches" if glob is None else why_dense,
-                why_unready=_explain_unready(parameter, owner_of),
+                why_unready=_explain_unready(parameter, optimizers),
+                why_untrained=_explain_untrained(parameter, owner_of),
             )
         )
     return chosen
@@ -132,16 +145,23 @@ def count_weights(found: Iterable[Candidate]) -> int:
     return sum(each.parameter.numel() for each in found if not is_lazy(each.parameter))
 
 
-def _explain_unready(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
+def _explain_unready(parameter: nn.Parameter, optimizers: Sequence[Optimizer]) -> str | None:
     """Return why a parameter cannot be pruned now; None if it can."""
     if is_lazy(parameter):
         return "not initialized yet"
-    if not parameter.requires_grad:
-        return "frozen"
-    if id(parameter) not in owner_of:
-        return "no optimizer owns it"
+    if not optimizers:
+        return "no optimizer counts steps"
     if parameter.numel() == 0:
         return "empty"
+    return None
+
+
+def _explain_untrained(parameter: nn.Parameter, owner_of: Mapping[int, int]) -> str | None:
+    """Return why no optimizer trains a parameter; None if an optimizer does."""
+    if not parameter.requires_grad:
+        return FROZEN
+    if id(parameter) not in owner_of:
+        return UNOWNED
     return None
 
 

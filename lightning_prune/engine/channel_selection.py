@@ -34,7 +34,8 @@ def select_channels(
 
     A group takes the sparsity of its producers, the weights that make its channels. It stays dense
     if a producer is not chosen, if it cannot be pruned exactly (which is tried on a copy), or if a
-    member is frozen or in another optimizer. The criterion scores the chosen tensors of a group;
+    member is in another optimizer. It also stays dense if a member is frozen, unless globs other
+    than ``*`` name all producers. The criterion scores the chosen tensors of a group;
     the others share their fate.
 
     Args:
@@ -136,9 +137,10 @@ def _why_dense(coupled: _Coupled, pattern: Pattern) -> _Reason | None:
     for producer in coupled.producers:
         if producer.why_dense:
             return _Reason(why=producer.why_dense, culprit=producer.name)
+    is_named = all(producer.is_named for producer in coupled.producers)
     for member in coupled.members:
-        if member.why_unready:
-            return _Reason(why=member.why_unready, culprit=member.name, may_pass=True)
+        if why := member.why_unready or (None if is_named else member.why_untrained):
+            return _Reason(why=why, culprit=member.name, may_pass=True)
     for member in coupled.members:
         if member.optimizer != owner.optimizer:
             why = f"another optimizer than that of '{owner.name}' owns it"
@@ -164,7 +166,8 @@ def _list_reasons(
                 reasons.setdefault(member.name, reason.describe(member.name))
     for each in found:
         if each.name not in tensors:
-            alone = each.why_dense or each.why_unready or "its channels cannot be followed"
+            waits = each.why_unready or each.why_untrained
+            alone = each.why_dense or waits or "its channels cannot be followed"
             reasons.setdefault(each.name, alone)
     return {each.name: reasons[each.name] for each in found if each.name in reasons}
 
@@ -175,7 +178,10 @@ def _wait_for_shapes(found: Sequence[Candidate]) -> Selection:
     waits = f"waits for '{lazy}' to be initialized"
     return Selection(
         names=tuple(each.name for each in found),
-        dense={each.name: each.why_dense or each.why_unready or waits for each in found},
+        dense={
+            each.name: each.why_dense or each.why_unready or each.why_untrained or waits
+            for each in found
+        },
         may_grow=True,
         weights=count_weights(found),
     )

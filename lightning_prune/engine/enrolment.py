@@ -58,7 +58,7 @@ def enroll(
     Raises:
         ValueError: If `keep_zeros` finds a group without a weight that is not 0.
     """
-    owners = {tensor: tensor.optimizer for tensor in before.selection.tensors}
+    owners = {t: (t.optimizer, t.is_trained) for t in before.selection.tensors}
     try:
         selection = merge_selection(before.selection, found, restore)
         if recipe.keep_zeros:
@@ -67,8 +67,8 @@ def enroll(
         pools = make_pools(selection.groups, recipe.chosen_allocation)
         plan = {name: final for pool in pools for name, final in pool.plan().items()}
     except BaseException:
-        for tensor, optimizer in owners.items():
-            tensor.optimizer = optimizer
+        for tensor, owner in owners.items():
+            tensor.optimizer, tensor.is_trained = owner
         raise
     return Enrolment(selection=selection, pools=pools, plan=plan)
 
@@ -116,12 +116,16 @@ def merge_selection(
 def _merge_tensors(
     before: Selection, found: Selection, restore: Callable[[PrunedTensor], None]
 ) -> dict[str, PrunedTensor]:
-    """Return all tensors by name; a tensor found again stays the same object."""
+    """Return all tensors by name; a tensor found again stays the same object.
+
+    A tensor that an optimizer trained once stays in the pool of that optimizer.
+    """
     known = {tensor.name: tensor for tensor in before.tensors}
     for tensor in found.tensors:
         same = known.get(tensor.name)
         if same is not None and same.parameter is tensor.parameter:
-            same.optimizer = tensor.optimizer
+            if tensor.is_trained:
+                same.optimizer, same.is_trained = tensor.optimizer, True
         else:
             restore(tensor)
             known[tensor.name] = tensor

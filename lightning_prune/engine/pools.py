@@ -17,6 +17,8 @@ from lightning_prune.tensors.ranking import Share, compute_keep
 class Pool:
     """Groups with the same deciding glob and the same optimizer, allocated together.
 
+    Weights that no optimizer trains are in pools of their own.
+
     Args:
         groups: At least one, in the order of the model.
         allocation: How the number to keep is divided among them.
@@ -125,8 +127,9 @@ def _undo_rounding(group: Group, kept: int) -> int:
 
 def make_pools(groups: Sequence[Group], allocation: Allocation) -> tuple[Pool, ...]:
     """Return the pools of groups: each group alone if the allocation shares no budget."""
-    pooled: dict[tuple[str, int, str], list[Group]] = {}
+    pooled: dict[tuple[str, int, bool, str], list[Group]] = {}
     for group in groups:
-        alone = "" if allocation.shares_budget else group.name
-        pooled.setdefault((group.members[0].glob, group.optimizer, alone), []).append(group)
+        alone, first = "" if allocation.shares_budget else group.name, group.members[0]
+        key = first.glob, group.optimizer, first.is_trained, alone
+        pooled.setdefault(key, []).append(group)
     return tuple(Pool(groups=tuple(some), allocation=allocation) for some in pooled.values())

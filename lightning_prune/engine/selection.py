@@ -1,5 +1,6 @@
 """Selection: the tensors and groups of a model that a recipe prunes."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.engine.block_groups import BlockGroup
-from lightning_prune.engine.candidates import Selection, count_weights, find_candidates
+from lightning_prune.engine.candidates import (
+    FROZEN,
+    UNOWNED,
+    Selection,
+    count_weights,
+    find_candidates,
+)
 from lightning_prune.engine.weight_groups import WeightGroup
 from lightning_prune.models.names import named_parameters
 from lightning_prune.models.sharding import reshard
@@ -48,8 +55,10 @@ def select(
             _refuse_shards(tensor.name, _answers_on_tensors(recipe))
     scored = [tensor for tensor in selection.tensors if tensor.is_scored]
     _refuse_misfits(scored, model, recipe)
-    if not selection.tensors and not selection.may_grow:
-        raise ValueError(_explain_nothing(selection.dense))
+    if not selection.tensors:
+        if not selection.may_grow:
+            raise ValueError(_explain_nothing(selection.dense))
+        _warn_of_untrained(selection.dense)
     return selection
 
 
@@ -73,12 +82,16 @@ def select_tensors(
         ValueError: If a glob matches nothing, or only parameters that are not floating-point.
     """
     found = find_candidates(module, optimizers, sparsity)
-    reasons = {each.name: each.why_dense or each.why_unready for each in found}
+    waits = {
+        each.name: each.why_unready or (None if each.is_named else each.why_untrained)
+        for each in found
+    }
+    reasons = {each.name: each.why_dense or waits[each.name] for each in found}
     return Selection(
         names=tuple(reasons),
         tensors=tuple(each.make_tensor() for each in found if not reasons[each.name]),
         dense={name: why for name, why in reasons.items() if why},
-        may_grow=any(not each.why_dense and each.why_unready for each in found),
+        may_grow=any(not each.why_dense and waits[each.name] for each in found),
         weights=count_weights(found),
     )
 
@@ -125,6 +138,7 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
         try:
             recipe.pattern.check_shape(tensor.shape)
             recipe.criterion.check_tensor(tensor, model)
+            _refuse_untrained(tensor, recipe)
         except ValueError as error:
             return f"{error} in '{tensor.name}' of shape {tensor.shape}"
         return None
@@ -138,7 +152,32 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
         )
 
 
+def _refuse_untrained(tensor: PrunedTensor, recipe: Recipe) -> None:
+    """Raise ValueError if no optimizer trains a tensor, and an answer needs the training."""
+    if tensor.is_trained:
+        return
+    if recipe.criterion.reads_gradients:
+        kind = type(recipe.criterion).__name__
+        raise ValueError(f"need a trained weight for the gradients of {kind}, got a frozen weight")
+    if recipe.regrow is not None:
+        raise ValueError("need a trained weight for Regrow, got a frozen weight that stays 0")
+
+
+def _warn_of_untrained(dense: Mapping[str, str]) -> None:
+    """Warn if all weights that could be pruned wait to be trained."""
+    if {FROZEN, UNOWNED} & set(dense.values()):
+        warnings.warn(
+            f"nothing is pruned until a weight is trained: {_list_reasons(dense)}; to prune a "
+            "frozen weight, name it by a glob other than '*'",
+            stacklevel=2,
+        )
+
+
 def _explain_nothing(dense: Mapping[str, str]) -> str:
     """Return in words why there is no tensor."""
-    reasons = ", ".join(f"'{name}' ({reason})" for name, reason in dense.items())
-    return f"need at least one prunable weight, got none: {reasons or 'no parameters'}"
+    reasons = _list_reasons(dense) or "no parameters"
+    return f"need at least one prunable weight, got none: {reasons}"
+
+
+def _list_reasons(dense: Mapping[str, str]) -> str:
+    return ", ".join(f"'{name}' ({reason})" for name, reason in dense.items())

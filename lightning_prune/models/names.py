@@ -1,8 +1,28 @@
 """Names of modules, parameters and buffers, without the parts that `torch.compile` adds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+
+Descent = Sequence[tuple[nn.Module, str]]
+"""The way to a parameter: each module around it, outermost first, with the name of the next."""
+
+
+def descend(modules: Mapping[str, nn.Module], name: str) -> Descent:
+    """Return the way from the model to a parameter.
+
+    Args:
+        modules: All modules by qualified name; the model has the empty name.
+        name: Qualified name of the parameter.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(2, 2))
+        >>> descent = descend(dict(net.named_modules()), "0.weight")
+        >>> [(type(module).__name__, name) for module, name in descent]
+        [('Sequential', '0'), ('Linear', 'weight')]
+    """
+    parts = name.split(".")
+    return [(modules[".".join(parts[:depth])], part) for depth, part in enumerate(parts)]
 
 
 def plain_name(name: str) -> str:

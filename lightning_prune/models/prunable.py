@@ -10,12 +10,15 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_prune.models.names import plain_name
+from lightning_prune.models.adapters import is_adapter
+from lightning_prune.models.names import Descent, descend, plain_name
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Parametrizations that scale a weight, so that zeros stay zeros.
 _SCALINGS = ("_WeightNorm", "_SpectralNorm")
+ADAPTER = "adapter"
+"""The reason why the parameters of an adapter stay dense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,7 @@ class Place:
     name: str
     attribute: str
     owner: nn.Module
+    descent: Descent
     parametrized_by: str | None = None
 
     def matches(self, glob: str) -> bool:
@@ -39,6 +43,8 @@ class Place:
             return "embedding"
         if isinstance(self.owner, _NORMALIZATIONS):
             return "normalization"
+        if is_adapter(self.descent):
+            return ADAPTER
         if "weight" not in self.attribute:
             return "not named *weight*"
         if self.attribute == "weight_g" or self.name.endswith(".weight.original0"):
@@ -74,7 +80,13 @@ def find_parameters(module: nn.Module) -> Found:
             path, _, attribute = path.rpartition("parametrizations.")
             owner = modules[path.rstrip(".")]
         name = plain_name(raw)
-        place = Place(name=name, attribute=attribute, owner=owner, parametrized_by=parametrized_by)
+        place = Place(
+            name=name,
+            attribute=attribute,
+            owner=owner,
+            descent=descend(modules, raw),
+            parametrized_by=parametrized_by,
+        )
         first = first_names.setdefault(id(parameter), name)
         found.setdefault(first, (parameter, []))[1].append(place)
     return found

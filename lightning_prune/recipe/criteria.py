@@ -33,6 +33,8 @@ class Criterion(ABC):
         resets_at_update: Whether each update of the masks empties ``state``.
         reads_weights_only: Whether scores depend only on weights, names and steps. Then pruning
             without training needs no batches.
+        reads_gradients: Whether the criterion reads ``tensor.gradient``. Then the engine refuses a
+            frozen weight, which has no gradient, before training starts.
         works_on_shards: Whether the criterion can score the local part of a sharded parameter (a
             DTensor, as is the ``grad``): the result is the local part of the whole score. Such a
             criterion must not gather anything.
@@ -41,6 +43,7 @@ class Criterion(ABC):
     has_signed_scores: ClassVar[bool] = False
     resets_at_update: ClassVar[bool] = False
     reads_weights_only: ClassVar[bool] = False
+    reads_gradients: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -163,6 +166,7 @@ class GradientCriterion(SourceCriterion):
         ValueError: If a tensor has no gradient at an update.
     """
 
+    reads_gradients: ClassVar[bool] = True
     works_on_shards: ClassVar[bool] = True
 
     def source(self, tensor: PrunedTensor, state: State) -> Tensor:
@@ -191,6 +195,7 @@ class TaylorCriterion(Criterion):
             update.
     """
 
+    reads_gradients: ClassVar[bool] = True
     resets_at_update: ClassVar[bool] = True
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
@@ -222,6 +227,7 @@ class FisherCriterion(Criterion):
             update.
     """
 
+    reads_gradients: ClassVar[bool] = True
     resets_at_update: ClassVar[bool] = True
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
@@ -249,6 +255,7 @@ class MovementCriterion(SourceCriterion):
         ValueError: If a tensor has no gradient at a step, or there was no step yet.
     """
 
+    reads_gradients: ClassVar[bool] = True
     has_signed_scores: ClassVar[bool] = True
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:

@@ -21,12 +21,14 @@ class PrunedTensor:
         owner: The module that holds the parameter under ``name``.
         sparsity: Final fraction of zeros, in [0, 1].
         glob: The glob that set the sparsity.
-        optimizer: Index of the optimizer that owns the parameter.
+        optimizer: Index of the optimizer that owns the parameter; of the first if none owns it.
         output_axis: The axis of the output channels, 0 or 1.
         mask: The mask of the local part.
         shard: Place of the local part in a sharded parameter; None for a whole parameter.
         is_scored: Whether the criterion observes and scores the tensor. If not, masks of other
             tensors decide: a bias, for example, is pruned with a channel.
+        is_trained: Whether an optimizer trains the parameter. If not, the optimizer is only the
+            clock of the schedule.
         state: The tensors that the criterion has gathered.
         seen: The tensors that the hooks of the criterion have gathered in this process since the
             last step.
@@ -49,6 +51,7 @@ class PrunedTensor:
     mask: Mask
     shard: Shard | None = None
     is_scored: bool = True
+    is_trained: bool = True
     state: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
     hooks: Sequence[RemovableHandle] = ()

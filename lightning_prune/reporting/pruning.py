@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.names import list_names
+from lightning_prune.models.prunable import ADAPTER
 from lightning_prune.reporting.tables import Cell, Column, Table
 
 _LISTED_NAMES = 6
@@ -36,7 +37,7 @@ def pruning_table(pruner: Pruner, title: str = "") -> Table:
         columns=_CHANNEL_COLUMNS if pruner.recipe.pattern.couples_tensors else _TENSOR_COLUMNS,
         rows=[*(_group_row(pruner, group) for group in pruner.groups), _total_row(pruner)],
         has_total=True,
-        notes=[*_removal_notes(pruner), *_dense_notes(pruner)],
+        notes=[*_removal_notes(pruner), *_frozen_notes(pruner), *_dense_notes(pruner)],
     )
 
 
@@ -110,6 +111,17 @@ def _removal_notes(pruner: Pruner) -> list[str]:
     return [
         f"removing the pruned channels takes away {pruner.parameter_sparsity:.4f} of all parameters"
     ]
+
+
+def _frozen_notes(pruner: Pruner) -> list[str]:
+    """Return a line on weights that are pruned without training, and on adapters beside them."""
+    frozen = [tensor.name for tensor in pruner.tensors if not tensor.is_trained]
+    if not frozen:
+        return []
+    notes = [f"pruned without training: {list_names(frozen, at_most=_LISTED_NAMES)}"]
+    if ADAPTER in pruner.dense.values():
+        notes.append("merging the adapters into pruned weights would fill the zeros")
+    return notes
 
 
 def _dense_notes(pruner: Pruner) -> list[str]:

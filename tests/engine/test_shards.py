@@ -303,3 +303,29 @@ def test_masks_are_sharded_as_the_parameters_and_counted_whole(two):
         assert_same([FURTHER], [pruner.masks], [masks])
         assert sparsity == pruner.sparsity
         assert audited.item() == pytest.approx(sparsity)
+
+
+def frozen_pruned(layout):
+    net = make_net()
+    net[0].requires_grad_(False)
+    net = layout(net)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    pruner = Pruner(sparsity={"0": 0.5, "2": 0.8}, schedule=OneShotSchedule(end=1, unit="step"))
+    pruner.attach(net, optimizer)
+    for step in range(2):
+        x = torch.randn(8, 12, generator=torch.Generator().manual_seed(step))
+        net(x).square().mean().backward()
+        pruner.before_step(optimizer)
+        optimizer.step()
+    pruner.detach()
+    weight = net[0].weight
+    whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return masks_of(pruner)["0.weight"], whole.detach() == 0
+
+
+def test_shards_of_a_frozen_weight_are_pruned_like_the_whole(two):
+    expected, zeros = frozen_pruned(lambda net: net)
+    assert int(zeros.sum()) == 198
+    for mask, pruned in two(frozen_pruned, by_fsdp):
+        assert torch.equal(mask, expected)
+        assert torch.equal(pruned, zeros)
