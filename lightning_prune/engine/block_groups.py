@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import Tensor
+
 from lightning_prune.engine.groups import BoundedGroup, TensorGroup
+from lightning_prune.models.experts import stack_rows, unstack_rows
 
 
 @dataclass(kw_only=True, eq=False)
@@ -23,3 +26,15 @@ class BlockGroup(TensorGroup, BoundedGroup):
     def round_keep(self, due: int) -> int:
         """Return the number of atoms that are kept where an allocation gives ``due``."""
         return self.pattern.round_kept(due, self.total, width=1)
+
+    def arrange(self, weights: Tensor) -> Tensor:
+        """Return a value for each weight as the pattern sees it: fused experts as one matrix."""
+        input_axis = self.members[0].input_axis
+        return weights if input_axis is None else stack_rows(weights, input_axis)
+
+    def rearrange(self, weights: Tensor) -> Tensor:
+        """Undo `arrange`."""
+        member = self.members[0]
+        if member.input_axis is None:
+            return weights
+        return unstack_rows(weights, member.mask.shape[0], member.input_axis)

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_prune.engine.groups import Group
+from lightning_prune.models.experts import find_input_axis, is_fused
 from lightning_prune.models.names import list_names
 from lightning_prune.models.prunable import Found, find_parameters, output_axis, why_unusual
 from lightning_prune.recipe.targets import format_target
@@ -34,7 +35,7 @@ class Selection:
         may_grow: Whether dense parameters may join later, when the user unfreezes them, initializes
             them or gives them to an optimizer.
         groups: The groups of the tensors.
-        weights: Number of weights of all parameters.
+        sizes: Number of weights of each parameter that has a shape, by name.
     """
 
     names: tuple[str, ...] = ()
@@ -42,7 +43,7 @@ class Selection:
     dense: Mapping[str, str] = field(default_factory=dict)
     may_grow: bool = False
     groups: tuple[Group, ...] = ()
-    weights: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Candidate:
         names: All names of the parameter.
         parameter: The parameter.
         owner: The module that holds the parameter under the first name.
+        is_fused: Whether the parameter holds a matrix for each expert.
         glob: The last glob that matches; empty if no glob matches.
         sparsity: Final sparsity; 0 for a dense parameter.
         optimizer: Index of the optimizer that owns the parameter; 0 for no owner, because the first
@@ -67,6 +69,7 @@ class Candidate:
     names: tuple[str, ...]
     parameter: nn.Parameter
     owner: nn.Module
+    is_fused: bool
     glob: str
     sparsity: float
     optimizer: int
@@ -89,6 +92,8 @@ class Candidate:
             glob=self.glob,
             optimizer=self.optimizer,
             output_axis=output_axis(self.parameter, self.owner),
+            is_fused=self.is_fused,
+            input_axis=find_input_axis(self.parameter, self.owner) if self.is_fused else None,
             mask=Mask(torch.tensor(True), local_part(self.parameter)),
             shard=find_shard(self.parameter),
             is_scored=self.why_dense is None,
@@ -129,6 +134,7 @@ def find_candidates(
                 names=tuple(place.name for place in places),
                 parameter=parameter,
                 owner=places[0].owner,
+                is_fused=not is_lazy(parameter) and is_fused(parameter, places[0].descent),
                 glob=glob or "",
                 sparsity=target or 0.0,
                 optimizer=owner_of.get(id(parameter), 0),
@@ -140,9 +146,9 @@ def find_candidates(
     return chosen
 
 
-def count_weights(found: Iterable[Candidate]) -> int:
-    """Count the weights of the parameters that have a shape."""
-    return sum(each.parameter.numel() for each in found if not is_lazy(each.parameter))
+def count_weights(found: Iterable[Candidate]) -> dict[str, int]:
+    """Count the weights of each parameter that has a shape."""
+    return {each.name: each.parameter.numel() for each in found if not is_lazy(each.parameter)}
 
 
 def _explain_unready(parameter: nn.Parameter, optimizers: Sequence[Optimizer]) -> str | None:

@@ -72,7 +72,7 @@ def select_channels(
         dense=_list_reasons(found, dense, tensors),
         may_grow=any(reason.may_pass for _, reason in dense),
         groups=tuple(_make_group(group, tensors, pattern) for group in chosen),
-        weights=count_weights(found),
+        sizes=count_weights(found),
     )
 
 
@@ -183,7 +183,7 @@ def _wait_for_shapes(found: Sequence[Candidate]) -> Selection:
             for each in found
         },
         may_grow=True,
-        weights=count_weights(found),
+        sizes=count_weights(found),
     )
 
 

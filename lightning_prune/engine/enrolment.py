@@ -35,7 +35,7 @@ class Enrolment:
     def parameter_sparsity(self) -> float:
         """Fraction of the weights of all parameters of the model that the masks prune."""
         pruned = sum(tensor.total - tensor.kept for tensor in self.selection.tensors)
-        return pruned / self.selection.weights if pruned else 0.0
+        return pruned / sum(self.selection.sizes.values()) if pruned else 0.0
 
 
 def enroll(

@@ -279,7 +279,7 @@ class TensorGroup(Group):
 
     def rank(self, scores: Scores) -> Tensor:
         """Return a score for each local atom: the mean over its weights."""
-        return self.pattern.to_atoms(scores[self.name].whole)
+        return self.pattern.to_atoms(self.arrange(scores[self.name].whole))
 
     def alive(self) -> Tensor:
         """Return which local atoms are not pruned."""
@@ -292,9 +292,19 @@ class TensorGroup(Group):
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield the tensor with the mask of its weights."""
         member = self.members[0]
-        shape = tuple(member.output_first(member.weights).shape)
-        yield member, member.output_first(self.pattern.to_entries(atoms, shape))
+        shape = tuple(self.arrange(member.output_first(member.weights)).shape)
+        weights = self.pattern.to_entries(atoms, shape)
+        yield member, member.output_first(self.rearrange(weights))
+
+    def arrange(self, weights: Tensor) -> Tensor:
+        """Return a value for each weight, output axis first, in the shape that the pattern sees."""
+        return weights
+
+    def rearrange(self, weights: Tensor) -> Tensor:
+        """Undo `arrange`."""
+        return weights
 
     def _find_any(self, weights: Tensor) -> Tensor:
         """Return which atoms have a weight for which a bool tensor is true."""
-        return self.pattern.to_atoms(self.members[0].output_first(weights).float()) > 0
+        arranged = self.arrange(self.members[0].output_first(weights))
+        return self.pattern.to_atoms(arranged.float()) > 0

@@ -97,8 +97,6 @@ class Pruner:
         self._training = Training(recipe)
         self._pending: dict[str, Any] | None = None  # the state that the next attach() restores
 
-    # -- properties --------------------------------------------------------------------------------
-
     @property
     def recipe(self) -> Recipe:
         """All answers."""
@@ -128,6 +126,11 @@ class Pruner:
     def dense(self) -> Mapping[str, str]:
         """The reason why each other parameter, or the channels that it makes, stays dense."""
         return self._training.enrolment.selection.dense
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Number of weights of each parameter of the model that has a shape, by name."""
+        return self._training.enrolment.selection.sizes
 
     @property
     def may_grow(self) -> bool:

@@ -92,7 +92,7 @@ def select_tensors(
         tensors=tuple(each.make_tensor() for each in found if not reasons[each.name]),
         dense={name: why for name, why in reasons.items() if why},
         may_grow=any(not each.why_dense and waits[each.name] for each in found),
-        weights=count_weights(found),
+        sizes=count_weights(found),
     )
 
 
@@ -136,6 +136,7 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
 
     def misfit(tensor: PrunedTensor) -> str | None:
         try:
+            _refuse_unknown_axes(tensor, recipe.pattern)
             recipe.pattern.check_shape(tensor.shape)
             recipe.criterion.check_tensor(tensor, model)
             _refuse_untrained(tensor, recipe)
@@ -149,6 +150,17 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
         nulls = "".join(f'\n  "{name}": null' for name in misfits)
         raise ValueError(
             "; ".join(misfits.values()) + f"; to leave that dense, write\nsparsity:{globs}{nulls}"
+        )
+
+
+def _refuse_unknown_axes(tensor: PrunedTensor, pattern: Pattern) -> None:
+    """Raise ValueError if a pattern needs the input axis of fused experts, and none is known."""
+    needs_axis = not (pattern.ranks_freely or pattern.couples_tensors)
+    if needs_axis and tensor.is_fused and tensor.input_axis is None:
+        raise ValueError(
+            f"need experts with a known input axis for {pattern}, got a "
+            f"{type(tensor.owner).__name__} without the attribute is_transposed (False for "
+            "(experts, output, input), True for (experts, input, output))"
         )
 
 

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_prune.models.adapters import is_adapter
+from lightning_prune.models.experts import LAYERS, find_input_axis, is_fused, is_router, stack_rows
 from lightning_prune.models.names import Descent, descend, plain_name
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -37,7 +38,13 @@ class Place:
         names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
         return any(fnmatchcase(name, glob) for name in names)
 
-    def reason_to_stay_dense(self) -> str | None:
+    @property
+    def label(self) -> str:
+        """The attribute, with the name of the `ParameterList` or `ParameterDict` that holds it."""
+        depth = 2 if isinstance(self.owner, nn.ParameterList | nn.ParameterDict) else 1
+        return ".".join(name for _, name in self.descent[-depth:])
+
+    def reason_to_stay_dense(self, parameter: nn.Parameter) -> str | None:
         """Return why the parameter stays dense by default; None if it may be pruned."""
         if isinstance(self.owner, _EMBEDDINGS):
             return "embedding"
@@ -45,7 +52,11 @@ class Place:
             return "normalization"
         if is_adapter(self.descent):
             return ADAPTER
-        if "weight" not in self.attribute:
+        if is_router(self.descent):
+            return "router"
+        if not is_lazy(parameter) and is_fused(parameter, self.descent):
+            return None
+        if "weight" not in self.label:
             return "not named *weight*"
         if self.attribute == "weight_g" or self.name.endswith(".weight.original0"):
             return "magnitude of a weight_norm"
@@ -94,7 +105,7 @@ def find_parameters(module: nn.Module) -> Found:
 
 def why_unusual(parameter: nn.Parameter, places: Sequence[Place]) -> str | None:
     """Return why a parameter is pruned only if a glob names it; None if it is by default."""
-    reasons = [place.reason_to_stay_dense() for place in places]
+    reasons = [place.reason_to_stay_dense(parameter) for place in places]
     if "embedding" in reasons and len(places) > 1:
         return "tied to an embedding"
     reason = next(filter(None, reasons), None)
@@ -104,6 +115,8 @@ def why_unusual(parameter: nn.Parameter, places: Sequence[Place]) -> str | None:
         return "not floating-point"
     if parameter.ndim < 2:
         return "fewer than 2 dimensions"
+    if not isinstance(places[0].owner, LAYERS) and sum(size != 1 for size in parameter.shape) < 2:
+        return "fewer than 2 dimensions larger than 1"
     return None
 
 
@@ -111,3 +124,11 @@ def output_axis(parameter: Tensor, owner: nn.Module) -> int:
     """Return the axis of the output channels: 1 for transposed and Hugging Face's convolutions."""
     inputs_first = isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
     return int(inputs_first and parameter.ndim > 1)
+
+
+def as_matrix(parameter: Tensor, owner: nn.Module) -> Tensor:
+    """Return a parameter as ``(output, input, ...)``, with the rows of fused experts stacked."""
+    input_axis = find_input_axis(parameter, owner)
+    if input_axis is not None:
+        return stack_rows(parameter, input_axis)
+    return parameter.transpose(0, output_axis(parameter, owner))

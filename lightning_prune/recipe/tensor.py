@@ -24,6 +24,8 @@ class PrunedTensor:
         optimizer: Index of the optimizer that owns the parameter; of the first if none owns it.
         output_axis: The axis of the output channels, 0 or 1.
         mask: The mask of the local part.
+        is_fused: Whether the parameter holds a matrix for each expert, ``(experts, ..., ...)``.
+        input_axis: The axis of the inputs of fused experts, 1 or 2; None if it is not known.
         shard: Place of the local part in a sharded parameter; None for a whole parameter.
         is_scored: Whether the criterion observes and scores the tensor. If not, masks of other
             tensors decide: a bias, for example, is pruned with a channel.
@@ -49,6 +51,8 @@ class PrunedTensor:
     optimizer: int
     output_axis: int
     mask: Mask
+    is_fused: bool = False
+    input_axis: int | None = None
     shard: Shard | None = None
     is_scored: bool = True
     is_trained: bool = True
@@ -112,7 +116,10 @@ class PrunedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole tensor as ``(output, input, ...)``."""
+        """Shape of the whole tensor, or of one fused expert, as ``(output, input, ...)``."""
+        if self.is_fused:
+            of_expert = tuple(self.parameter.shape[1:])
+            return of_expert[::-1] if self.input_axis == 1 else of_expert
         shape = list(self.parameter.shape)
         shape[0], shape[self.output_axis] = shape[self.output_axis], shape[0]
         return tuple(shape)

@@ -37,7 +37,7 @@ def pruning_table(pruner: Pruner, title: str = "") -> Table:
         columns=_CHANNEL_COLUMNS if pruner.recipe.pattern.couples_tensors else _TENSOR_COLUMNS,
         rows=[*(_group_row(pruner, group) for group in pruner.groups), _total_row(pruner)],
         has_total=True,
-        notes=[*_removal_notes(pruner), *_frozen_notes(pruner), *_dense_notes(pruner)],
+        notes=[*_model_notes(pruner), *_frozen_notes(pruner), *_dense_notes(pruner)],
     )
 
 
@@ -104,13 +104,14 @@ def _final_sparsity(pruner: Pruner) -> float:
     return pruned / sum(group.size for group in pruner.groups)
 
 
-def _removal_notes(pruner: Pruner) -> list[str]:
-    """Return a line on the parameters that `shrink` would remove, if channels are pruned."""
-    if not (pruner.recipe.pattern.couples_tensors and pruner.parameter_sparsity):
-        return []
-    return [
-        f"removing the pruned channels takes away {pruner.parameter_sparsity:.4f} of all parameters"
-    ]
+def _model_notes(pruner: Pruner) -> list[str]:
+    """Return a line on the whole model: its sparsity, or what removing the channels takes away."""
+    now, total = pruner.parameter_sparsity, sum(pruner.sizes.values())
+    if pruner.recipe.pattern.couples_tensors:
+        removed = f"removing the pruned channels takes away {now:.4f} of all parameters"
+        return [removed] if now else []
+    final = pruner.final_sparsity * sum(group.size for group in pruner.groups) / max(total, 1)
+    return [f"whole model: {total:,} weights, sparsity {now:.4f}, final {final:.4f}"]
 
 
 def _frozen_notes(pruner: Pruner) -> list[str]:
@@ -125,11 +126,14 @@ def _frozen_notes(pruner: Pruner) -> list[str]:
 
 
 def _dense_notes(pruner: Pruner) -> list[str]:
-    """Return a line for each reason why parameters stay dense."""
+    """Return a line for each reason why parameters stay dense, with the share of the model."""
     names_by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in pruner.dense.items():
         names_by_reason[reason].append(name)
-    return [
-        f"dense ({reason}): {list_names(names, at_most=_LISTED_NAMES)}"
-        for reason, names in names_by_reason.items()
-    ]
+    total = sum(pruner.sizes.values())
+    notes = []
+    for reason, names in names_by_reason.items():
+        share = sum(pruner.sizes.get(name, 0) for name in names) / max(total, 1)
+        listed = list_names(names, at_most=_LISTED_NAMES)
+        notes.append(f"dense ({reason}): {listed}; {share:.4f} of all weights")
+    return notes

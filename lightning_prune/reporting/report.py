@@ -15,7 +15,7 @@ from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.counting import Pass, Work, count
 from lightning_prune.models.names import named_modules, owner_of, plain_name
-from lightning_prune.models.prunable import output_axis, prunable_weights
+from lightning_prune.models.prunable import as_matrix, prunable_weights
 from lightning_prune.models.undisturbed import keep_generators
 from lightning_prune.reporting.latency import BLOCKS, LEAST_BLOCKS, THREADS, Latency
 from lightning_prune.reporting.records import LayerReport, Report
@@ -189,7 +189,7 @@ def _describe_patterns(parameters: Mapping[str, Tensor], owner: nn.Module | None
     if owner is None:
         return ""
     patterns = [
-        describe_pattern(parameter.transpose(0, output_axis(parameter, owner)))
+        describe_pattern(as_matrix(parameter, owner))
         for parameter in parameters.values()
         if parameter.ndim > 1
     ]

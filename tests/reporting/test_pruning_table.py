@@ -1,0 +1,41 @@
+"""The table of a pruning says what share of the whole model is pruned, and what is not."""
+
+import torch
+from torch import nn
+
+from lightning_prune import OneShotSchedule, Pruner
+from lightning_prune.reporting.pruning import pruning_table
+from tests.models.adapted import LoraLinear
+from tests.models.mixtures import Mixture
+
+
+def start(model, sparsity):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    pruner = Pruner(sparsity=sparsity, schedule=OneShotSchedule(end=0))
+    pruner.attach(model, optimizer, steps=1)
+    return optimizer, pruner
+
+
+def test_the_sparsity_of_the_whole_model_and_the_share_of_each_reason_are_printed():
+    optimizer, pruner = start(Mixture(), {"*": 0.5, "*shared*": None})
+    assert pruning_table(pruner).notes == [
+        "whole model: 1,352 weights, sparsity 0.0000, final 0.4260",
+        "dense (router): gate.weight, shared_expert_gate.weight; 0.0296 of all weights",
+        "dense (not named *weight*): experts.gate_up_proj_bias; 0.0710 of all weights",
+        "dense (sparsity null): shared_expert.gate_proj.weight; 0.0473 of all weights",
+    ]
+    pruner.before_step(optimizer)
+    assert pruning_table(pruner).notes[0].endswith("sparsity 0.4260, final 0.4260")
+
+
+def test_frozen_weights_under_adapters_come_with_a_warning_about_merging():
+    _, pruner = start(LoraLinear(), {"*base_layer*": 0.5})
+    assert pruning_table(pruner).notes[1:3] == [
+        "pruned without training: base_layer.weight",
+        "merging the adapters into pruned weights would fill the zeros",
+    ]
+
+
+def test_a_table_of_nothing_but_dense_weights_is_printed():
+    _, pruner = start(nn.ModuleList([LoraLinear(), nn.Linear(2, 2)]), {"1": 0.0})
+    assert pruning_table(pruner).rows[-1][-1] == "0.0000"
