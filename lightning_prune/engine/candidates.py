@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_prune.engine.groups import Group
 from lightning_prune.models.experts import find_input_axis, is_fused
 from lightning_prune.models.names import list_names
-from lightning_prune.models.prunable import Found, find_parameters, output_axis, why_unusual
+from lightning_prune.models.prunable import Found, Place, find_parameters, output_axis, why_unusual
 from lightning_prune.recipe.targets import format_target
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.masks import Mask
@@ -134,7 +134,7 @@ def find_candidates(
                 names=tuple(place.name for place in places),
                 parameter=parameter,
                 owner=places[0].owner,
-                is_fused=not is_lazy(parameter) and is_fused(parameter, places[0].descent),
+                is_fused=_is_fused(parameter, places[0]),
                 glob=glob or "",
                 sparsity=target or 0.0,
                 optimizer=owner_of.get(id(parameter), 0),
@@ -149,6 +149,10 @@ def find_candidates(
 def count_weights(found: Iterable[Candidate]) -> dict[str, int]:
     """Count the weights of each parameter that has a shape."""
     return {each.name: each.parameter.numel() for each in found if not is_lazy(each.parameter)}
+
+
+def _is_fused(parameter: nn.Parameter, place: Place) -> bool:
+    return not is_lazy(parameter) and is_fused(parameter, place.owner, place.descent)
 
 
 def _explain_unready(parameter: nn.Parameter, optimizers: Sequence[Optimizer]) -> str | None:

@@ -15,7 +15,7 @@ _EXPERTS, _GATES = "experts", ("gate", "gating", "wg")
 _SIZES = (("in_features", "out_features"), ("input_size", "output_size"))
 
 
-def is_fused(parameter: Tensor, descent: Descent) -> bool:
+def is_fused(parameter: Tensor, owner: nn.Module, descent: Descent) -> bool:
     """Whether a parameter holds a matrix for each expert: ``(experts, ..., rows, columns)``.
 
     A batched or grouped multiplication reads the parameter. Three signs are needed. It has three or
@@ -25,10 +25,10 @@ def is_fused(parameter: Tensor, descent: Descent) -> bool:
 
     Args:
         parameter: The parameter; it has a shape.
+        owner: The module that the parameter belongs to.
         descent: The way from the model to the parameter.
     """
-    owner, attribute = descent[-1]
-    if isinstance(owner, LAYERS) or "bias" in attribute or parameter.ndim < 3:
+    if isinstance(owner, LAYERS) or "bias" in descent[-1][1] or parameter.ndim < 3:
         return False
     if min(parameter.shape[0], *parameter.shape[-2:]) < 2:
         return False
@@ -125,7 +125,7 @@ def _holds_experts(module: nn.Module) -> bool:
     """Whether a module has a child with experts, or holds fused experts itself."""
     children = ((name, type(child).__name__) for name, child in module.named_children())
     return _mentions_experts(chain.from_iterable(children)) or any(
-        is_fused(parameter, [(module, name)])
+        is_fused(parameter, module, [(module, name)])
         for name, parameter in module._parameters.items()
         if parameter is not None
     )

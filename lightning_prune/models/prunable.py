@@ -41,8 +41,9 @@ class Place:
     @property
     def label(self) -> str:
         """The attribute, with the name of the `ParameterList` or `ParameterDict` that holds it."""
-        depth = 2 if isinstance(self.owner, nn.ParameterList | nn.ParameterDict) else 1
-        return ".".join(name for _, name in self.descent[-depth:])
+        if isinstance(self.owner, nn.ParameterList | nn.ParameterDict):
+            return f"{self.descent[-2][1]}.{self.attribute}"
+        return self.attribute
 
     def reason_to_stay_dense(self, parameter: nn.Parameter) -> str | None:
         """Return why the parameter stays dense by default; None if it may be pruned."""
@@ -54,7 +55,7 @@ class Place:
             return ADAPTER
         if is_router(self.descent):
             return "router"
-        if not is_lazy(parameter) and is_fused(parameter, self.descent):
+        if not is_lazy(parameter) and is_fused(parameter, self.owner, self.descent):
             return None
         if "weight" not in self.label:
             return "not named *weight*"

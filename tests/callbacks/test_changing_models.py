@@ -131,6 +131,16 @@ def test_frozen_layers_stay_dense(make_model, make_trainer, loader):
     assert pruning.pruner.dense["net.0.weight"] == "frozen"
 
 
+@pytest.mark.works_with(SECTION, "layers that are frozen, or unfrozen by `BaseFinetuning`")
+def test_a_frozen_layer_that_a_glob_names_is_pruned(make_model, make_trainer, loader):
+    model = make_model()
+    model.net[0].requires_grad_(False)
+    pruning = PruningCallback(sparsity={"*": 0.75, "net.0": 0.5})
+    make_trainer(pruning).fit(model, loader)
+    assert list(pruning.masks) == ["net.0.weight", "net.2.weight"]
+    assert (model.net[0].weight == 0).float().mean() == 0.5
+
+
 class Thaw(BaseFinetuning):
     def freeze_before_training(self, pl_module):
         self.freeze(pl_module.net[0])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_prune import Pruner
 from lightning_prune.models.experts import find_input_axis, stack_rows, unstack_rows
 from lightning_prune.models.prunable import find_parameters, prunable_weights, why_unusual
 from tests.models.mixtures import Experts, Feedforward, Gated, Listed, Mixture, Parallel
@@ -36,6 +37,15 @@ def test_matrices_of_experts_are_pruned_and_routers_are_not(module, weights, rou
     reasons = {name: why_unusual(*found) for name, found in find_parameters(module).items()}
     assert list(prunable_weights(module)) == weights
     assert [name for name, why in reasons.items() if why == "router"] == routers
+
+
+def test_a_parametrized_convolution_of_an_expert_is_no_fused_matrix():
+    net = nn.ModuleDict({"experts": nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3))})
+    pruner = Pruner(sparsity=0.5)
+    pruner.attach(net, torch.optim.SGD(net.parameters(), lr=0.1), steps=1)
+    assert [(t.name, t.is_fused, t.shape) for t in pruner.tensors] == [
+        ("experts.parametrizations.weight.original1", False, (8, 8, 3))
+    ]
 
 
 def test_lists_of_parameters_are_named_by_the_list():

@@ -51,6 +51,14 @@ def test_magnitudes_need_no_training_batch():
     assert report.pruner.sparsity == 0.75
 
 
+def test_a_frozen_layer_that_a_glob_names_is_pruned_too():
+    model = Model()
+    model.net[0].requires_grad_(False)
+    prune_once(trainer_with(PruningCallback(sparsity={"*": 0.75, "net.0": 0.5})), model)
+    assert (model.net[0].weight == 0).float().mean() == 0.5
+    assert (model.net[4].weight == 0).float().mean() == 0.75
+
+
 @pytest.mark.parametrize("train_mode", [False, True])
 @pytest.mark.parametrize("kind", [Model, GAN])
 def test_only_what_is_pruned_changes(kind, train_mode):
