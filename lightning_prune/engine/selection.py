@@ -67,11 +67,12 @@ def select_tensors(
 ) -> Selection:
     """Choose the tensors to prune, without groups.
 
-    By default those are the trainable floating-point parameters that an optimizer owns, named
-    ``*weight*``, with two or more dimensions, whose owners are neither embeddings nor
-    normalizations. The globs (``fnmatchcase``, of parameter or module names) choose among them, and
-    the last glob that matches decides. A glob that matches none of them is tried against all
-    parameters.
+    By default those are the floating-point parameters that an optimizer trains, named ``*weight*``,
+    with two or more dimensions, whose owners are neither embeddings nor normalizations; and fused
+    experts. Adapters and routers are not among them. The globs (``fnmatchcase``, of parameter or
+    module names) choose among them, and the last glob that matches decides. A glob that matches
+    none of them is tried against all parameters. A glob other than ``*`` also chooses weights that
+    no optimizer trains.
 
     Args:
         module: The model.
