@@ -112,7 +112,7 @@ def find_candidates(
         sparsity: Final sparsity, or None for dense, by glob.
 
     Raises:
-        ValueError: If a glob matches nothing, or only parameters that are not floating-point.
+        ValueError: If a glob matches nothing, or prunes parameters that are not floating-point.
     """
     owner_of = {
         id(parameter): index
@@ -200,18 +200,19 @@ def _check_match(
     usual: Sequence[str],
     sparsity: Mapping[str, float | None],
 ) -> None:
-    """Raise ValueError if a glob matches nothing, or only parameters that are not floats."""
+    """Raise ValueError if a glob matches nothing, or prunes parameters that are not floats."""
     given = f"sparsity={{{glob!r}: {format_target(sparsity[glob])}}}"
     if not matched:
         raise ValueError(
             f"need a glob that matches a parameter or module, got {given}; prunable by default are "
             f"{_quote_names(usual)}"
         )
-    parameters = [found[name][0] for name in matched]
-    if not any(is_lazy(each) or each.is_floating_point() for each in parameters):
+    codes = {name: found[name][0] for name in matched}
+    codes = {name: p for name, p in codes.items() if not (is_lazy(p) or p.is_floating_point())}
+    if codes and sparsity[glob] is not None:
         raise ValueError(
-            f"need floating-point parameters, got {given} for {_quote_names(matched)} of "
-            f"{parameters[0].dtype}"
+            f"need floating-point parameters, got {given} for {_quote_names(list(codes))} of "
+            f"{next(iter(codes.values())).dtype}"
         )
 
 

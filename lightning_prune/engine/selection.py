@@ -80,7 +80,7 @@ def select_tensors(
         sparsity: Final sparsity, or None for dense, by glob.
 
     Raises:
-        ValueError: If a glob matches nothing, or only parameters that are not floating-point.
+        ValueError: If a glob matches nothing, or prunes parameters that are not floating-point.
     """
     found = find_candidates(module, optimizers, sparsity)
     waits = {

@@ -177,6 +177,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(criterion):
             assert torch.equal(value, again.state_dict()[name]), (step, name)
 
 
+def test_a_quantized_base_is_refused_by_name():
+    model = make_net()
+    codes = torch.zeros(16, 16, dtype=torch.uint8)
+    model[0].base_layer.weight = nn.Parameter(codes, requires_grad=False)
+    with pytest.raises(ValueError, match=r"floating-point.*base_layer\.weight' of torch.uint8"):
+        start(model)
+    _, pruner = start(model, sparsity={"*": 0.5, "*base_layer*": None})
+    assert list(pruner.masks) == ["2.weight"]
+
+
 def test_zeros_of_a_frozen_weight_can_be_kept():
     model = make_net()
     base_of(model).data[:, 0] = 0
