@@ -64,3 +64,14 @@ def test_a_source_agrees_with_the_score(kind):
 def test_a_criterion_is_a_value(kind):
     assert dataclasses.is_dataclass(kind)
     assert kind() == kind()
+
+
+@pytest.mark.parametrize("kind", answers_under_contract(Criterion))
+def test_a_criterion_says_whether_it_reads_gradients(kind):
+    pruned = make_tensor()
+    pruned.parameter.grad = None
+    if kind.reads_gradients:
+        with pytest.raises(ValueError, match="need a gradient"):
+            kind().score(pruned, observe(kind(), pruned))
+    else:
+        kind().score(pruned, observe(kind(), pruned))
