@@ -11,8 +11,15 @@ from torch.optim import Optimizer
 from lightning_prune.engine.groups import Group
 from lightning_prune.models.experts import find_input_axis, is_fused
 from lightning_prune.models.names import list_names
-from lightning_prune.models.prunable import Found, Place, find_parameters, output_axis, why_unusual
-from lightning_prune.recipe.targets import format_target
+from lightning_prune.models.prunable import (
+    Found,
+    Place,
+    find_parameters,
+    judge_zeros,
+    output_axis,
+    why_unusual,
+)
+from lightning_prune.recipe.targets import format_target, format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import find_shard, local_part
@@ -63,6 +70,7 @@ class Candidate:
         why_dense: Why the recipe leaves the parameter dense; None if it does not.
         why_unready: Why the parameter cannot be pruned now, chosen or not; None if it can.
         why_untrained: Why no optimizer trains the parameter; None if an optimizer does.
+        row_axes: Axes of the parameter whose every index keeps a weight; None if all may go.
     """
 
     name: str
@@ -75,6 +83,7 @@ class Candidate:
     optimizer: int
     why_dense: str | None
     why_unready: str | None
+    row_axes: tuple[int, ...] | None
     why_untrained: str | None
 
     @property
@@ -84,6 +93,9 @@ class Candidate:
 
     def make_tensor(self) -> PrunedTensor:
         """Return the tensor under pruning; the criterion scores only chosen parameters."""
+        axis = output_axis(self.parameter, self.owner)
+        swapped = {0: axis, axis: 0}
+        rows = self.row_axes
         return PrunedTensor(
             name=self.name,
             parameter=self.parameter,
@@ -91,11 +103,12 @@ class Candidate:
             sparsity=self.sparsity,
             glob=self.glob,
             optimizer=self.optimizer,
-            output_axis=output_axis(self.parameter, self.owner),
+            output_axis=axis,
             is_fused=self.is_fused,
             input_axis=find_input_axis(self.parameter, self.owner) if self.is_fused else None,
             mask=Mask(torch.tensor(True), local_part(self.parameter)),
             shard=find_shard(self.parameter),
+            row_axes=None if rows is None else tuple(swapped.get(each, each) for each in rows),
             is_scored=self.why_dense is None,
             is_trained=self.why_untrained is None,
         )
@@ -112,7 +125,8 @@ def find_candidates(
         sparsity: Final sparsity, or None for dense, by glob.
 
     Raises:
-        ValueError: If a glob matches nothing, or prunes parameters that are not floating-point.
+        ValueError: If a glob matches nothing, or prunes parameters that are not floating-point, or
+            parameters whose zeros do not reach the weight.
     """
     owner_of = {
         id(parameter): index
@@ -122,7 +136,10 @@ def find_candidates(
     }
     found = find_parameters(module)
     unusual = {name: why_unusual(*place) for name, place in found.items()}
+    effects = {name: judge_zeros(places) for name, (_, places) in found.items()}
     deciding = _find_deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
+    lost = {name: why for name, effect in effects.items() if (why := effect.why_lost)}
+    _refuse_lost_zeros(lost, deciding, sparsity)
     chosen = []
     for name, (parameter, places) in found.items():
         glob = deciding.get(name)
@@ -141,6 +158,7 @@ def find_candidates(
                 why_dense=unusual[name] or "no glob matches" if glob is None else why_dense,
                 why_unready=_explain_unready(parameter, optimizers),
                 why_untrained=_explain_untrained(parameter, owner_of),
+                row_axes=effects[name].row_axes,
             )
         )
     return chosen
@@ -187,6 +205,26 @@ def _find_deciding_globs(
             _check_match(glob, matched, found, usual, sparsity)
         deciding.update(dict.fromkeys(matched, glob))
     return deciding
+
+
+def _refuse_lost_zeros(
+    lost: Mapping[str, str], deciding: Mapping[str, str], sparsity: Mapping[str, float | None]
+) -> None:
+    """Raise ValueError if the user names parameters whose zeros are not those of the weight.
+
+    Args:
+        lost: Why the zeros of a parameter are not those of the weight, by name.
+        deciding: The last glob that matches each parameter.
+        sparsity: Final sparsity, or None for dense, by glob.
+    """
+    named = [name for name in lost if name in deciding and sparsity[deciding[name]] is not None]
+    if named:
+        got = ", ".join(f"'{name}' ({lost[name]})" for name in named)
+        lines = format_targets({**sparsity, **dict.fromkeys(named)})
+        raise ValueError(
+            f"need parameters whose zeros are those of the weight, got {got}; to leave that dense, "
+            f"write\n{lines}"
+        )
 
 
 def _match(glob: str, names: Iterable[str], found: Found) -> list[str]:

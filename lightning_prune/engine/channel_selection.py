@@ -19,7 +19,7 @@ from lightning_prune.engine.candidates import (
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.models.calls import make_call
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.recipe.targets import format_target
+from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 
 
@@ -193,10 +193,7 @@ def _refuse_different_targets(coupled: _Coupled, sparsity: Mapping[str, float | 
     if len(set(targets.values())) > 1:
         got = ", ".join(f"'{name}': {target}" for name, target in targets.items())
         lines = {**sparsity, **dict.fromkeys(targets, coupled.producers[0].sparsity)}
-        written = "".join(
-            f'\n  "{glob}": {format_target(target)}' for glob, target in lines.items()
-        )
         raise ValueError(
             f"need one sparsity for channels that go together, got {got}; to give them one (or, "
-            f"with null, to leave them dense), write\nsparsity:{written}"
+            f"with null, to leave them dense), write\n{format_targets(lines)}"
         )

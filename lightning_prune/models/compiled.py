@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from types import MethodType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -30,7 +30,7 @@ def copy_module(module: Module) -> Module:
     A plain deep copy of a LightningModule that was compiled, by ``module.compile()`` or in a
     Trainer, would run the compiled code and the weights of the original. The copy runs uncompiled.
     """
-    copied = deepcopy(module)
+    copied = deepcopy(module, _copy_computed(module))
     for part, original in zip(copied.modules(), module.modules(), strict=True):
         if part._compiled_call_impl is not None:
             part._compiled_call_impl = None
@@ -39,6 +39,16 @@ def copy_module(module: Module) -> Module:
             if inspect.ismethod(method) and method.__self__ is original:
                 setattr(part, name, MethodType(method.__func__, part))
     return copied
+
+
+def _copy_computed(module: nn.Module) -> dict[int, Any]:
+    """Return copies, by id, of weights that hooks have computed: a deep copy would refuse them."""
+    values = (value for part in module.modules() for value in vars(part).values())
+    return {
+        id(value): value.detach().clone()
+        for value in values
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
 
 
 def copy_uncompiled(module: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """Which parameters of a module are prunable by default, and why the others are not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -13,24 +13,31 @@ from torch.nn.utils.parametrize import ParametrizationList
 from lightning_prune.models.adapters import is_adapter
 from lightning_prune.models.experts import LAYERS, find_input_axis, is_fused, is_router, stack_rows
 from lightning_prune.models.names import Descent, descend, plain_name
+from lightning_prune.models.parametrizations import Effect, Trials
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# Parametrizations that scale a weight, so that zeros stay zeros.
-_SCALINGS = ("_WeightNorm", "_SpectralNorm")
 ADAPTER = "adapter"
 """The reason why the parameters of an adapter stay dense."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A place where a parameter hangs in the model."""
+    """A place where a parameter hangs in the model.
+
+    Args:
+        name: Full name of the parameter.
+        attribute: Name of the parameter, or of the weight that it parametrizes, in the owner.
+        owner: The module that computes with the parameter.
+        descent: The modules around the parameter.
+        effect: The effect of zeros in the parameter on the weight of the owner.
+    """
 
     name: str
     attribute: str
     owner: nn.Module
     descent: Descent
-    parametrized_by: str | None = None
+    effect: Effect
 
     def matches(self, glob: str) -> bool:
         """Whether the glob matches the name of the parameter or of a module around it."""
@@ -59,10 +66,6 @@ class Place:
             return None
         if "weight" not in self.label:
             return "not named *weight*"
-        if self.attribute == "weight_g" or self.name.endswith(".weight.original0"):
-            return "magnitude of a weight_norm"
-        if self.parametrized_by not in (None, *_SCALINGS):
-            return f"parametrized by {self.parametrized_by}"
         return None
 
 
@@ -70,13 +73,20 @@ Found = dict[str, tuple[nn.Parameter, list[Place]]]
 """Each parameter under its first name, with every place where it hangs."""
 
 
-def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return by name the weights that are pruned by default, whatever optimizer owns them."""
-    return {
-        name: parameter
-        for name, (parameter, places) in find_parameters(module).items()
-        if not is_lazy(parameter) and not why_unusual(parameter, places)
-    }
+def prunable_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return by name the weights that are pruned by default, whatever optimizer owns them.
+
+    Where the module adds zeros of its own to a parameter, as `torch.nn.utils.prune` does, this is
+    the weight with all zeros.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, (parameter, places) in find_parameters(module).items():
+        made = judge_zeros(places).made
+        if made is not None:
+            places = [replace(place, effect=Effect()) for place in places]
+        if not is_lazy(parameter) and not why_unusual(parameter, places):
+            weights[name] = parameter if made is None else made
+    return weights
 
 
 def find_parameters(module: nn.Module) -> Found:
@@ -84,20 +94,20 @@ def find_parameters(module: nn.Module) -> Found:
     modules = dict(module.named_modules(remove_duplicate=False))
     first_names: dict[int, str] = {}
     found: Found = {}
+    trials = Trials()
     for raw, parameter in module.named_parameters(remove_duplicate=False):
         path, _, attribute = raw.rpartition(".")
-        owner, parametrized_by = modules[path], None
+        owner, name = modules[path], plain_name(raw)
+        effect = trials.judge(parameter, name, owner)
         if isinstance(owner, ParametrizationList):
-            parametrized_by = type(owner[-1]).__name__
             path, _, attribute = path.rpartition("parametrizations.")
             owner = modules[path.rstrip(".")]
-        name = plain_name(raw)
         place = Place(
             name=name,
             attribute=attribute,
             owner=owner,
             descent=descend(modules, raw),
-            parametrized_by=parametrized_by,
+            effect=effect,
         )
         first = first_names.setdefault(id(parameter), name)
         found.setdefault(first, (parameter, []))[1].append(place)
@@ -109,7 +119,7 @@ def why_unusual(parameter: nn.Parameter, places: Sequence[Place]) -> str | None:
     reasons = [place.reason_to_stay_dense(parameter) for place in places]
     if "embedding" in reasons and len(places) > 1:
         return "tied to an embedding"
-    reason = next(filter(None, reasons), None)
+    reason = next(filter(None, reasons), None) or judge_zeros(places).why_lost
     if reason or is_lazy(parameter):
         return reason
     if not parameter.is_floating_point():
@@ -121,9 +131,16 @@ def why_unusual(parameter: nn.Parameter, places: Sequence[Place]) -> str | None:
     return None
 
 
+def judge_zeros(places: Sequence[Place]) -> Effect:
+    """Return the effect of zeros in a parameter on the weights of all its places."""
+    return Effect.join([place.effect for place in places])
+
+
 def output_axis(parameter: Tensor, owner: nn.Module) -> int:
     """Return the axis of the output channels: 1 for transposed and Hugging Face's convolutions."""
-    inputs_first = isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D"
+    # A parametrization replaces the class of its owner by a subclass.
+    is_conv1d = any(kind.__name__ == "Conv1D" for kind in type(owner).__mro__)
+    inputs_first = isinstance(owner, _ConvTransposeNd) or is_conv1d
     return int(inputs_first and parameter.ndim > 1)
 
 

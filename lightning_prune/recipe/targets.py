@@ -29,6 +29,20 @@ def _check_target(target: float, shown: str) -> float:
     return float(target)
 
 
+def format_targets(targets: Mapping[str, float | None]) -> str:
+    """Return targets as the lines of a config.
+
+    Examples:
+        >>> print(format_targets({"*": 0.9, "head": None}))
+        sparsity:
+          "*": 0.9
+          "head": null
+    """
+    return "sparsity:" + "".join(
+        f'\n  "{glob}": {format_target(target)}' for glob, target in targets.items()
+    )
+
+
 def format_target(value: float | None) -> str:
     """Return a target as a config writes it."""
     return "null" if value is None else str(value)

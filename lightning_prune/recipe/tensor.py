@@ -27,6 +27,8 @@ class PrunedTensor:
         is_fused: Whether the parameter holds a matrix for each expert, ``(experts, ..., ...)``.
         input_axis: The axis of the inputs of fused experts, 1 or 2; None if it is not known.
         shard: Place of the local part in a sharded parameter; None for a whole parameter.
+        row_axes: Axes of the rows, output axis first: each index of these axes keeps a weight. With
+            no axis the whole tensor is a row. None if all weights may go.
         is_scored: Whether the criterion observes and scores the tensor. If not, masks of other
             tensors decide: a bias, for example, is pruned with a channel.
         is_trained: Whether an optimizer trains the parameter. If not, the optimizer is only the
@@ -54,6 +56,7 @@ class PrunedTensor:
     is_fused: bool = False
     input_axis: int | None = None
     shard: Shard | None = None
+    row_axes: tuple[int, ...] | None = None
     is_scored: bool = True
     is_trained: bool = True
     state: dict[str, Tensor] = field(default_factory=dict)

@@ -79,6 +79,8 @@ def test_the_output_axis_of_input_first_layers_is_the_second():
     assert chosen(Conv1D()).tensors[0].shape == (6, 4)
     assert chosen(nn.Linear(4, 3)).tensors[0].shape == (3, 4)
     assert chosen(nn.ConvTranspose2d(4, 3, 2), {"bias": 0.5}).tensors[0].shape == (3,)
+    parametrized = nn.utils.parametrizations.spectral_norm(Conv1D())
+    assert chosen(parametrized).tensors[0].shape == (6, 4)
 
 
 def test_everything_else_stays_dense_with_its_reason():
@@ -139,6 +141,33 @@ def test_a_spectral_norm_is_pruned_and_other_parametrizations_are_not():
     assert names(chosen(spectral)) == ["parametrizations.weight.original"]
     orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(3, 3))
     assert names(chosen(orthogonal)) == []
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+def shifted():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    torch.nn.utils.parametrize.register_parametrization(net[1], "weight", Shift())
+    nn.utils.parametrizations.spectral_norm(net[1])
+    return net
+
+
+def test_a_weight_whose_zeros_are_lost_stays_dense_with_that_reason():
+    selection = chosen(shifted())
+    assert names(selection) == ["0.weight"]
+    why = "zeros do not survive Shift, _SpectralNorm"
+    assert selection.dense["1.parametrizations.weight.original"] == why
+
+
+def test_a_glob_that_names_a_weight_whose_zeros_are_lost_is_refused():
+    name = "1.parametrizations.weight.original"
+    with pytest.raises(ValueError, match="zeros do not survive Shift, _SpectralNorm") as error:
+        chosen(shifted(), {"*": 0.9, "1": 0.5})
+    assert str(error.value).endswith(f'write\nsparsity:\n  "*": 0.9\n  "1": 0.5\n  "{name}": null')
+    assert names(chosen(shifted(), {"*": 0.9, "1": 0.5, name: None})) == ["0.weight", "1.bias"]
 
 
 WEIGHTS = ["encoder.0.weight", "encoder.1.weight", "head.weight"]

@@ -33,6 +33,19 @@ class Model(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_a_copy_of_weights_that_hooks_have_computed_runs_by_its_own_weights():
+    layer = nn.utils.weight_norm(nn.Linear(3, 2))
+    x = torch.randn(4, 3)
+    expected = layer(x)
+    copied = copy_module(layer)
+    assert torch.equal(copied(x), expected)
+    with torch.no_grad():
+        copied.weight_g.zero_()
+    assert torch.equal(copied(x), copied.bias.expand(4, 2))
+    assert torch.equal(layer(x), expected)
+
+
 def compiled_in_place():
     model = Model()
     model.compile(backend="eager")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 from lightning_prune import Sparsity
 from lightning_prune.reporting.metrics import sparsity
@@ -22,8 +22,20 @@ def test_of_a_module_the_prunable_weights_are_counted():
 def test_it_audits_the_pruning_of_others():
     layer = nn.Linear(10, 10)
     prune.l1_unstructured(layer, "weight", amount=0.3)
+    assert sparsity(layer) == 0.3
     prune.remove(layer, "weight")
     assert sparsity(layer) == 0.3
+
+
+def test_zeros_that_do_not_reach_the_weight_are_not_counted():
+    class Shift(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    net = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    parametrize.register_parametrization(net[1], "weight", Shift())
+    net[1].parametrizations.weight.original.detach().zero_()
+    assert sparsity(net) == 0.0
 
 
 def test_the_metric_equals_its_function_over_all_updates():
