@@ -1,17 +1,20 @@
-"""Atoms of one tensor that a pattern bounds: blocks, N of M, the weights of each row."""
+"""Atoms of one tensor that a pattern or rows bound: blocks, N of M, the weights of each row."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from lightning_prune.engine.groups import BoundedGroup, TensorGroup
 from lightning_prune.models.experts import stack_rows, unstack_rows
+from lightning_prune.tensors.ranking import choose_best_of_slices
 
 
 @dataclass(kw_only=True, eq=False)
 class BlockGroup(TensorGroup, BoundedGroup):
-    """The atoms of one whole tensor, for a pattern with bounds or with atoms of several weights."""
+    """The atoms of one whole tensor: for a pattern with bounds, larger atoms, or rows that stay."""
 
     @cached_property
     def total(self) -> int:
@@ -22,6 +25,30 @@ class BlockGroup(TensorGroup, BoundedGroup):
     def atoms_kept(self) -> int:
         """Number of atoms that are not pruned."""
         return int(self.alive().sum())
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows of which each keeps an atom; 0 if none needs to."""
+        axes = self.members[0].row_axes
+        return 0 if axes is None else math.prod(self.alive().shape[axis] for axis in axes)
+
+    def count_lost_rows(self) -> int:
+        """Count the rows that keep no atom."""
+        alive = self.alive()
+        ranked = torch.zeros(alive.shape, device=alive.device).masked_fill(~alive, -math.inf)
+        return self.rows - int(self.find_row_holders(ranked).sum())
+
+    def find_row_holders(self, ranked: Tensor) -> Tensor:
+        """Return the best atom of each row that is not 0: a row of zeros would be divided by 0.
+
+        Args:
+            ranked: A score for each atom; -inf where the atom must not stay.
+        """
+        axes = self.members[0].row_axes
+        if axes is None:
+            return torch.zeros_like(ranked, dtype=torch.bool)
+        zeros = ~self.nonzero().to(ranked.device) & (ranked > -math.inf)
+        return choose_best_of_slices(ranked.masked_fill(zeros, torch.finfo(ranked.dtype).min), axes)
 
     def round_keep(self, due: int) -> int:
         """Return the number of atoms that are kept where an allocation gives ``due``."""

@@ -1,6 +1,6 @@
 """Enrolment: the tensors under pruning, which stay unchanged while other tensors join or leave."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_prune.engine.candidates import Selection
@@ -56,7 +56,8 @@ def enroll(
         is_fresh: Whether a tensor has no saved mask.
 
     Raises:
-        ValueError: If `keep_zeros` finds a group without a weight that is not 0.
+        ValueError: If `keep_zeros` finds a group without a weight that is not 0, or if a row that
+            must keep a weight has none.
     """
     owners = {t: (t.optimizer, t.is_trained) for t in before.selection.tensors}
     try:
@@ -64,6 +65,7 @@ def enroll(
         if recipe.keep_zeros:
             fresh = {t for t in selection.tensors if t not in owners and is_fresh(t)}
             _keep_zeros([g for g in selection.groups if fresh.intersection(g.members)])
+        _refuse_lost_rows(selection.groups)
         pools = make_pools(selection.groups, recipe.chosen_allocation)
         plan = {name: final for pool in pools for name, final in pool.plan().items()}
     except BaseException:
@@ -130,6 +132,18 @@ def _merge_tensors(
             restore(tensor)
             known[tensor.name] = tensor
     return known
+
+
+def _refuse_lost_rows(groups: Sequence[Group]) -> None:
+    """Raise ValueError if a group lacks a row: a saved mask or `keep_zeros` has taken it."""
+    for group in groups:
+        if lost := group.count_lost_rows():
+            raise ValueError(
+                f"need a weight in each row of '{group.name}', which the model divides by the norm "
+                f"of the row, got {lost} rows without any, by the saved masks or keep_zeros=True; "
+                f'to leave that dense, write sparsity: {{"*": {group.sparsity}, '
+                f'"{group.name}": null}}'
+            )
 
 
 def _keep_zeros(groups: list[Group]) -> None:

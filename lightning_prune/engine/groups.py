@@ -102,6 +102,24 @@ class Group(ABC):
     def atoms_kept(self) -> int:
         """Number of atoms that are not pruned."""
 
+    @property
+    def rows(self) -> int:
+        """Number of rows of which each keeps an atom, also at sparsity 1; 0 if none needs to."""
+        return 0
+
+    @property
+    def floor(self) -> int:
+        """Least number of atoms that stay at any target: one, unless all may go, and each row's."""
+        return max(int(self.sparsity < 1), self.rows)
+
+    def leaves_rows(self, sparsity: float) -> bool:
+        """Whether each row can keep an atom at a sparsity of this group alone."""
+        return compute_keep(self.total, sparsity) >= self.rows
+
+    def count_lost_rows(self) -> int:
+        """Count the rows that keep no atom."""
+        return 0
+
     @abstractmethod
     def alive(self) -> Tensor:
         """Return which local atoms are not pruned: those with a kept weight anywhere."""
@@ -130,6 +148,14 @@ class Group(ABC):
             scores: The scores of the members; None for a plan that needs none.
             target: The sparsity that is due now, in [0, 1].
         """
+
+    def find_row_holders(self, ranked: Tensor) -> Tensor:
+        """Return the best atom of each row, which stays; none where rows may go.
+
+        Args:
+            ranked: A score for each local atom; -inf where the atom must not stay.
+        """
+        return torch.zeros_like(ranked, dtype=torch.bool)
 
     @abstractmethod
     def choose(self, atoms: Atoms, share: Share) -> Tensor | Cut:
@@ -168,7 +194,7 @@ class Group(ABC):
             share: Fraction of the kept atoms, in [0, 1].
         """
         kept = int(sum_shards(alive.sum(), self.shard))
-        return min(round(share * kept), self.total - kept)
+        return min(round(share * kept), self.total - kept, kept - self.rows)
 
     def choose_exchange(
         self, alive: Tensor, exchanged: int, *, drop: Scores, grow: Scores
@@ -186,6 +212,8 @@ class Group(ABC):
         """
         kept = int(sum_shards(alive.sum(), self.shard))
         scores = self.rank(drop).masked_fill(~alive, -math.inf)
+        if self.rows:
+            scores.masked_fill_(self.find_row_holders(scores), math.inf)
         survivors = self._choose_local(scores, kept - exchanged)
         scores = self.rank(grow).masked_fill(alive & ~survivors, torch.finfo(scores.dtype).min)
         scores.masked_fill_(survivors, math.inf)
@@ -222,6 +250,8 @@ class BoundedGroup(Group):
         blank = torch.zeros_like(alive, dtype=torch.float32)
         ranked = blank if scores is None else self.rank(scores)
         protected, allowed = self.pattern.bounds(ranked, alive, compute_keep(self.total, target))
+        if self.rows:
+            protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
         if self.sparsity < 1 and not protected.any():
             protected = choose_best(ranked.masked_fill(~allowed, -math.inf), 1)
         return TensorAtoms(

@@ -47,6 +47,11 @@ class Pool:
         """Whether nothing is pruned yet."""
         return all(tensor.kept == tensor.total for tensor in self.tensors)
 
+    def reach(self, target: float) -> float:
+        """Return the sparsity that the floors of the groups let the pool have at a target."""
+        floors = sum(group.floor for group in self.groups)
+        return min(target, 1 - floors / sum(group.total for group in self.groups))
+
     def plan(self) -> Mapping[str, float | None]:
         """Return the final sparsity of each group; None where it depends on the scores."""
         if self.allocation.needs_scores:

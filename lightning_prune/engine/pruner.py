@@ -164,7 +164,8 @@ class Pruner:
 
     def target(self, group: Group) -> float:
         """Return the sparsity that is due for a group's pool since the last due point."""
-        return group.sparsity * self._training.share(group.optimizer)
+        pool = next(pool for pool in self._training.enrolment.pools if group in pool.groups)
+        return pool.reach(pool.sparsity * self._training.share(pool.optimizer))
 
     @property
     def steps(self) -> list[int]:

@@ -1,5 +1,6 @@
 """Selection: the tensors and groups of a model that a recipe prunes."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from lightning_prune.engine.candidates import (
     count_weights,
     find_candidates,
 )
+from lightning_prune.engine.groups import Group
 from lightning_prune.engine.weight_groups import WeightGroup
 from lightning_prune.models.names import named_parameters
 from lightning_prune.models.sharding import reshard
@@ -23,7 +25,7 @@ from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.recipe import Recipe
-from lightning_prune.recipe.targets import format_target
+from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import is_sharded
 
@@ -40,21 +42,23 @@ def select(
         example: For channels, what ``forward`` takes; None for ``example_input_array``.
 
     Raises:
-        ValueError: If a glob matches nothing, nothing can be pruned, or an answer does not fit.
+        ValueError: If a glob matches nothing, nothing can be pruned, an answer does not fit, or
+            rows hold a tensor above a sparsity that no other tensor can make up for.
     """
     reshard(model)
     if recipe.pattern.couples_tensors:
         selection = _select_channels(model, optimizers, recipe, example)
     else:
         selection = select_tensors(model, optimizers, recipe.targets)
-        kind = WeightGroup if recipe.pattern.ranks_freely else BlockGroup
-        groups = tuple(kind(members=(t,), pattern=recipe.pattern) for t in selection.tensors)
+        groups = tuple(_make_group(tensor, recipe.pattern) for tensor in selection.tensors)
         selection = replace(selection, groups=groups)
     for tensor in selection.tensors:
         if tensor.shard is not None:
             _refuse_shards(tensor.name, _answers_on_tensors(recipe))
     scored = [tensor for tensor in selection.tensors if tensor.is_scored]
     _refuse_misfits(scored, model, recipe)
+    if not recipe.chosen_allocation.shares_budget:
+        _refuse_unreachable(selection.groups, recipe)
     if not selection.tensors:
         if not selection.may_grow:
             raise ValueError(_explain_nothing(selection.dense))
@@ -95,6 +99,12 @@ def select_tensors(
         may_grow=any(not each.why_dense and waits[each.name] for each in found),
         sizes=count_weights(found),
     )
+
+
+def _make_group(tensor: PrunedTensor, pattern: Pattern) -> Group:
+    """Return the group of a tensor; the weights of a whole tensor without bounds rank freely."""
+    is_free = pattern.ranks_freely and not tensor.row_axes
+    return (WeightGroup if is_free else BlockGroup)(members=(tensor,), pattern=pattern)
 
 
 def _select_channels(
@@ -141,16 +151,47 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
             recipe.pattern.check_shape(tensor.shape)
             recipe.criterion.check_tensor(tensor, model)
             _refuse_untrained(tensor, recipe)
+            _check_rows(tensor, recipe.pattern)
         except ValueError as error:
             return f"{error} in '{tensor.name}' of shape {tensor.shape}"
         return None
 
     misfits = {tensor.name: why for tensor in tensors if (why := misfit(tensor))}
     if misfits:
-        globs = "".join(f'\n  "{glob}": {format_target(t)}' for glob, t in recipe.targets.items())
-        nulls = "".join(f'\n  "{name}": null' for name in misfits)
+        lines = format_targets({**recipe.targets, **dict.fromkeys(misfits)})
+        raise ValueError("; ".join(misfits.values()) + f"; to leave that dense, write\n{lines}")
+
+
+def _check_rows(tensor: PrunedTensor, pattern: Pattern) -> None:
+    """Raise ValueError if the pattern cannot keep a weight in each row, or rows are in shards."""
+    for axis in tensor.row_axes or ():
+        if not pattern.keeps_slices(axis):
+            raise ValueError(
+                f"need a pattern that keeps a weight at each index of axis {axis} (output axis "
+                f"first), by whose norm the model divides, got {pattern}"
+            )
+        if tensor.shard is not None:
+            raise ValueError(
+                "need whole parameters where the model divides by the norm of a row, got shards "
+                "(FSDP2 or tensor parallelism)"
+            )
+
+
+def _refuse_unreachable(groups: Sequence[Group], recipe: Recipe) -> None:
+    """Raise ValueError, with the lines to write, if rows keep more of a tensor than is due."""
+    held = [group for group in groups if not group.leaves_rows(group.sparsity)]
+    if held:
+        rows = ", ".join(
+            f"sparsity={group.sparsity} for {group.total} atoms in {group.rows} rows in "
+            f"'{group.name}'"
+            for group in held
+        )
+        most = {
+            group.name: math.floor(1e4 - group.rows / group.total * 1e4) / 1e4 for group in held
+        }
         raise ValueError(
-            "; ".join(misfits.values()) + f"; to leave that dense, write\nsparsity:{globs}{nulls}"
+            f"need a sparsity that leaves an atom in each row, by whose norm the model divides, "
+            f"got {rows}; write\n{format_targets({**recipe.targets, **most})}"
         )
 
 

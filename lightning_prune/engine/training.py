@@ -325,10 +325,10 @@ class Training:
 
     def mean_target(self, shares: Callable[[int], float]) -> float:
         """Return the sparsity of all groups; each optimizer has its share of the final one."""
-        groups = self.enrolment.selection.groups
-        size = sum(group.size for group in groups)
-        due = sum(group.sparsity * shares(group.optimizer) * group.size for group in groups)
-        return due / size if size else 0.0
+        sizes = [sum(group.size for group in pool.groups) for pool in self.enrolment.pools]
+        due = [p.reach(p.sparsity * shares(p.optimizer)) for p in self.enrolment.pools]
+        pruned = sum(target * size for target, size in zip(due, sizes, strict=True))
+        return pruned / sum(sizes) if sizes else 0.0
 
     def warn_of_early_end(self, stacklevel: int) -> None:
         """Warn if nothing was pruned, or if training stopped before the end of the schedule."""

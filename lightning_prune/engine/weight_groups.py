@@ -37,6 +37,15 @@ class WeightGroup(TensorGroup):
         """Number of weights that are not pruned, also of other processes."""
         return self.members[0].kept
 
+    @property
+    def rows(self) -> int:
+        """One if the tensor must keep a weight, as a row of its own; else 0."""
+        return int(self.members[0].row_axes is not None)
+
+    def count_lost_rows(self) -> int:
+        """Return one if the tensor must keep a weight, and keeps none; else 0."""
+        return self.rows - min(self.rows, self.atoms_kept)
+
     def is_satisfied(self, due: int) -> bool:
         """Whether the pattern asks for no further pruning: it never does."""
         return True
@@ -53,7 +62,8 @@ class WeightGroup(TensorGroup):
             target: The sparsity that is due now, in [0, 1].
         """
         member = self.members[0]
-        return WeightAtoms(member, None if scores is None else scores[self.name], self.shard)
+        of_member = None if scores is None else scores[self.name]
+        return WeightAtoms(member, of_member, self.shard, self.floor)
 
     def choose(self, atoms: Atoms, share: Share) -> Tensor | Cut:
         """Choose the weights that stay.
@@ -111,13 +121,14 @@ class WeightAtoms(Atoms):
         member: The tensor.
         scores: Its scores; None for equal scores.
         shard: Which part of the tensor is local, output axis first.
+        floor: Least number of weights that stay, 0 or 1.
     """
 
     def __init__(
-        self, member: PrunedTensor, scores: TensorScores | None, shard: Shard | None
+        self, member: PrunedTensor, scores: TensorScores | None, shard: Shard | None, floor: int
     ) -> None:
         self.shape, self.shard, self.total = member.shape, shard, member.total
-        self.floor, self.cap = int(member.sparsity < 1 and member.kept > 0), member.kept
+        self.floor, self.cap = min(floor, member.kept), member.kept
         self._member, self._scores = member, scores
         self._mask = member.mask.transpose(0, member.output_axis)
 

@@ -1,5 +1,6 @@
 """A measurement of the sparsity that each tensor tolerates alone."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -75,7 +76,8 @@ def measure_sensitivity(
         train_mode: Whether the modules are in train mode during these batches.
 
     Returns:
-        The metric by tensor and sparsity.
+        The metric by tensor and sparsity; NaN where a tensor cannot be that sparse, because each
+        row of a `weight_norm` keeps a weight.
 
     Raises:
         ValueError: If an argument is out of range, the grid does not fit the pattern, there is no
@@ -101,8 +103,10 @@ def measure_sensitivity(
     with unchanged(model), quiet(".*"), _progress_bar(trainer, len(trials)) as (bar, task):
         for group, sparsity in trials:
             bar.update(task, description=f"{group.name} at {sparsity:g}")
-            with _pruned_alone(group, scores, sparsity):
-                metric = validate(trainer, model, datamodule)[monitor]
+            metric = math.nan
+            if group.leaves_rows(sparsity):
+                with _pruned_alone(group, scores, sparsity):
+                    metric = validate(trainer, model, datamodule)[monitor]
             _record(metrics, group, sparsity, metric, mode)
             bar.advance(task)
     return Sensitivity(monitor=monitor, mode=mode, dense=logged[monitor], metrics=metrics)

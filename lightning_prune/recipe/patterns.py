@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.allocations import Allocation, ERKAllocation, UniformAllocation
 from lightning_prune.recipe.old_names import refuse_old_names
-from lightning_prune.tensors.ranking import choose_best, choose_best_of_rows
+from lightning_prune.tensors.ranking import choose_best, choose_best_evenly, choose_best_of_rows
 
 
 class Pattern(ABC):
@@ -60,6 +60,15 @@ class Pattern(ABC):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:  # noqa: B027
         """Raise ValueError if the pattern does not fit a tensor of this shape."""
+
+    def keeps_slices(self, axis: int) -> bool:
+        """Whether a tensor can keep a weight at each index of an axis, as `weight_norm` needs.
+
+        The pattern then promises two things. `bounds` allows an atom at each index where atoms are
+        alive. And where each index of this axis of the atoms keeps one, each index of the tensor's
+        axis keeps a weight.
+        """
+        return False
 
     def to_atoms(self, entries: Tensor) -> Tensor:
         """Return a score for each atom: the mean of the scores of the weights in the atom."""
@@ -134,14 +143,14 @@ class UnstructuredPattern(Pattern):
         """Whether weights of all rows compete."""
         return not self.per_row
 
+    def keeps_slices(self, axis: int) -> bool:
+        """Whether each index of an axis can keep a weight: along any axis."""
+        return True
+
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask shaped as ``scores`` that keeps exactly ``keep`` weights."""
-        if not self.per_row or scores.ndim < 2:
-            return choose_best(scores, keep)
-        rows = scores.flatten(1)
-        floors, caps = (rows == math.inf).sum(1), (rows > -math.inf).sum(1)
-        quotas = _divide_evenly(keep, floors, caps)
-        return choose_best_of_rows(rows, quotas).view(scores.shape)
+        is_even = self.per_row and scores.ndim > 1
+        return choose_best_evenly(scores, keep) if is_even else choose_best(scores, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +205,10 @@ class NMPattern(Pattern):
                 f"need input channels in multiples of m={self.m} for {self.n}:{self.m}, "
                 f"got {inputs} input channels"
             )
+
+    def keeps_slices(self, axis: int) -> bool:
+        """Whether each index of an axis can keep a weight: but for inputs, which a group spans."""
+        return axis != 1
 
     def bounds(self, scores: Tensor, alive: Tensor, due: int) -> tuple[Tensor, Tensor]:
         """Protect the n best of each m down to n/m; from n/m on, allow no other atoms."""
@@ -254,6 +267,10 @@ class BlockPattern(Pattern):
                 f"need a (output, flattened input) matrix that divides into blocks of "
                 f"{self.shape}, got {(height, width)}"
             )
+
+    def keeps_slices(self, axis: int) -> bool:
+        """Whether each index of an axis can keep a weight: outputs, which blocks span whole."""
+        return axis == 0
 
     def to_atoms(self, entries: Tensor) -> Tensor:
         """Return the mean score of each block, ``(output blocks, input blocks)``."""
@@ -332,18 +349,3 @@ class ChannelPattern(Pattern):
     def __call__(self, scores: Tensor, keep: int) -> Tensor:
         """Return a bool mask of the channels that keeps exactly ``keep``."""
         return choose_best(scores, keep)
-
-
-def _divide_evenly(total: int, floors: Tensor, caps: Tensor) -> Tensor:
-    """Divide ``total`` over rows as evenly as floors and caps allow, the earlier rows first."""
-    low, high = 0, int(caps.max())
-    while low < high:  # find the highest level whose sum does not exceed the total
-        middle = (low + high + 1) // 2
-        if int(torch.clamp(torch.full_like(caps, middle), floors, caps).sum()) <= total:
-            low = middle
-        else:
-            high = middle - 1
-    quotas = torch.clamp(torch.full_like(caps, low), floors, caps)
-    may_rise = ((quotas == low) & (quotas < caps)).nonzero().flatten()
-    quotas[may_rise[: total - int(quotas.sum())]] += 1
-    return quotas

@@ -37,7 +37,12 @@ def pruning_table(pruner: Pruner, title: str = "") -> Table:
         columns=_CHANNEL_COLUMNS if pruner.recipe.pattern.couples_tensors else _TENSOR_COLUMNS,
         rows=[*(_group_row(pruner, group) for group in pruner.groups), _total_row(pruner)],
         has_total=True,
-        notes=[*_model_notes(pruner), *_frozen_notes(pruner), *_dense_notes(pruner)],
+        notes=[
+            *_model_notes(pruner),
+            *_frozen_notes(pruner),
+            *_floor_notes(pruner),
+            *_dense_notes(pruner),
+        ],
     )
 
 
@@ -122,6 +127,22 @@ def _frozen_notes(pruner: Pruner) -> list[str]:
     notes = [f"pruned without training: {list_names(frozen, at_most=_LISTED_NAMES)}"]
     if ADAPTER in pruner.dense.values():
         notes.append("merging the adapters into pruned weights would fill the zeros")
+    return notes
+
+
+def _floor_notes(pruner: Pruner) -> list[str]:
+    """Return lines on the atoms that must stay, and on the sparsity that they allow."""
+    held = [group.name for group in pruner.groups if group.rows > 1]
+    names, reached = list_names(held, at_most=_LISTED_NAMES), pruner.final_sparsity
+    notes = (
+        [f"each row keeps an atom, since the model divides by the norm: {names}"] if held else []
+    )
+    size = sum(group.size for group in pruner.groups)
+    asked = sum(group.sparsity * group.size for group in pruner.groups)
+    if size and reached < asked / size - 1e-9:
+        notes.append(
+            f"atoms that must stay hold the final sparsity at {reached:.4f}, not {asked / size:.4f}"
+        )
     return notes
 
 

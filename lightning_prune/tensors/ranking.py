@@ -1,5 +1,6 @@
 """Choose exactly the k best scores of a tensor, of several tensors, or of each row."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,50 @@ def choose_best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
     return torch.zeros_like(is_best).scatter_(1, order, is_best)
 
 
+def choose_best_evenly(scores: Tensor, keep: int) -> Tensor:
+    """Return the bool mask of the ``keep`` highest scores, spread evenly over the rows.
+
+    Scores of +inf are kept and those of -inf are not. Between these bounds each row keeps the same
+    number; if the rows do not divide ``keep``, the earlier rows keep 1 more.
+
+    Args:
+        scores: Scores of two or more dimensions; a row is an index of the first one.
+        keep: Number of scores to keep.
+
+    Examples:
+        >>> choose_best_evenly(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), 3).tolist()
+        [[True, True], [True, False]]
+    """
+    rows = scores.flatten(1)
+    floors, caps = (rows == math.inf).sum(1), (rows > -math.inf).sum(1)
+    quotas = _divide_evenly(keep, floors, caps)
+    return choose_best_of_rows(rows, quotas).view(scores.shape)
+
+
+def choose_best_of_slices(scores: Tensor, axes: Sequence[int]) -> Tensor:
+    """Return the bool mask of the highest score at each index of some axes; -inf is never chosen.
+
+    Of equal scores the lower index comes first.
+
+    Args:
+        scores: Scores of any shape and floating dtype.
+        axes: The axes; with none, the highest score of all is chosen.
+
+    Examples:
+        >>> scores = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+        >>> choose_best_of_slices(scores, [1]).tolist()
+        [[False, True], [True, False]]
+        >>> choose_best_of_slices(scores, []).tolist()
+        [[False, True], [False, False]]
+    """
+    first = list(range(len(axes)))
+    moved = scores.movedim(list(axes), first)
+    rows = moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
+    best = torch.zeros_like(rows, dtype=torch.bool)
+    best.scatter_(1, rows.argmax(dim=1, keepdim=True), True)
+    return best.view(moved.shape).movedim(first, list(axes)) & (scores > -math.inf)
+
+
 def share_out(pool: Sequence[Part], keep: int, sizes: Sizes = SIZES) -> list[Share]:
     """Divide the ``keep`` highest values of all tensors together among the tensors.
 
@@ -142,3 +187,18 @@ def count_best_local(scores: Tensor, keep: int, shard: Shard | None) -> int:
         return scores.numel()
     value, ties = divide_local(part, keep)
     return sum(int(mask.count_nonzero()) for mask in cut_pieces(part.read(1), value, ties))
+
+
+def _divide_evenly(total: int, floors: Tensor, caps: Tensor) -> Tensor:
+    """Divide ``total`` over rows as evenly as floors and caps allow, the earlier rows first."""
+    low, high = 0, int(caps.max())
+    while low < high:  # find the highest level whose sum does not exceed the total
+        middle = (low + high + 1) // 2
+        if int(torch.clamp(torch.full_like(caps, middle), floors, caps).sum()) <= total:
+            low = middle
+        else:
+            high = middle - 1
+    quotas = torch.clamp(torch.full_like(caps, low), floors, caps)
+    may_rise = ((quotas == low) & (quotas < caps)).nonzero().flatten()
+    quotas[may_rise[: total - int(quotas.sum())]] += 1
+    return quotas

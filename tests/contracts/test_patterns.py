@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from lightning_prune import Pattern, UnstructuredPattern
+from lightning_prune.tensors.ranking import choose_best_of_slices
 from tests.conftest import answers_under_contract
 
 SHAPES = [(8, 8), (4, 8, 3, 3), (8, 4, 3)]
@@ -42,6 +43,26 @@ def test_a_mask_keeps_exactly_what_was_asked_between_what_must_and_what_may(patt
     assert entries.shape == shape
     assert torch.equal(pattern.to_atoms(entries.float()) > 0, mask)
     assert int(entries.sum()) == keep * entries.numel() // mask.numel()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1))
+def test_a_pattern_that_promises_slices_can_keep_a_weight_of_each(pattern, shape, seed, share):
+    pattern = pattern()
+    for axis in range(len(shape)):
+        if not pattern.keeps_slices(axis):
+            continue
+        generator = torch.Generator().manual_seed(seed)
+        scores = pattern.to_atoms(torch.rand(shape, generator=generator).mul(3).round())
+        alive = torch.rand(scores.shape, generator=generator) < 0.5
+        _, allowed = pattern.bounds(scores, alive, round(share * scores.numel()))
+        best = choose_best_of_slices(scores.masked_fill(~allowed, -math.inf), [axis])
+        rest = [other for other in range(scores.ndim) if other != axis]
+        assert torch.equal(best.sum(rest), alive.sum(rest).clamp(max=1))
+        if alive.sum(rest).all():
+            entries = pattern.to_entries(best, shape)
+            assert entries.sum([other for other in range(len(shape)) if other != axis]).all()
 
 
 @pytest.mark.parametrize("kind", answers_under_contract(Pattern))

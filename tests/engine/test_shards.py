@@ -329,3 +329,25 @@ def test_shards_of_a_frozen_weight_are_pruned_like_the_whole(two):
     for mask, pruned in two(frozen_pruned, by_fsdp):
         assert torch.equal(mask, expected)
         assert torch.equal(pruned, zeros)
+def normed_once(layout, norm):
+    """Return the masks of a net under a norm, or the error that refuses it."""
+    net = make_net()
+    getattr(torch.nn.utils.parametrizations, norm)(net[0])
+    try:
+        return masks_of(pruned_once(layout(net), *FURTHER))
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.works_with(SECTION, "`spectral_norm` on shards: the same masks as in one process")
+def test_a_spectral_norm_has_the_masks_of_one_process(two):
+    whole = normed_once(lambda net: net, "spectral_norm")
+    for masks in two(normed_once, by_fsdp, "spectral_norm"):
+        assert_same([FURTHER], [whole], [masks])
+
+
+@pytest.mark.works_with(SECTION, "`weight_norm` by rows on shards", refused=True)
+def test_rows_of_a_weight_norm_are_refused_on_shards(two):
+    for error in two(normed_once, by_fsdp, "weight_norm"):
+        assert "need whole parameters where the model divides by the norm of a row" in error
+        assert '"0.parametrizations.weight.original1": null' in error

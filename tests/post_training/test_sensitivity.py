@@ -1,5 +1,6 @@
 import csv
 import importlib.util
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -222,3 +223,19 @@ def test_a_plot_without_matplotlib_is_refused(monkeypatch):
         ValueError, match=r"need matplotlib, got plot=True .*lightning-prune\[plots\]"
     ):
         check_plot()
+
+
+class NormedSums(Sums):
+    """The same, with a row of a weight_norm for each output of `a`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.nn.utils.parametrizations.weight_norm(self.a)
+
+
+def test_a_sparsity_that_the_rows_of_a_tensor_forbid_has_no_metric():
+    sensitivity = measured(NormedSums(), monitor="sum", sparsities=(0.8, 0.9))
+    name = "a.parametrizations.weight.original1"
+    assert sensitivity.metrics[name][0.8] < sensitivity.dense
+    assert math.isnan(sensitivity.metrics[name][0.9])
+    assert sensitivity.targets(tolerance=1000)[name] == 0.8
