@@ -18,7 +18,8 @@ def sparsity(weights: nn.Module | Tensor | Iterable[Tensor]) -> Tensor:
 
     Args:
         weights: A module, a tensor or tensors. Of a module, the weights that a `Pruner` takes by
-            default are counted, frozen weights included.
+            default are counted, frozen weights included. Of a weight under `torch.nn.utils.prune`,
+            the zeros that the layer computes with are counted.
 
     Returns:
         Zeros over entries, a float64 scalar in [0, 1]; NaN without entries.
