@@ -74,10 +74,11 @@ def select_tensors(
     By default those are the floating-point parameters that an optimizer trains, named ``*weight*``,
     with two or more dimensions, whose owners are neither embeddings nor normalizations; and fused
     experts. Adapters and routers are not among them, nor parameters whose zeros are not those of
-    the weight that a parametrization or hook makes of them. The globs (``fnmatchcase``, of parameter or
-    module names) choose among them, and the last glob that matches decides. A glob that matches
-    none of them is tried against all parameters. A glob other than ``*`` also chooses weights that
-    no optimizer trains.
+    the weight that a parametrization or hook makes of them.
+
+    The globs (``fnmatchcase``, of parameter or module names) choose among them, and the last glob
+    that matches decides. A glob that matches none of them is tried against all parameters. A glob
+    other than ``*`` also chooses weights that no optimizer trains.
 
     Args:
         module: The model.

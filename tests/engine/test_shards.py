@@ -329,6 +329,8 @@ def test_shards_of_a_frozen_weight_are_pruned_like_the_whole(two):
     for mask, pruned in two(frozen_pruned, by_fsdp):
         assert torch.equal(mask, expected)
         assert torch.equal(pruned, zeros)
+
+
 def normed_once(layout, norm):
     """Return the masks of a net under a norm, or the error that refuses it."""
     net = make_net()
