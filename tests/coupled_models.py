@@ -157,6 +157,22 @@ class TorchEncoder(nn.Module):
         return self.head(self.layer(self.embed(images).flatten(2).transpose(1, 2)).mean(1))
 
 
+class MaskedEncoder(nn.Module):
+    """It compares the mask with the causal mask before it attends."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 4, 4)
+        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+        self.body = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 3)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(4))
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        return self.head(self.body(x, mask=self.mask).mean(1))
+
+
 class ShuffleBlock(nn.Module):
     """ShuffleNetV2's: one half of the channels is worked on, then the halves are woven together."""
 
@@ -269,6 +285,7 @@ MODELS = {
     "attention": lambda: Encoder(Attention()),
     "fused attention": lambda: Encoder(FusedAttention()),
     "torch attention": TorchEncoder,
+    "mask in torch attention": MaskedEncoder,
     "norm groups": lambda: Headed(normed(nn.GroupNorm(4, 16)), 8),
     "instance norm": lambda: Headed(normed(nn.InstanceNorm2d(16)), 8),
     "grouped": lambda: Headed(

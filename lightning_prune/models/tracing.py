@@ -1,23 +1,30 @@
 """Graphs of a module's ``forward``, by `torch.export`."""
 
 import inspect
+import io
+import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 from torch.utils._pytree import tree_map
 
 from lightning_prune.models.calls import Call
 from lightning_prune.models.compiled import unwrap_compiled
 from lightning_prune.models.errors import describe_error
-from lightning_prune.models.undisturbed import keep_generators, use_plain_kernels
+from lightning_prune.models.undisturbed import keep_generators, keep_quiet, use_plain_kernels
 
 
 def trace(module: nn.Module, call: Call, *, shapes: Any = None) -> torch.export.ExportedProgram:
     """Trace a module in its present mode, by the operations that fused kernels are made of.
 
     Compiled parts are traced as the modules inside. Random number generators stay as they are.
+    `torch.export` prints a graph when it fails; here nothing is printed.
 
     Args:
         module: Its buffers change as by any forward pass: give a copy.
@@ -26,6 +33,8 @@ def trace(module: nn.Module, call: Call, *, shapes: Any = None) -> torch.export.
     """
     with (
         use_plain_kernels(),
+        _take_masks_as_given(),
+        _hide_graphs(),
         keep_generators(),
         torch.compiler.set_stance("force_eager"),
         warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
@@ -64,6 +73,37 @@ def trace_any_batch(module: nn.Module, call: Call) -> tuple[torch.export.Exporte
             f"need a module that torch.export can trace, got a {type(module).__name__}: "
             f"{describe_error(error)}"
         ) from error
+
+
+@contextmanager
+def _take_masks_as_given() -> Iterator[None]:
+    """Let transformer layers of torch use a mask without a look at the entries.
+
+    To take a faster kernel, they compare an attention mask with the causal mask, and branch on the
+    result. A graph cannot branch on entries. Without the comparison the results are the same.
+    """
+    detect = transformer._detect_is_causal_mask
+
+    def believe(
+        mask: Tensor | None, is_causal: bool | None = None, size: int | None = None
+    ) -> bool:
+        return is_causal is True
+
+    transformer._detect_is_causal_mask = believe
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
+
+
+@contextmanager
+def _hide_graphs() -> Iterator[None]:
+    """Leave out the graph that `torch.export` prints to stderr before it raises an error."""
+    printed = io.StringIO()
+    loggers = "torch.export", "torch.fx.experimental.symbolic_shapes"
+    with redirect_stderr(printed), keep_quiet(*loggers, level=logging.CRITICAL):
+        yield
+    sys.stderr.write(printed.getvalue())  # of the module's own code
 
 
 def _trace_free_batch(module: nn.Module, call: Call) -> torch.export.ExportedProgram | None:

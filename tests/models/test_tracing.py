@@ -1,4 +1,5 @@
 import random
+import sys
 import warnings
 
 import numpy as np
@@ -49,6 +50,22 @@ def test_transformer_layers_are_traced_by_their_operations():
     assert "aten.scaled_dot_product_attention.default" in operations(program)
 
 
+CAUSAL = nn.Transformer.generate_square_subsequent_mask(5)
+
+
+@pytest.mark.parametrize("mask", [CAUSAL, CAUSAL.T, CAUSAL.isinf()])
+@pytest.mark.parametrize("is_causal", [None, False])
+def test_an_encoder_reads_the_mask_that_it_is_given(mask, is_causal):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    module = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+    x, options = torch.randn(2, 5, 8), {"mask": mask, "is_causal": is_causal}
+    program = trace(module, Call((x,), options))
+    torch.testing.assert_close(program.module()(x, **options), module(x, **options))
+    other = torch.zeros_like(mask)
+    with torch.no_grad():
+        assert not torch.allclose(module(x, mask=other), module(x, mask=mask))
+
+
 class Masked(nn.Linear):
     def forward(self, x, *, mask):
         return super().forward(x) * mask
@@ -87,6 +104,22 @@ def test_a_module_that_cannot_be_traced_is_refused_with_the_reason():
     message = r"need a module that torch\.export can trace, got a Undecided: \w+: Could not"
     with pytest.raises(ValueError, match=message):
         trace_any_batch(Undecided(), Call((torch.randn(2, 4),), {}))
+
+
+def test_a_failed_trace_prints_no_graph(capfd):
+    with pytest.raises(Exception, match="data-dependent"):
+        trace(Undecided(), Call((torch.randn(2, 4),), {}))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_module_prints_is_not_hidden(capsys):
+    class Loud(nn.Module):
+        def forward(self, x):
+            sys.stderr.write("loud\n")
+            return x
+
+    trace(Loud(), Call((torch.randn(2, 4),), {}))
+    assert capsys.readouterr().err == "loud\n"
 
 
 @pytest.mark.parametrize("whole", [True, False])
