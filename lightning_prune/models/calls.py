@@ -53,6 +53,9 @@ class Call(NamedTuple):
 def make_call(module: nn.Module, example: Any = None) -> Call:
     """Return a copy of an example as a call, on the device of the module's parameters.
 
+    If all floating-point parameters have one dtype, floating-point tensors are cast to it, as
+    Lightning casts each batch under a precision such as ``bf16-true``.
+
     Args:
         module: The module to call.
         example: As Lightning reads an ``example_input_array``: a tuple or list of positional
@@ -75,8 +78,15 @@ def make_call(module: nn.Module, example: Any = None) -> Call:
     except TypeError as error:
         raise ValueError(f"need an example that forward takes, got {error}") from error
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    # A clone can be traced, also where inference mode has made the example.
-    return map_tensors(lambda tensor: tensor.detach().to(device).clone(), call)
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+
+    def fit(tensor: Tensor) -> Tensor:
+        # A clone can be traced, also where inference mode has made the example.
+        moved = tensor.detach().to(device).clone()
+        return moved.to(dtype) if tensor.is_floating_point() else moved
+
+    return map_tensors(fit, call)
 
 
 def bind_call(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Call:

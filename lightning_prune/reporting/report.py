@@ -78,7 +78,7 @@ def report(
     with keep_generators(), torch.no_grad(), _progress_bar(progress) as bar:
         pruned = _copy(module)
         full = _copy_without_zeros(pruned) if dense is None else _copy(dense)
-        counted, counted_dense = count(pruned, call), count(full, call)
+        counted, counted_dense = count(pruned, call), count(full, make_call(full, call))
         layers = _report_layers(module, full, counted, counted_dense, bar)
         if latency:
             latencies, failures = measure_latencies(full, pruned, call, threads, blocks, bar)

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_prune.deploy.onnx import LIBRARIES, quiet_export, write_program
 from lightning_prune.deploy.onnx_runtime import open_session
-from lightning_prune.models.calls import Call
+from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import unwrap_compiled
 from lightning_prune.models.errors import describe_error
 from lightning_prune.models.tracing import trace
@@ -62,7 +62,7 @@ def measure_latencies(
 def _in_torch(dense: nn.Module, pruned: nn.Module, call: Call, threads: int) -> Contest:
     device = call.tensors[0].device if call.tensors else torch.device("cpu")
 
-    def run(module: nn.Module) -> None:
+    def run(module: nn.Module, call: Call) -> None:
         module(*call.arguments, **call.keywords)
         if device.type != "cpu":
             torch.accelerator.synchronize()
@@ -71,8 +71,8 @@ def _in_torch(dense: nn.Module, pruned: nn.Module, call: Call, threads: int) -> 
         runtime="torch",
         device=device.type,
         threads=threads,
-        dense=partial(run, dense),
-        pruned=partial(run, pruned),
+        dense=partial(run, dense, make_call(dense, call)),
+        pruned=partial(run, pruned, call),
     )
 
 

@@ -4,12 +4,13 @@ from copy import deepcopy
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_prune import (
     ChannelPattern,
@@ -25,12 +26,14 @@ from lightning_prune import (
     SparsityMonitor,
     UniformAllocation,
     WandaCriterion,
+    export_onnx,
     measure_sensitivity,
     prune_once,
+    shrink,
 )
 from tests.callbacks.conftest import Classifier, Record
 from tests.callbacks.replicas import assert_equal, loader as replicas_loader, make_trainer, outcome
-from tests.callbacks.runs import STEPS, Save, fit
+from tests.callbacks.runs import STEPS, Save, dataset, fit
 from tests.post_training.models import Model, trainer_with
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -196,6 +199,29 @@ def test_an_example_can_be_given_to_the_callback(example):
     model.example_input_array = None
     fit(pruning=pruning, model=model)
     assert_whole(model, pruning.masks)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_an_example_in_single_precision_serves_in_every_precision(precision, monkeypatch, tmp_path):
+    monkeypatch.undo()  # trace indeed
+    model, pruning = Deep(), channels()
+    loader = DataLoader(dataset(), batch_size=8)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        precision=precision,
+        enable_progress_bar=False,
+        callbacks=[pruning],
+        **quiet,
+    )
+    trainer.fit(model, loader)
+    assert model.example_input_array.dtype == torch.float32
+    assert_whole(model, pruning.masks)
+    smaller = shrink(model)
+    assert [smaller.net[0].out_features, smaller.net[3].out_features] == [16, 16]
+    assert smaller.net[0].weight.dtype == model.net[0].weight.dtype
+    assert export_onnx(smaller, tmp_path / "smaller.onnx").any_batch
 
 
 def test_without_an_example_the_error_says_what_to_set():

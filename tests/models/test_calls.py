@@ -47,6 +47,21 @@ def test_the_call_is_a_copy_on_the_device_of_the_module():
     assert tensor.data_ptr() != example.data_ptr()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_an_example_takes_the_dtype_of_the_parameters(dtype):
+    example = {"one": ONE, "other": torch.arange(2), "scale": 2.0}
+    call = make_call(Two().to(dtype), example)
+    assert [tensor.dtype for tensor in call.tensors] == [dtype, torch.int64]
+    assert call.keywords == {"scale": 2.0}
+    assert ONE.dtype == torch.float32
+
+
+def test_an_example_for_parameters_of_several_dtypes_is_left_as_it_is():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
+    for dtype in (torch.float32, torch.bfloat16):
+        assert make_call(module, ONE.to(dtype)).tensors[0].dtype == dtype
+
+
 def test_the_modules_own_example_is_the_default_also_when_compiled():
     module = Two()
     module.example_input_array = ONE

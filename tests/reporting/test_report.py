@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_prune import report
+from lightning_prune.reporting.latency import LEAST_BLOCKS
 from tests.hooks import registered
 from tests.reporting.reports import counted, lenet, row, shown, zero
 
@@ -35,6 +36,18 @@ def test_compressed_bytes_are_of_the_parameters_as_they_are_stored():
     zero(net.weight, 90_000)
     compressed = counted(net, torch.randn(1, 1000, dtype=torch.bfloat16)).total.compressed_bytes
     assert compressed == pytest.approx(dense / 10, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_a_dense_module_of_another_precision_is_counted_in_its_own(dtypes):
+    shrunk, dense = nn.Linear(8, 3).to(dtypes[0]), nn.Linear(8, 6).to(dtypes[1])
+    found = report(shrunk, torch.randn(1, 8), dense=dense, blocks=LEAST_BLOCKS)
+    total = found.total
+    assert (total.dense_macs, total.effective_macs) == (48, 24)
+    assert (total.dense_bytes, total.bytes) == (54 * dtypes[1].itemsize, 27 * dtypes[0].itemsize)
+    assert found.latencies
 
 
 def test_removed_channels_are_compared_with_the_dense_module_that_is_given():
