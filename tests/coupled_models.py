@@ -248,6 +248,36 @@ class Swin(nn.Module):
         return self.head(self.attention(self.patches(images).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
+class Renamed(nn.Module):
+    """As MONAI's DynUNet: layers hang under names of their own and in a list that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16, affine=True)
+        self.second, self.head = convolution(16, 8), nn.Linear(8, 3)
+        self.steps = nn.ModuleList([self.first, self.norm, self.second])
+
+    def forward(self, images):
+        for step in self.steps:
+            images = step(images).relu()
+        return self.head(images.mean((2, 3)))
+
+
+class RenamedAttention(nn.Module):
+    """Attention of torch under two names, which are both called, and as a part of a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 3)
+        self.attention = self.again = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.layers = nn.ModuleList([self.embed, self.attention])
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        x = x + self.again(x, x, x)[0] + self.layers[1](x, x, x, need_weights=False)[0]
+        return self.head((x + self.attention(x, x, x)[0]).mean(1))
+
+
 def plain():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -298,6 +328,8 @@ MODELS = {
     ),
     "convnext": lambda: Headed(nn.Sequential(nn.Conv2d(3, 8, 3), ConvNeXtBlock(8)), 8),
     "swin": Swin,
+    "two names": Renamed,
+    "attention under two names": RenamedAttention,
 }
 
 

@@ -104,16 +104,22 @@ class SlimMultiheadAttention(nn.Module):
 
 
 def slim_attention(module: nn.Module) -> None:
-    """Replace attention whose projections have lost heads."""
+    """Replace attention whose projections have lost heads, under each name that it has."""
+    slim: dict[nn.Module, nn.Module] = {}
     for parent in list(module.modules()):
         if unwrap_compiled(parent) is not parent:
             continue  # Its parent replaces it as a whole.
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
             attention = unwrap_compiled(child)
             if isinstance(attention, nn.MultiheadAttention) and _has_lost_heads(attention):
-                head_size = attention.embed_dim // attention.num_heads
-                slim = SlimMultiheadAttention(attention, head_size)
-                setattr(parent, name, compile_like(slim, child))
+                if attention not in slim:
+                    head_size = attention.embed_dim // attention.num_heads
+                    slim[attention] = SlimMultiheadAttention(attention, head_size)
+                if child not in slim:
+                    slim[child] = compile_like(slim[attention], child)
+                setattr(parent, name, slim[child])
 
 
 def _has_lost_heads(attention: nn.MultiheadAttention) -> bool:

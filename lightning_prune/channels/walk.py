@@ -54,9 +54,12 @@ def walk(
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     outputs = set(signature.user_outputs)
     positions = {node: position for position, node in enumerate(program.graph.nodes)}
+    needed = _find_needed(program.graph)
     values: dict[fx.Node, Value] = {}
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in names:
+        if node not in needed:
+            values[node] = None
+        elif node.op == "placeholder" and node.name in names:
             values[node] = stored[names[node.name]]
         elif node.op == "call_function":
             values[node] = _label_result(flow, node, values)
@@ -68,6 +71,18 @@ def walk(
                     flow.keep_dense(values[source], "network output")
         else:
             values[node] = label_nothing(node)
+
+
+def _find_needed(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose results the outputs depend on, or that change a tensor in place.
+
+    The others are computed and thrown away, such as the mean of attention weights over heads.
+    """
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or writes_in_place(node) or not needed.isdisjoint(node.users):
+            needed.add(node)
+    return needed
 
 
 # -- results -------------------------------------------------------------------------------------

@@ -265,23 +265,30 @@ BLOCKS = {
 
 
 class Woven(nn.Module):
-    """Blocks of eight channels, each of which reads one of the results before it."""
+    """Blocks of eight channels, each of which reads one of the results before it.
+
+    Each block hangs under two names, and is called once or twice.
+    """
 
     def __init__(self, steps):
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(16, 2, 1)
         self.blocks = nn.ModuleList(BLOCKS[block]() for block, _, _ in steps)
+        self.again = nn.ModuleDict({f"block{i}": each for i, each in enumerate(self.blocks)})
         self.steps = steps
 
     def forward(self, images):
         results = [self.stem(images)]
-        for module, (_, source, combination) in zip(self.blocks, self.steps, strict=True):
+        calls = zip(self.again.values(), self.steps, strict=True)
+        for module, (_, source, combination) in calls:
             x = results[source % len(results)]
             y = module(x)
             if combination == "add":
                 y = x + y
             elif combination == "gate":
                 y = x * torch.sigmoid(y)
+            elif combination == "twice":
+                y = module(y)
             elif combination == "cross":
                 y = torch.cat([y[:, 4:], x[:, :4]], 1)
             results.append(y)
@@ -292,7 +299,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(sorted(BLOCKS)),
         st.integers(0, 3),
-        st.sampled_from(["none", "add", "gate", "cross"]),
+        st.sampled_from(["none", "add", "gate", "cross", "twice"]),
     ),
     min_size=2,
     max_size=4,
@@ -308,13 +315,18 @@ def test_whatever_is_found_free_in_random_networks_is_exact(steps):
     coupling = couple(module, batch)
     free = [i for i, group in enumerate(coupling.groups) if group.why_dense is None]
     refused = find_unremovable(module, batch, coupling, free)
-    tensors = dict(module.named_parameters())
+    tensors = named_parameters(module)
     with torch.no_grad():
         for index in set(free) - set(refused):
             for place in coupling.groups[index].places:
                 if place.name in tensors:
                     tensors[place.name].movedim(place.axis, 0)[place.channel_of_index == 0] = 0.0
-    assert_same(module, shrink(module, batch), torch.randn(3, 3, 4, 4))
+    smaller = shrink(module, batch)
+    assert_same(module, smaller, torch.randn(3, 3, 4, 4))
+    fresh = Woven(steps)
+    adopt(fresh, shrunk_state(smaller))
+    assert torch.equal(outputs(fresh, batch), outputs(smaller, batch))
+    assert all(fresh.again[f"block{i}"] is each for i, each in enumerate(fresh.blocks))
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
