@@ -1,7 +1,7 @@
 """An operation of a model's graph: the name, the arguments, and the labels of the arguments."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,9 +44,13 @@ class Operation:
     Args:
         node: The node.
         values: The values of the nodes before it.
+        fed: The nodes that depend on the inputs of the graph.
+
+    Attributes:
+        is_fed: For each argument that is a tensor, whether it depends on the inputs of the graph.
     """
 
-    def __init__(self, node: fx.Node, values: dict[fx.Node, Value]) -> None:
+    def __init__(self, node: fx.Node, values: dict[fx.Node, Value], fed: Set[fx.Node]) -> None:
         assert isinstance(node.target, torch._ops.OpOverload)
         self.node = node
         self.target = node.target
@@ -56,6 +60,7 @@ class Operation:
         self._values = values
         self._sources = tensor_arguments(node)
         self.inputs = [values[source] for source in self._sources]
+        self.is_fed = [source in fed for source in self._sources]
 
     def __getitem__(self, key: str | int) -> Value:
         """Return the value of an argument that is a tensor or a list; None for any other."""

@@ -1,7 +1,7 @@
 """The walk over a model's graph, which applies the rule of each operation to the labels."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor, fx
@@ -55,6 +55,7 @@ def walk(
     outputs = set(signature.user_outputs)
     positions = {node: position for position, node in enumerate(program.graph.nodes)}
     needed = _find_needed(program.graph)
+    fed = _find_fed(program)
     values: dict[fx.Node, Value] = {}
     for node in program.graph.nodes:
         if node not in needed:
@@ -62,7 +63,7 @@ def walk(
         elif node.op == "placeholder" and node.name in names:
             values[node] = stored[names[node.name]]
         elif node.op == "call_function":
-            values[node] = _label_result(flow, node, values)
+            values[node] = _label_result(flow, node, values, fed)
             if writes_in_place(node):
                 _relabel_written(flow, node, values, positions)
         elif node.op == "output":
@@ -85,17 +86,29 @@ def _find_needed(graph: fx.Graph) -> set[fx.Node]:
     return needed
 
 
+def _find_fed(program: torch.export.ExportedProgram) -> set[fx.Node]:
+    """Return the nodes that depend on the inputs of the graph, not only on stored tensors."""
+    inputs = set(program.graph_signature.user_inputs)
+    fed: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.name in inputs or not fed.isdisjoint(node.all_input_nodes):
+            fed.add(node)
+    return fed
+
+
 # -- results -------------------------------------------------------------------------------------
 
 
-def _label_result(flow: Flow, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
+def _label_result(
+    flow: Flow, node: fx.Node, values: dict[fx.Node, Value], fed: Set[fx.Node]
+) -> Value:
     """Return the labels of a node's result."""
     if node.target is operator.getitem:
         return _select_result(flow, node, values)
     if not isinstance(node.target, torch._ops.OpOverload):
         name = getattr(node.target, "__name__", str(node.target))
         return _keep_arguments_dense(flow, node, values, name)
-    operation = Operation(node, values)
+    operation = Operation(node, values, fed)
     if node.meta.get("val") is None:
         return None  # an operation without a result, such as the check of a shape
     is_expanding = operation.name in _EXPANDING

@@ -40,9 +40,11 @@ Trial = Callable[[list[bool]], Outcome]
 def pointwise(flow: Flow, operation: Operation) -> Value:
     """Exact: entries that meet go together, and a trial tells if zeros give zero.
 
-    So no table has to list the operations that keep zeros.
+    So no table has to list the operations that keep zeros. An addition makes a residual stream of
+    two operands that depend on the inputs. A bias that does not, such as a table of biases of
+    positions, goes with the channels that it is added to.
     """
-    is_addition = operation.name in ("add", "sub", "subtract")
+    is_addition = operation.name in ("add", "sub", "subtract") and all(operation.is_fed)
     trial = partial(_try_zeros, operation)
     return combine_entries(
         flow, operation.result_shape, operation.inputs, trial, by_addition=is_addition

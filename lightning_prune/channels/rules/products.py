@@ -20,6 +20,7 @@ from lightning_prune.channels.labels import (
     has_channels,
     is_unexpanded,
     mark_nonzero,
+    narrow_expanded_axes,
     spread_along_axis,
 )
 from lightning_prune.channels.operations import Operation, StoredTensor, Value
@@ -84,7 +85,8 @@ def baddbmm(flow: Flow, operation: Operation) -> Value:
         return Outcome(is_zero=all(is_zero), is_finite=True)
 
     values = [operation["self"], product]
-    return combine_entries(flow, operation.result_shape, values, add, by_addition=True)
+    by_addition = all(operation.is_fed)
+    return combine_entries(flow, operation.result_shape, values, add, by_addition=by_addition)
 
 
 def einsum(flow: Flow, operation: Operation) -> Value:
@@ -110,8 +112,13 @@ def einsum(flow: Flow, operation: Operation) -> Value:
 
 
 def attention(flow: Flow, operation: Operation) -> Value:
-    """Exact for whole heads: a head is zero if the values are zero, for any scores."""
+    """Exact for whole heads: a head is zero if the values are zero, for any scores.
+
+    A head of keys and values that several heads of queries read goes with all of them.
+    """
     query, key, value = (flow.label_entries(operation[name]) for name in ("query", "key", "value"))
+    if operation.option("enable_gqa", False):
+        key, value = (_repeat_heads(labels, query.shape[-3]) for labels in (key, value))
     batch = query.shape[:-2]
     if batch != value.shape[:-2] or batch != key.shape[:-2]:
         return None
@@ -127,6 +134,14 @@ def attention(flow: Flow, operation: Operation) -> Value:
         join_along_unlabeled(flow, mask.expand(scores), labels.expand(scores))
     heads = flow.labels.representatives(labels).mul(labels.sign())
     return heads.expand(operation.result_shape)
+
+
+def _repeat_heads(labels: Tensor, heads: int) -> Tensor:
+    """Return labels ``(..., heads, length, head size)`` with each head repeated, to that number."""
+    axis = labels.ndim - 3
+    repeats = heads // labels.shape[axis]
+    repeated = narrow_expanded_axes(labels, keep=(axis,)).repeat_interleave(repeats, axis)
+    return repeated.expand(*labels.shape[:axis], heads, *labels.shape[-2:])
 
 
 def softmax(flow: Flow, operation: Operation) -> Value:
