@@ -15,7 +15,7 @@ from lightning_prune.channels.operations import StoredTensor
 from lightning_prune.channels.walk import walk
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_uncompiled, unwrap_compiled
-from lightning_prune.models.errors import describe_error
+from lightning_prune.models.errors import describe_error, locate_error
 from lightning_prune.models.names import plain_name
 from lightning_prune.models.tracing import trace
 
@@ -122,9 +122,10 @@ def _trace_modes(module: nn.Module, example: Any) -> list[torch.export.ExportedP
     if isinstance(error := traced[-1], Exception) and not programs:
         raise ValueError(
             "need a forward that torch.export can trace, to find which channels go together, got "
-            f"{describe_error(error)}; give an example that forward takes (example=..., or the "
-            "module's example_input_array), and keep what depends on values of tensors out of "
-            "forward"
+            f"{describe_error(error)}{locate_error(error)}; give an example that forward takes "
+            "(example=..., or the module's example_input_array), and let forward neither branch "
+            "on values of tensors nor turn them into Python numbers (len(x) of chosen rows is "
+            "x.shape[0])"
         )
     return programs
 

@@ -19,8 +19,9 @@ from lightning_prune.channels.operations import (
     writes_in_place,
 )
 from lightning_prune.channels.rules import layers, moves, pointwise, products, reductions
+from lightning_prune.channels.sizes import guess_sizes, has_guessed_size
 
-_EXPANDING = ("expand", "expand_as")
+_REPEATING = ("expand", "expand_as", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
 
 def merge_rules(*tables: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -47,9 +48,10 @@ def walk(
 
     Args:
         flow: The labels of the model; labels of channels that go together are joined.
-        program: The graph.
+        program: The graph; sizes that depend on values of tensors become numbers in it.
         stored: The model's parameters and buffers, by name.
     """
+    guess_sizes(program.graph)
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     outputs = set(signature.user_outputs)
@@ -111,19 +113,29 @@ def _label_result(
     operation = Operation(node, values, fed)
     if node.meta.get("val") is None:
         return None  # an operation without a result, such as the check of a shape
-    is_expanding = operation.name in _EXPANDING
-    if not is_expanding and not any(_may_have_channels(value) for value in operation.inputs):
+    is_repeating = operation.name in _REPEATING
+    if not is_repeating and not any(_may_have_channels(value) for value in operation.inputs):
         return label_nothing(node)
-    rule = _find_rule(operation)
-    result = rule(flow, operation) if rule else None
+    result = _apply_rule(flow, operation)
     if result is None:
         return _keep_arguments_dense(flow, node, values, operation.name)
-    if not is_expanding:
+    if not is_repeating:
         result = _expand_channels(result)
     results = node.meta["val"]
     if isinstance(result, Tensor) and isinstance(results, list | tuple):
         return [result, *[None] * (len(results) - 1)]
     return result
+
+
+def _apply_rule(flow: Flow, operation: Operation) -> Value:
+    """Return the labels of the result; None without a rule, or if a guessed size does not fit."""
+    rule = _find_rule(operation)
+    try:
+        return rule(flow, operation) if rule else None
+    except RuntimeError:
+        if has_guessed_size(operation.node):
+            return None
+        raise
 
 
 def _find_rule(operation: Operation) -> Rule | None:

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_prune.channels.coupling import couple
+from lightning_prune.channels.shrink import find_unremovable
 from lightning_prune.channels.walk import RULES, merge_rules
 from tests.coupled_models import (
     MODELS,
@@ -174,7 +175,7 @@ REASONS = {
     "passes through pad": lambda: Calling(
         lambda x: functional.pad(x, (0, 0, 0, 0, 2, 2), mode="circular")[:, 2:-2]
     ),
-    "passes through matmul": lambda: Calling(lambda x: torch.ones(8, 6, 6) @ x),
+    "passes through matmul": lambda: Calling(lambda x: torch.arange(288.0).view(8, 6, 6) @ x),
     "passes through im2col": lambda: Calling(
         lambda x: functional.fold(functional.unfold(x, 3), (6, 6), 3)
     ),
@@ -216,6 +217,17 @@ def test_what_is_not_exact_is_dense_for_a_reason(reason):
 )
 def test_what_leaves_channels_apart_leaves_them_free(function):
     assert groups_of(Calling(function))["first.weight"].why_dense is None
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0])
+def test_a_constant_whose_length_stands_in_the_code_is_found_by_a_trial(number):
+    module = Calling(lambda x: x + torch.full((8, 1, 1), number))
+    coupling = couple(module, example())
+    assert coupling.groups[0].why_dense is None
+    assert "forward fails" in find_unremovable(module, example(), coupling, [0])[0]
+    free = Calling(lambda x: x + x.new_full(x.shape, number))
+    coupling = couple(free, example())
+    assert find_unremovable(free, example(), coupling, [0]) == {}
 
 
 def test_what_is_written_in_place_goes_on_with_the_result():

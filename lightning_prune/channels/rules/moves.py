@@ -13,6 +13,11 @@ from torch.nn.functional import pad as pad_with_zeros
 from lightning_prune.channels.flow import Flow, Rule
 from lightning_prune.channels.labels import collapse_axis, collect_rows, mark_nonzero
 from lightning_prune.channels.operations import Operation, StoredTensor, Value, reorder_axes
+from lightning_prune.channels.rules.pointwise import (
+    Outcome,
+    combine_entries,
+    join_along_unlabeled,
+)
 
 
 def copy(flow: Flow, operation: Operation) -> Value:
@@ -28,6 +33,16 @@ def zeros_like(flow: Flow, operation: Operation) -> Value:
 def new_constant(flow: Flow, operation: Operation) -> Value:
     """Exact: the result takes only the dtype of the argument, so it has no channels."""
     return torch.zeros(operation.result_shape, dtype=torch.long)
+
+
+def fill(flow: Flow, operation: Operation) -> Value:
+    """Exact: all entries are the same number, so they repeat along each axis."""
+    return torch.zeros((), dtype=torch.long).expand(operation.result_shape)
+
+
+def read_size(flow: Flow, operation: Operation) -> Value:
+    """Exact: the graph reads sizes that depend on values; those of channels are constants."""
+    return torch.zeros((), dtype=torch.long)
 
 
 def reorder(flow: Flow, operation: Operation) -> Value:
@@ -136,6 +151,34 @@ def index(flow: Flow, operation: Operation) -> Value:
     return labels.expand(operation.result_shape)
 
 
+def scatter(flow: Flow, operation: Operation) -> Value:
+    """Exact along an axis of one channel: rows go to rows by number, and zeros stay zeros."""
+    name = next((each for each in ("source", "src") if each in operation), None)
+    if name is None:
+        return None  # a number in the place of rows
+    target, source = flow.label_entries(operation["self"]), flow.label_entries(operation[name])
+    axis = operation.option("dim") % target.ndim
+    others = [each for each in range(target.ndim) if each != axis]
+    if any(source.shape[each] != target.shape[each] for each in others):
+        return None
+    if axis in {*flow.labels.varying_axes(source), *flow.labels.varying_axes(target)}:
+        return None
+    flow.keep_dense(operation["index"], "is used as an index")
+    index = flow.label_entries(operation["index"])
+    if index.ndim == source.ndim:  # with a number for each entry
+        if index.shape != source.shape:
+            return None
+        join_along_unlabeled(flow, index, source)
+    row = collapse_axis(source, axis).narrow(axis, 0, 1)
+    return combine_entries(
+        flow,
+        operation.result_shape,
+        [target, row.expand(operation.result_shape)],
+        lambda is_zero: Outcome(is_zero=all(is_zero), is_finite=True),
+        by_addition=all(operation.is_fed),
+    )
+
+
 def concatenate(flow: Flow, operation: Operation) -> Value:
     """Exact: each part keeps its channels; along other axes, channels of the parts go together."""
     parts = [flow.label_entries(value) for value in operation.inputs]
@@ -201,11 +244,15 @@ RULES: dict[str, Rule] = {
     "feature_dropout": copy,
     "native_dropout": copy,
     "zeros_like": zeros_like,
-    "new_zeros": new_constant,
-    "new_ones": new_constant,
     "new_empty": new_constant,
-    "new_full": new_constant,
     "new_tensor": new_constant,
+    "zeros": fill,
+    "ones": fill,
+    "full": fill,
+    "new_zeros": fill,
+    "new_ones": fill,
+    "new_full": fill,
+    "sym_size": read_size,
     "transpose": reorder,
     "t": reorder,
     "permute": reorder,
@@ -238,6 +285,12 @@ RULES: dict[str, Rule] = {
     "unbind": select,
     "index": index,
     "index_select": index,
+    "index_add": scatter,
+    "index_copy": scatter,
+    "index_reduce": scatter,
+    "scatter": scatter,
+    "scatter_add": scatter,
+    "scatter_reduce": scatter,
     "cat": concatenate,
     "stack": concatenate,
     "split": split,
