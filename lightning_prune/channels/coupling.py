@@ -17,6 +17,7 @@ from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_uncompiled, unwrap_compiled
 from lightning_prune.models.errors import describe_error, locate_error
 from lightning_prune.models.names import plain_name
+from lightning_prune.models.progress import note_progress
 from lightning_prune.models.tracing import trace
 
 
@@ -117,7 +118,10 @@ def couple(module: nn.Module, example: Any) -> Coupling:
 def _trace_modes(module: nn.Module, example: Any) -> list[torch.export.ExportedProgram]:
     """Trace both modes, or the only mode in which the model can be called."""
     call = make_call(module, example).double_single_sample()
-    traced = [_try_trace(copy_uncompiled(module).train(mode), call) for mode in (True, False)]
+    traced = []
+    for done, mode in enumerate((True, False)):
+        note_progress("tracing both modes of the model", done, 2)
+        traced.append(_try_trace(copy_uncompiled(module).train(mode), call))
     programs = [program for program in traced if not isinstance(program, Exception)]
     if isinstance(error := traced[-1], Exception) and not programs:
         raise ValueError(

@@ -25,12 +25,14 @@ from lightning_prune.models.comparison import Reference
 from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.errors import describe_error
 from lightning_prune.models.names import named_tensors, plain_name
+from lightning_prune.models.progress import show_progress
 
 TOLERANCE = 1e-5
 _BATCHES = 3
 
 
 @check_arguments
+@show_progress()
 def shrink(module: Smaller, example: Any = None) -> Smaller:
     r"""Return a copy of a module without the channels that are zero wherever they lie.
 

@@ -20,6 +20,7 @@ from lightning_prune.channels.operations import (
 )
 from lightning_prune.channels.rules import layers, moves, pointwise, products, reductions
 from lightning_prune.channels.sizes import guess_sizes, has_guessed_size
+from lightning_prune.models.progress import note_progress
 
 _REPEATING = ("expand", "expand_as", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 
@@ -59,7 +60,8 @@ def walk(
     needed = _find_needed(program.graph)
     fed = _find_fed(program)
     values: dict[fx.Node, Value] = {}
-    for node in program.graph.nodes:
+    for node, position in positions.items():
+        note_progress("following channels", position, len(positions))
         if node not in needed:
             values[node] = None
         elif node.op == "placeholder" and node.name in names:

@@ -35,6 +35,7 @@ def trace(module: nn.Module, call: Call, *, shapes: Any = None) -> torch.export.
         use_plain_kernels(),
         _take_masks_as_given(),
         _hide_graphs(),
+        _leave_out_stacks(),
         keep_generators(),
         torch.compiler.set_stance("force_eager"),
         warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
@@ -94,6 +95,17 @@ def _take_masks_as_given() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = detect
+
+
+@contextmanager
+def _leave_out_stacks() -> Iterator[None]:
+    """Record no stack of Python for each operation, which takes a sixth of the time of a trace."""
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
 
 
 @contextmanager
