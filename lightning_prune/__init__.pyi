@@ -4,7 +4,8 @@ from .callbacks.checkpoint import SparsityCheckpoint as SparsityCheckpoint
 from .callbacks.distillation import DistillationCallback as DistillationCallback
 from .callbacks.monitor import SparsityMonitor as SparsityMonitor
 from .callbacks.pruning import PruningCallback as PruningCallback
-from .channels.shrink import adopt as adopt, shrink as shrink, shrunk_state as shrunk_state
+from .channels.adoption import adopt as adopt, shrunk_state as shrunk_state
+from .channels.shrink import shrink as shrink
 from .deploy.compression import FileSize as FileSize, file_size as file_size
 from .deploy.onnx import OnnxFile as OnnxFile, export_onnx as export_onnx
 from .deploy.quantization import quantize_onnx as quantize_onnx

@@ -9,7 +9,10 @@ A channel is followed in this order, with a file for each step:
 4. `walk` applies the rules from the inputs of the graph to the outputs. `flow` holds the labels
    meanwhile, and the requirements that must be met at the end.
 5. `coupling` returns groups of channels, the places where they lie, and reasons to stay dense.
-6. `removal` takes channels out of a copy of the model and compares the outputs.
+6. `removal` takes channels out of a copy of the model. `numbers` finds the numbers in the model's
+   code that may count them, and `torch_layers` those in the layers of torch.
+7. `trial` compares the outputs, and finds which groups can be removed together.
+8. `shrink` does so for zero channels; `adoption` loads the smaller model into a new instance.
 
 Words:
 

@@ -13,7 +13,8 @@ from rich.console import RenderableType
 from rich.progress import track
 from torch import nn
 
-from lightning_prune.channels.shrink import shrink, shrunk_state
+from lightning_prune.channels.adoption import shrunk_state
+from lightning_prune.channels.shrink import shrink
 from lightning_prune.cli.example import find_example
 from lightning_prune.deploy.compression import file_size
 from lightning_prune.deploy.files import need_libraries

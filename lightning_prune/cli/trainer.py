@@ -295,7 +295,7 @@ def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     if "shrunk_attributes" not in checkpoint:
         return False
-    from lightning_prune.channels.shrink import adopt
+    from lightning_prune.channels.adoption import adopt
 
     model.configure_model()
     adopt(model, checkpoint)

@@ -1,7 +1,7 @@
 """Outputs of two modules against each other."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,32 +70,51 @@ class Reference:
         module: Left as it is.
         call: The arguments of ``forward``.
         batches: The number of batches: the call and random ones like it.
+
+    Raises:
+        Exception: Whatever ``forward`` of the module raises in both modes.
     """
 
     def __init__(self, module: nn.Module, call: Call, batches: int) -> None:
         for dtype in (torch.float64, None):
             copied = copy_uncompiled(module).to(dtype)
             self._dtype = dtype
-            self._batches = _make_batches(call, dtype, batches)
-            self._modes = [mode for mode in (False, True) if _runs(copied, self._batches[0], mode)]
-            if self._modes:
+            first, *others = _make_batches(call, dtype, batches)
+            found = {mode: _run_if_possible(copied, first, mode) for mode in (False, True)}
+            if any(outputs is not None for outputs in found.values()):
                 break
-        self._expected = [_run(copied, *case) for case in self._cases()]
+        else:
+            _run(copied, first, False)  # which raises
+        self._cases: list[tuple[Call, bool]] = []
+        self._expected: list[list[Tensor]] = []
+        for mode, outputs in found.items():
+            if outputs is not None:
+                self._cases += [(batch, mode) for batch in (first, *others)]
+                self._expected += [outputs, *(_run(copied, batch, mode) for batch in others)]
 
-    def difference(self, other: nn.Module) -> float:
+    @property
+    def is_finite(self) -> bool:
+        """Whether no output has a NaN or an infinity, which hide a difference."""
+        outputs = itertools.chain.from_iterable(self._expected)
+        return all(bool(output.isfinite().all()) for output in outputs)
+
+    def difference(self, other: nn.Module, *, limit: float = torch.inf) -> float:
         """Return the largest relative difference of another module's outputs.
+
+        Args:
+            other: Left as it is.
+            limit: The first difference above it is returned, and the other batches are not run.
 
         Raises:
             Exception: Whatever ``forward`` of the other module raises.
         """
         copied = copy_uncompiled(other).to(self._dtype)
-        return max(
-            largest_difference(expected, _run(copied, *case))
-            for case, expected in zip(self._cases(), self._expected, strict=True)
-        )
-
-    def _cases(self) -> Iterator[tuple[Call, bool]]:
-        return itertools.product(self._batches, self._modes or [False])  # which then raises
+        largest = 0.0
+        for case, expected in zip(self._cases, self._expected, strict=True):
+            largest = max(largest, largest_difference(expected, _run(copied, *case)))
+            if largest > limit:
+                break
+        return largest
 
 
 def _make_batches(call: Call, dtype: torch.dtype | None, number: int) -> list[Call]:
@@ -108,12 +127,11 @@ def _make_batches(call: Call, dtype: torch.dtype | None, number: int) -> list[Ca
     return [first, *make_random_calls(first, [first.batch_size] * (number - 1))]
 
 
-def _runs(module: nn.Module, call: Call, training: bool) -> bool:
+def _run_if_possible(module: nn.Module, call: Call, training: bool) -> list[Tensor] | None:
     try:
-        _run(module, call, training)
+        return _run(module, call, training)
     except Exception:  # of the model's own code
-        return False
-    return True
+        return None
 
 
 def _run(module: nn.Module, call: Call, training: bool) -> list[Tensor]:

@@ -148,6 +148,7 @@ def group_norm(flow: Flow, operation: Operation) -> Value:
     rows = collect_rows(labels, 1)
     flow.labels.join_rows(rows.reshape(groups, -1), "is part of a norm group")
     flow.keep_dense_if_single(rows, "width of a GroupNorm")
+    flow.note_counted_axes(operation, rows.reshape(groups, -1))
     return _normalize_channels(flow, operation, rows)
 
 
