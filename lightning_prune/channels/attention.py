@@ -122,6 +122,16 @@ def slim_attention(module: nn.Module) -> None:
                 setattr(parent, name, slim[child])
 
 
+def has_whole_heads(child: nn.Module) -> bool:
+    """Whether the tensors of slim attention have whole heads; true of any other module."""
+    attention = unwrap_compiled(child)
+    if not isinstance(attention, SlimMultiheadAttention):
+        return True
+    width, bias = attention.num_heads * attention.head_size, attention.in_proj_bias
+    lengths = [len(attention.in_proj_weight), *([] if bias is None else [len(bias)])]
+    return set(lengths) == {3 * width} and attention.out_proj.in_features == width
+
+
 def _has_lost_heads(attention: nn.MultiheadAttention) -> bool:
     fused = attention.in_proj_weight
     return fused is not None and len(fused) != 3 * attention.embed_dim and attention.bias_k is None

@@ -5,6 +5,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 _OF_TRANSFORMERS = "Conv1D"
+_CHANNELS = ("in_channels", "out_channels")
+_OUTPUTS = ("out_channels", "out_features", "num_features", "num_channels", "nf")
+_STATISTICS = ("running_mean", "running_var")
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     _ConvNd: ("in_channels", "out_channels", "groups"),
     nn.Linear: ("in_features", "out_features"),
@@ -52,6 +55,31 @@ def fit_layer(child: nn.Module) -> None:
         child.num_parameters = len(weight)
     elif type(child).__name__ == _OF_TRANSFORMERS:
         child.nx, child.nf = weight.shape  # type: ignore[assignment]
+
+
+def has_fitting_tensors(child: nn.Module, fresh: nn.Module) -> bool:
+    """Whether the tensors of a fitted layer can be those of a dense layer without channels.
+
+    Args:
+        child: Any module; other modules than layers of torch can.
+        fresh: The dense layer.
+    """
+    sizes = {name: getattr(child, name) for name in list_sizes(type(child))}
+    outputs = next((sizes[name] for name in _OUTPUTS if name in sizes), None)
+    vectors = [getattr(child, name, None) for name in ("weight", "bias", *_STATISTICS)]
+    if outputs is not None and any(
+        isinstance(vector, Tensor) and vector.ndim == 1 and len(vector) != outputs
+        for vector in vectors
+    ):
+        return False
+    if isinstance(child, _ConvNd) and isinstance(fresh, _ConvNd):
+        is_even = child.groups > 0 and not any(sizes[name] % child.groups for name in _CHANNELS)
+        return is_even and child.weight.shape[2:] == fresh.weight.shape[2:]
+    if isinstance(child, nn.GroupNorm) and isinstance(fresh, nn.GroupNorm):
+        return child.num_channels * fresh.num_groups == child.num_groups * fresh.num_channels
+    if isinstance(child, nn.Embedding) and isinstance(fresh, nn.Embedding):
+        return len(child.weight) == len(fresh.weight)
+    return True
 
 
 def _fit_convolution(child: _ConvNd, weight: Tensor) -> None:

@@ -190,7 +190,7 @@ def write_shrunk(
     dense, left = (sum(p.numel() for p in each.parameters()) for each in (model, smaller))
     if dense == left:
         raise ValueError(
-            f"need channels that are zero in all places, got none in ckpt_path='{source}'; prune "
+            f"need zero channels that can be removed, got none in ckpt_path='{source}'; prune "
             "them in training with pattern: ChannelPattern"
         )
     _write_shrunk_checkpoint(smaller, source, output)

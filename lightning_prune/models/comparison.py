@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_prune.models.calls import Call
 from lightning_prune.models.compiled import copy_uncompiled
+from lightning_prune.models.errors import describe_error
 from lightning_prune.models.examples import make_random_calls
 from lightning_prune.models.trees import find_tensors, map_tensors
 from lightning_prune.models.undisturbed import keep_generators, keep_modes, keep_tensors
@@ -115,6 +116,15 @@ class Reference:
             if largest > limit:
                 break
         return largest
+
+
+def describe_failure(module: nn.Module, call: Call) -> str | None:
+    """Return why a copy of a module cannot be called in evaluation mode; None if it can."""
+    try:
+        _run(copy_uncompiled(module), call, False)
+    except Exception as error:  # of the model's own code
+        return describe_error(error)
+    return None
 
 
 def _make_batches(call: Call, dtype: torch.dtype | None, number: int) -> list[Call]:

@@ -130,7 +130,7 @@ def test_other_checkpoints_are_left_to_lightning(command, monkeypatch):
 
 
 REFUSALS = {
-    "need channels that are zero in all places, got none in ckpt_path='model.ckpt'": [
+    "need zero channels that can be removed, got none in ckpt_path='model.ckpt'": [
         "--ckpt_path",
         "model.ckpt",
     ],
