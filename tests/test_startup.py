@@ -10,9 +10,11 @@ import lightning_prune
 from tests.commands import run_python
 
 TRACING = (
+    "channels.adoption",
     "channels.coupling",
     "channels.removal",
     "channels.shrink",
+    "channels.trial",
     "channels.walk",
     "deploy.onnx",
     "engine.channel_selection",

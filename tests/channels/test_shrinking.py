@@ -241,16 +241,20 @@ STEPS = st.lists(
 
 
 @pytest.mark.slow
-@given(steps=STEPS)
+@given(steps=STEPS, is_hidden=st.booleans())
 @settings(max_examples=8, deadline=None)
-def test_whatever_is_found_free_in_random_networks_is_exact(steps):
+def test_whatever_is_found_free_in_random_networks_is_exact(steps, is_hidden):
     torch.manual_seed(0)
     module, batch = Woven(steps), torch.randn(2, 3, 4, 4)
     coupling = couple(module, batch)
     free = [i for i, group in enumerate(coupling.groups) if group.why_dense is None]
+    weight = module.head.weight.detach().clone()
+    if is_hidden:
+        nn.init.zeros_(module.head.weight)
     refused = find_unremovable(module, batch, coupling, free)
     tensors = named_parameters(module)
     with torch.no_grad():
+        module.head.weight.copy_(weight)
         for index in set(free) - set(refused):
             for place in coupling.groups[index].places:
                 if place.name in tensors:
