@@ -100,14 +100,16 @@ class PruneTrainer(Trainer):
             plot: Whether to draw sensitivity.png, which needs matplotlib.
         """
         from lightning_prune.post_training.sensitivity import measure_sensitivity
-        from lightning_prune.post_training.sensitivity_report import check_plot, check_tolerance
+        from lightning_prune.post_training.sensitivity_report import (
+            check_folder,
+            check_plot,
+            check_tolerance,
+        )
 
         check_tolerance(tolerance)
         if plot:
             check_plot()
-        folder = Path(output)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"need a folder to write to, got the file output='{output}'")
+        check_folder(Path(output), plot=plot)
         sensitivity = measure_sensitivity(
             self,
             model,
@@ -120,7 +122,7 @@ class PruneTrainer(Trainer):
             train_mode=train_mode,
         )
         _say(sensitivity.table(tolerance))
-        written = sensitivity.write(folder, tolerance, plot=plot)
+        written = sensitivity.write(Path(output), tolerance, plot=plot)
         _say(f"written: {', '.join(map(str, written))}")
 
     def report(
@@ -203,16 +205,13 @@ class PruneTrainer(Trainer):
                 name. In Python, adopt(Model(), torch.load(output)) loads it.
         """
         from lightning_prune.cli.deployment import write_shrunk
-        from lightning_prune.post_training.calibration import (
-            check_checkpoint,
-            check_one_process,
-            check_output_file,
-        )
+        from lightning_prune.deploy.files import check_output_file
+        from lightning_prune.post_training.calibration import check_checkpoint, check_one_process
 
         check_one_process(self, "to shrink")
         source = Path(check_checkpoint(ckpt_path) or ckpt_path)
         beside = source.with_name(f"{source.stem}-shrunk{source.suffix}")
-        target = check_output_file(output or beside, source)
+        target = check_output_file(output or beside, ckpt_path=source)
         _load(model, ckpt_path)
         write_shrunk(self, model, datamodule, source=source, output=target, say=_say)
 
@@ -247,11 +246,11 @@ class PruneTrainer(Trainer):
                 VNNI need; by default if this machine needs it.
         """
         from lightning_prune.cli.deployment import check_libraries, write_onnx, write_sparse
+        from lightning_prune.deploy.files import check_output_file
         from lightning_prune.post_training.calibration import (
             check_batches,
             check_checkpoint,
             check_one_process,
-            check_output_file,
         )
 
         check_batches(batches)
@@ -259,7 +258,8 @@ class PruneTrainer(Trainer):
         check_one_process(self, "to export")
         check_libraries(format)
         source = check_checkpoint(ckpt_path)
-        target = check_output_file(output or _beside(ckpt_path, format, precision), source)
+        beside = _beside(ckpt_path, format, precision)
+        target = check_output_file(output or beside, ckpt_path=source)
         _load(model, ckpt_path)
         if format == "sparse" and precision != "int8":
             write_sparse(self, model, datamodule, output=target, precision=precision, say=_say)

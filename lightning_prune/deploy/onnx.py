@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.deploy.files import need_libraries, replace_file
+from lightning_prune.deploy.files import check_output_file, need_libraries, replace_file
 from lightning_prune.deploy.onnx_runtime import open_session, run_session
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.comparison import relative_difference
@@ -99,11 +99,12 @@ def export_onnx(
 
     Raises:
         ValueError: If there is no example, the module cannot be traced or has operators that ONNX
-            lacks, the file would be larger than ONNX allows (2 GB), the tolerance is negative, or
-            if the outputs differ or zeros are lost.
+            lacks, the file would be larger than ONNX allows (2 GB) or cannot be written, the
+            tolerance is negative, or if the outputs differ or zeros are lost.
         ModuleNotFoundError: If a library is missing.
     """
     need_libraries(*LIBRARIES)
+    check_output_file(path, argument="path")
     _refuse_larger_than_onnx(module)
     limit = _TOLERANCES[precision] if tolerance is None else tolerance
     if not limit >= 0:

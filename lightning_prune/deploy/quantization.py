@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.deploy.files import need_libraries, replace_file
+from lightning_prune.deploy.files import check_output_file, need_libraries, replace_file
 from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, count_zeros, quiet_export
 from lightning_prune.deploy.onnx_runtime import open_session, run_session
 from lightning_prune.models.comparison import largest_difference
@@ -44,10 +44,12 @@ def quantize_onnx(
         The content of the file; its difference is that from the file of floats on ``batches``.
 
     Raises:
-        ValueError: If there are no batches, or zeros are lost.
+        ValueError: If there are no batches, zeros are lost, or the output is the file that is read
+            or cannot be written.
         ModuleNotFoundError: If a library is missing.
     """
     need_libraries(*LIBRARIES)
+    check_output_file(output, path=path)
     remaining = iter(batches)
     first = next(remaining, None)
     if first is None:

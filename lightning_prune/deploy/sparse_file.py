@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.deploy.files import need_libraries, replace_file
+from lightning_prune.deploy.files import check_output_file, need_libraries, replace_file
 from lightning_prune.tensors.bits import pack_mask, unpack_mask
 
 _FORMAT = "lightning_prune.sparse"
@@ -67,7 +67,8 @@ def save_sparse(
 
     Raises:
         ValueError: If a ``state_dict`` holds anything but tensors, or a type that a file cannot
-            hold, or if a finite value would become infinite in ``dtype``.
+            hold, if a finite value would become infinite in ``dtype``, or if the file cannot be
+            written.
         ModuleNotFoundError: If safetensors is not installed.
 
     Example:
@@ -83,6 +84,7 @@ def save_sparse(
     safetensors = _safetensors()
     if dtype not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f"need float16, bfloat16 or None, got dtype={dtype}")
+    check_output_file(path, argument="path")
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
     first_names: dict[Any, str] = {}
     described: dict[str, dict[str, Any]] = {}

@@ -73,16 +73,6 @@ def check_checkpoint(ckpt_path: str | Path | None) -> str | None:
     return None if ckpt_path is None else str(ckpt_path)
 
 
-def check_output_file(output: str | Path, source: str | Path | None) -> Path:
-    """Return the path to write to; raise ValueError if it is a folder or the checkpoint read."""
-    path = Path(output)
-    if source is not None and Path(source).resolve() == path.resolve():
-        raise ValueError(f"need an output other than ckpt_path, got output='{path}'")
-    if path.is_dir():
-        raise ValueError(f"need the name of a file to write, got the folder output='{path}'")
-    return path
-
-
 def validate(
     trainer: Trainer,
     model: LightningModule,

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.deploy.files import check_output_file, write_checkpoint
 from lightning_prune.engine.checkpoint import keep_only_masks
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.post_training.calibration import (
     calibrate,
     check_batches,
     check_checkpoint,
-    check_output_file,
     find_pruning_callback,
     validate,
 )
@@ -81,12 +81,12 @@ def prune_once(
 
     Raises:
         ValueError: If there is no `PruningCallback`, more than one process, too few batches, or if
-            the output would overwrite the input.
+            the output is the input or cannot be written.
     """
     callback = find_pruning_callback(trainer)
     check_batches(batches)
     source = check_checkpoint(ckpt_path)
-    target = None if output is None else check_output_file(output, source)
+    target = None if output is None else check_output_file(output, ckpt_path=source)
     before = validate(trainer, model, datamodule, source)
     console = Console()
 
@@ -118,8 +118,7 @@ def _write_checkpoint(trainer: Trainer, key: str, state: dict[str, Any], path: P
         state: The state of the engine.
         path: The file to write.
     """
-    trainer.save_checkpoint(path, weights_only=False)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    checkpoint = _collect_checkpoint(trainer)
     checkpoint.pop("loops", None)
     checkpoint |= {
         "epoch": 0,
@@ -128,4 +127,33 @@ def _write_checkpoint(trainer: Trainer, key: str, state: dict[str, Any], path: P
         "lr_schedulers": [],
         "callbacks": {key: keep_only_masks(state)},
     }
-    torch.save(checkpoint, path)
+    write_checkpoint(checkpoint, path)
+
+
+def _collect_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """Return the checkpoint that the Trainer would write."""
+    strategy, kept = trainer.strategy, _KeepingIO()
+    given, strategy.checkpoint_io = strategy.checkpoint_io, kept
+    try:
+        trainer.save_checkpoint("", weights_only=False)
+    finally:
+        strategy.checkpoint_io = given
+    return kept.checkpoint
+
+
+class _KeepingIO(CheckpointIO):
+    """Keeps a checkpoint instead of writing it."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Keep the checkpoint."""
+        self.checkpoint = checkpoint
+
+    def load_checkpoint(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Raise NotImplementedError: nothing is loaded."""
+        raise NotImplementedError
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Raise NotImplementedError: nothing is removed."""
+        raise NotImplementedError

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.deploy.files import check_output_file, replace_files
 from lightning_prune.recipe.targets import format_target
 from lightning_prune.reporting.tables import Cell, Column, Table
 
@@ -133,14 +134,16 @@ class Sensitivity:
 
         Returns:
             The files that were written.
+
+        Raises:
+            ValueError: If a file cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        kinds = ("csv", "yaml", "png") if plot else ("csv", "yaml")
-        paths = [folder / f"sensitivity.{kind}" for kind in kinds]
-        paths[0].write_text(self._to_csv(), newline="")
-        paths[1].write_text(self._to_yaml(tolerance))
-        if plot:
-            self.figure(tolerance).savefig(paths[2], dpi=150)
+        paths = check_folder(folder, plot=plot)
+        with replace_files(paths) as written:
+            written[0].write_text(self._to_csv(), newline="")
+            written[1].write_text(self._to_yaml(tolerance))
+            if plot:
+                self.figure(tolerance).savefig(written[2], dpi=150)
         return paths
 
     def _is_tolerable(self, name: str, sparsity: float, tolerance: float) -> bool:
@@ -198,6 +201,14 @@ def check_tolerance(tolerance: float) -> None:
     """Raise ValueError if the tolerance is not a finite number of at least 0."""
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"need a finite tolerance >= 0, got tolerance={tolerance}")
+
+
+def check_folder(folder: Path, *, plot: bool) -> list[Path]:
+    """Return the files to write; raise ValueError if they cannot be written to the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"need a folder to write to, got the file output='{folder}'")
+    kinds = ("csv", "yaml", "png") if plot else ("csv", "yaml")
+    return [check_output_file(folder / f"sensitivity.{kind}") for kind in kinds]
 
 
 def check_plot() -> None:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.deploy.files import check_output_file, replace_files
 from lightning_prune.models.names import list_names
 from lightning_prune.reporting.latency import Latency, describe_latency, latency_table
 from lightning_prune.reporting.tables import Column, Table
@@ -178,13 +179,12 @@ class Report:
             The files that were written.
 
         Raises:
-            ValueError: If the suffix is another.
+            ValueError: If the suffix is another, or a file cannot be written.
         """
-        check_output(path)
-        files = [path] if path.suffix else [path / f"report{suffix}" for suffix in _WRITERS]
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            file.write_text(_WRITERS[file.suffix](self))
+        files = check_output(path)
+        with replace_files(files) as written:
+            for file in written:
+                file.write_text(_WRITERS[file.suffix](self))
         return files
 
 
@@ -195,10 +195,12 @@ _WRITERS: dict[str, Callable[[Report], str]] = {
 }
 
 
-def check_output(path: Path) -> None:
-    """Raise ValueError if no report can be written there."""
+def check_output(path: Path) -> list[Path]:
+    """Return the files of a report; raise ValueError if they cannot be written there."""
     if path.suffix and path.suffix not in _WRITERS:
         raise ValueError(f"need a folder or a .json, .csv or .md file, got output='{path}'")
+    files = [path] if path.suffix else [path / f"report{suffix}" for suffix in _WRITERS]
+    return [check_output_file(file) for file in files]
 
 
 def _sum_up(model: str, layers: Sequence[LayerReport], peak_bytes: int) -> LayerReport:

@@ -108,9 +108,9 @@ def test_what_was_saved_is_adopted_in_python(command):
     from lightning_prune import adopt
 
     model = checkpoint(16)
-    command("shrink", "--ckpt_path", "model.ckpt", "--output", "small.ckpt")
+    command("shrink", "--ckpt_path", "model.ckpt", "--output", "new/small.ckpt")
     fresh = shrunk_by_command.Model()
-    adopt(fresh, torch.load("small.ckpt", weights_only=True))
+    adopt(fresh, torch.load("new/small.ckpt", weights_only=True))
     values = torch.randn(5, 16)
     torch.testing.assert_close(fresh.eval()(values), model(values))
 
@@ -127,6 +127,22 @@ def test_other_checkpoints_are_left_to_lightning(command, monkeypatch):
     torch.save(state, "model.ckpt")
     monkeypatch.setattr(shrunk_by_command.Model, "configure_model", configured_too_early)
     command("test", "--ckpt_path", "model.ckpt")
+
+
+def test_a_link_to_the_checkpoint_is_no_output_and_an_unwritable_output_is_found_first(
+    command, capsys, monkeypatch
+):
+    import shrunk_by_command
+
+    checkpoint(16)
+    before = Path("model.ckpt").read_bytes()
+    Path("linked.ckpt").hardlink_to("model.ckpt")
+    monkeypatch.setattr(shrunk_by_command.Model, "validation_step", None)
+    for output in ("linked.ckpt", "model.ckpt/small.ckpt"):
+        with pytest.raises(SystemExit):
+            command("shrink", "--ckpt_path", "model.ckpt", "--output", output)
+        assert f"got output='{output}'" in capsys.readouterr().err
+    assert Path("model.ckpt").read_bytes() == before
 
 
 REFUSALS = {

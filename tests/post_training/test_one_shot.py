@@ -1,9 +1,14 @@
 """Pruning without training."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -196,6 +201,28 @@ def test_nothing_of_an_earlier_training_is_in_the_checkpoint(tmp_path):
     assert "loops" not in checkpoint
 
 
+def test_the_file_is_there_when_checkpoints_are_written_in_the_background(tmp_path):
+    trainer, model = trainer_with(PruningCallback(), plugins=[AsyncCheckpointIO()]), Model()
+    prune_once(trainer, model, output=tmp_path / "new" / "pruned.ckpt")
+    saved = torch.load(tmp_path / "new" / "pruned.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[name], tensor) for name, tensor in state_of(model).items())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "no space")])
+def test_a_write_that_fails_leaves_the_older_checkpoint(error, tmp_path, monkeypatch):
+    def fail(path, content):
+        path.touch()
+        raise error
+
+    output = tmp_path / "pruned.ckpt"
+    output.write_text("older")
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+        prune_once(trainer_with(PruningCallback()), Model(), output=output)
+    assert output.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [output]
+
+
 def test_schedulers_of_the_learning_rate_do_not_run(monkeypatch):
     model = Model()
 
@@ -268,17 +295,18 @@ def test_too_few_batches_are_refused(stream, monkeypatch):
 def test_what_cannot_work_is_refused_before_anything_happens(tmp_path):
     pruning = trainer_with(PruningCallback())
     (tmp_path / "dense.ckpt").write_text("")
+    os.link(tmp_path / "dense.ckpt", tmp_path / "linked.ckpt")
+    dense = {"ckpt_path": tmp_path / "dense.ckpt"}
+    unwritable = tmp_path / "dense.ckpt" / "pruned.ckpt"
     for trainer, arguments, message in [
         (trainer_with(), {}, "need a PruningCallback .* got none"),
         (trainer_with(PruningCallback(), devices=2), {}, "need one process .* got world_size=2"),
         (pruning, {"batches": 0}, "need batches >= 1, got batches=0"),
         (pruning, {"ckpt_path": tmp_path / "no"}, "need an existing checkpoint, got ckpt_path="),
         (pruning, {"output": tmp_path}, "need the name of a file to write, got the folder"),
-        (
-            pruning,
-            {"ckpt_path": tmp_path / "dense.ckpt", "output": f"{tmp_path}/./dense.ckpt"},
-            "need an output other than ckpt_path, got output=",
-        ),
+        (pruning, {"output": unwritable}, "that can be written, got output=.*: Not a directory"),
+        (pruning, dense | {"output": f"{tmp_path}/./dense.ckpt"}, "need an output other than ckpt"),
+        (pruning, dense | {"output": tmp_path / "linked.ckpt"}, "need an output other than ckpt"),
     ]:
         model = Model()
         with pytest.raises(ValueError, match=message):
