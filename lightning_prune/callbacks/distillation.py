@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.teaching import FORWARD, TeachingStep, describe_call, find_module
+from lightning_prune.deploy.checkpoints import read_checkpoint
 from lightning_prune.models.compiled import is_compiled
 
 
@@ -322,7 +323,7 @@ def _suspend_own_hooks(model: nn.Module) -> Iterator[None]:
 
 def _load_state(path: str) -> tuple[dict[str, Tensor], str]:
     """Return the module's state in a checkpoint, and the SHA-256 digest of the state."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path, argument="teacher")
     state: dict[str, Tensor] = checkpoint.get("state_dict", checkpoint)
     digest = hashlib.sha256()
     for name in sorted(state):

@@ -3,16 +3,20 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short names of imported classes)
 from lightning_prune.cli.errors import explain
+from lightning_prune.cli.refusals import describe_refusal
 from lightning_prune.cli.trainer import PruneTrainer, adopt_shapes
+from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 
 _OURS = ("prune", "sensitivity", "report", "shrink", "export")
 
@@ -52,21 +56,46 @@ class PruneCLI(LightningCLI):
         if self.subcommand in _OURS:
             self.save_config_callback = None
 
-    def before_fit(self) -> None:
-        """Adopt the shapes of a shrunk checkpoint."""
-        self._adopt_shapes()
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse a bad checkpoint before Lightning looks for hyperparameters in it."""
+        super().parse_arguments(parser, args)
+        self._hyperparameters: dict[str, Any] = {}
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and Path(path).is_file():
+            with self._exit_with_cause(path):
+                self._hyperparameters = read_lightning_checkpoint(path).get("hyper_parameters", {})
 
-    def before_validate(self) -> None:
-        """Adopt the shapes of a shrunk checkpoint."""
-        self._adopt_shapes()
+    def _parse_ckpt_path(self) -> None:
+        """Take the model from a checkpoint if a LightningCLI wrote it, else from the config."""
+        if "_class_path" not in self._hyperparameters:
+            return
+        said = StringIO()
+        try:
+            with redirect_stderr(said):
+                super()._parse_ckpt_path()
+        except SystemExit:
+            path = self.config[self.config.subcommand].ckpt_path
+            lines = said.getvalue().rpartition("error: ")[2].splitlines()
+            cause = " ".join(" ".join(lines[:-1]).split())  # the last line says that it failed
+            self.parser.exit(
+                2, f"error: need a checkpoint of this model, got ckpt_path='{path}': {cause}\n"
+            )
 
-    def before_test(self) -> None:
-        """Adopt the shapes of a shrunk checkpoint."""
-        self._adopt_shapes()
+    def fit(self, **arguments: Any) -> None:
+        """Train."""
+        self._run_in_lightning(self.trainer.fit, arguments)
 
-    def before_predict(self) -> None:
-        """Adopt the shapes of a shrunk checkpoint."""
-        self._adopt_shapes()
+    def validate(self, **arguments: Any) -> None:
+        """Validate."""
+        self._run_in_lightning(self.trainer.validate, arguments)
+
+    def test(self, **arguments: Any) -> None:
+        """Test."""
+        self._run_in_lightning(self.trainer.test, arguments)
+
+    def predict(self, **arguments: Any) -> None:
+        """Predict."""
+        self._run_in_lightning(self.trainer.predict, arguments)
 
     def prune(self, **arguments: Any) -> None:
         """Prune a checkpoint without training."""
@@ -90,27 +119,37 @@ class PruneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data and Trainer from the config."""
-        try:
-            super().instantiate_classes()
-        except (TypeError, ValueError, RuntimeError) as error:
-            if explain(str(error)) is None:
-                raise
-            self.parser.error(str(error))
+        with self._exit_with_cause():
+            try:
+                super().instantiate_classes()
+            except (ValueError, RuntimeError, TypeError) as error:
+                if explain(str(error)) is None:
+                    raise
+                self.parser.error(str(error))
 
-    def _adopt_shapes(self) -> None:
-        """Give the model the shapes of a shrunk checkpoint before Lightning loads its weights."""
-        path = self._get(self.config_init, "ckpt_path")
-        if path and Path(path).is_file():
-            adopt_shapes(self.model, path)
+    def _run_in_lightning(self, command: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        """Run a subcommand of Lightning, also with a shrunk checkpoint."""
+        path = arguments.get("ckpt_path")
+        with self._exit_with_cause(path):
+            if path and Path(path).is_file():
+                adopt_shapes(self.model, path)
+            command(**arguments)
 
     def _run(self, command: Callable[..., None], arguments: dict[str, Any]) -> None:
-        """Run a subcommand, and exit with the cause of a known error."""
-        try:
+        """Run a subcommand of this package."""
+        with self._exit_with_cause(arguments.get("ckpt_path")):
             command(**arguments)
-        except (ValueError, ModuleNotFoundError) as error:
-            if explain(str(error)) is None:
+
+    @contextmanager
+    def _exit_with_cause(self, ckpt_path: object = None) -> Iterator[None]:
+        """Exit with a line and code 2 at an error that needs no traceback."""
+        try:
+            yield
+        except Exception as error:
+            cause = describe_refusal(error, ckpt_path)
+            if cause is None:
                 raise
-            self.parser.error(str(error))
+            self.parser.exit(2, f"error: {cause}\n")
 
 
 def main() -> None:

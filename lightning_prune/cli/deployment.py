@@ -16,8 +16,9 @@ from torch import nn
 from lightning_prune.channels.adoption import shrunk_state
 from lightning_prune.channels.shrink import shrink
 from lightning_prune.cli.example import find_example
+from lightning_prune.deploy.checkpoints import read_checkpoint, write_checkpoint
 from lightning_prune.deploy.compression import file_size
-from lightning_prune.deploy.files import need_libraries, write_checkpoint
+from lightning_prune.deploy.files import need_libraries
 from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, export_onnx
 from lightning_prune.deploy.onnx_runtime import open_session, run_session
 from lightning_prune.deploy.quantization import quantize_onnx, saturates
@@ -202,7 +203,7 @@ def write_shrunk(
 
 
 def _write_shrunk_checkpoint(smaller: nn.Module, source: Path, output: Path) -> None:
-    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(source)
     kept = {key: checkpoint[key] for key in _KEPT_KEYS if key in checkpoint}
     start = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
     write_checkpoint(kept | start | {"callbacks": {}} | shrunk_state(smaller), output)

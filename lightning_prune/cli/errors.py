@@ -35,6 +35,11 @@ def explain(message: str, keys: Sequence[str] = ()) -> str | None:
     return "\n".join(causes) or None
 
 
+def is_refusal(message: str) -> bool:
+    """Whether a message is that of an error of this package: ``need ..., got ...``."""
+    return _BAD_VALUE.match(message) is not None
+
+
 def _causes(message: str, keys: Sequence[str]) -> Iterator[str]:
     yield from _unknown_names(message)
     yield from _unknown_keys(message, keys)

@@ -4,10 +4,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
+from lightning_prune.deploy.checkpoints import read_checkpoint, read_lightning_checkpoint
 from lightning_prune.post_training.defaults import BATCHES, SPARSITIES
 from lightning_prune.reporting.latency import BLOCKS, THREADS
 
@@ -51,7 +51,7 @@ class PruneTrainer(Trainer):
         from lightning_prune.post_training.one_shot import prune_once
 
         source = Path(ckpt_path)
-        target = output or source.with_name(f"{source.stem}-pruned{source.suffix}")
+        target = output or source.parent / f"{source.stem}-pruned{source.suffix}"
         prune_once(
             self,
             model,
@@ -157,7 +157,7 @@ class PruneTrainer(Trainer):
             output: A .json, .csv or .md file to write the report to, or a folder for all three.
         """
         from lightning_prune.cli.example import find_example
-        from lightning_prune.post_training.calibration import check_checkpoint, check_one_process
+        from lightning_prune.post_training.calibration import check_one_process
         from lightning_prune.reporting.records import check_output
         from lightning_prune.reporting.report import report
 
@@ -166,7 +166,7 @@ class PruneTrainer(Trainer):
         if output is not None:
             check_output(Path(output))
         check_one_process(self, "to report")
-        check_checkpoint(ckpt_path)
+        read_lightning_checkpoint(ckpt_path)
         dense = deepcopy(model)
         is_shrunk = _load(model, ckpt_path)
         example = find_example(self, model, datamodule, batch_size)
@@ -206,10 +206,11 @@ class PruneTrainer(Trainer):
         """
         from lightning_prune.cli.deployment import write_shrunk
         from lightning_prune.deploy.files import check_output_file
-        from lightning_prune.post_training.calibration import check_checkpoint, check_one_process
+        from lightning_prune.post_training.calibration import check_one_process
 
         check_one_process(self, "to shrink")
-        source = Path(check_checkpoint(ckpt_path) or ckpt_path)
+        read_lightning_checkpoint(ckpt_path)
+        source = Path(ckpt_path)
         beside = source.with_name(f"{source.stem}-shrunk{source.suffix}")
         target = check_output_file(output or beside, ckpt_path=source)
         _load(model, ckpt_path)
@@ -247,19 +248,15 @@ class PruneTrainer(Trainer):
         """
         from lightning_prune.cli.deployment import check_libraries, write_onnx, write_sparse
         from lightning_prune.deploy.files import check_output_file
-        from lightning_prune.post_training.calibration import (
-            check_batches,
-            check_checkpoint,
-            check_one_process,
-        )
+        from lightning_prune.post_training.calibration import check_batches, check_one_process
 
         check_batches(batches)
         _check_precision(format, precision, reduce_range)
         check_one_process(self, "to export")
         check_libraries(format)
-        source = check_checkpoint(ckpt_path)
+        read_lightning_checkpoint(ckpt_path)
         beside = _beside(ckpt_path, format, precision)
-        target = check_output_file(output or beside, ckpt_path=source)
+        target = check_output_file(output or beside, ckpt_path=ckpt_path)
         _load(model, ckpt_path)
         if format == "sparse" and precision != "int8":
             write_sparse(self, model, datamodule, output=target, precision=precision, say=_say)
@@ -292,7 +289,7 @@ def _beside(ckpt_path: str, format: Format, precision: Precision) -> Path:
 
 def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     """Give a model the shapes of a shrunk checkpoint, and return whether it was shrunk."""
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(ckpt_path)
     if "shrunk_attributes" not in checkpoint:
         return False
     from lightning_prune.channels.adoption import adopt
@@ -306,9 +303,7 @@ def _load(model: LightningModule, ckpt_path: str) -> bool:
     """Load the weights of a checkpoint into a model, and return whether it was shrunk."""
     model.configure_model()
     is_shrunk = adopt_shapes(model, ckpt_path)
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    if "state_dict" not in checkpoint:
-        raise ValueError(f"need a checkpoint of Lightning, got ckpt_path='{ckpt_path}'")
+    checkpoint = read_lightning_checkpoint(ckpt_path)
     model.on_load_checkpoint(checkpoint)
     try:
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)

@@ -6,12 +6,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import torch
 
 _PREFIX = ".lightning_prune-"  # of the temporary folder beside a file
 
@@ -57,14 +53,6 @@ def replace_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Yield a path to write to for each file; no file is replaced before all are written."""
     with ExitStack() as stack:
         yield [stack.enter_context(replace_file(path)) for path in paths]
-
-
-def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint by ``torch.save``; if anything fails, an older file stays."""
-    content = BytesIO()  # torch itself names neither the file nor a full disk in errors
-    torch.save(checkpoint, content)
-    with replace_file(path) as file:
-        file.write_bytes(content.getbuffer())
 
 
 def check_output_file(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.undisturbed import (
     keep_generators,
@@ -66,11 +67,20 @@ def check_batches(batches: int) -> None:
         raise ValueError(f"need batches >= 1, got batches={batches}")
 
 
-def check_checkpoint(ckpt_path: str | Path | None) -> str | None:
-    """Return the path of a checkpoint; raise ValueError if the file does not exist."""
-    if ckpt_path is not None and not Path(ckpt_path).exists():
-        raise ValueError(f"need an existing checkpoint, got ckpt_path='{ckpt_path}'")
-    return None if ckpt_path is None else str(ckpt_path)
+def check_unshrunk_checkpoint(ckpt_path: str | Path | None) -> str | None:
+    """Return the path of a checkpoint with the shapes of the model; None for no checkpoint.
+
+    Raises:
+        ValueError: If the file is not a checkpoint of Lightning, or `shrink` has written it.
+    """
+    if ckpt_path is None:
+        return None
+    if "shrunk_attributes" in read_lightning_checkpoint(ckpt_path):
+        raise ValueError(
+            f"need a checkpoint that is not shrunk, got ckpt_path='{ckpt_path}'; name the "
+            "checkpoint from before shrink"
+        )
+    return str(ckpt_path)
 
 
 def validate(

@@ -10,13 +10,14 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.deploy.files import check_output_file, write_checkpoint
+from lightning_prune.deploy.checkpoints import write_checkpoint
+from lightning_prune.deploy.files import check_output_file
 from lightning_prune.engine.checkpoint import keep_only_masks
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.post_training.calibration import (
     calibrate,
     check_batches,
-    check_checkpoint,
+    check_unshrunk_checkpoint,
     find_pruning_callback,
     validate,
 )
@@ -85,7 +86,7 @@ def prune_once(
     """
     callback = find_pruning_callback(trainer)
     check_batches(batches)
-    source = check_checkpoint(ckpt_path)
+    source = check_unshrunk_checkpoint(ckpt_path)
     target = None if output is None else check_output_file(output, ckpt_path=source)
     before = validate(trainer, model, datamodule, source)
     console = Console()

@@ -29,7 +29,7 @@ from lightning_prune.post_training.calibration import (
     Conclusion,
     calibrate,
     check_batches,
-    check_checkpoint,
+    check_unshrunk_checkpoint,
     find_pruning_callback,
     quiet,
     unchanged,
@@ -86,7 +86,7 @@ def measure_sensitivity(
     recipe = find_pruning_callback(trainer).recipe
     check_batches(batches)
     grid = _check_grid(sparsities, recipe.pattern)
-    logged = validate(trainer, model, datamodule, check_checkpoint(ckpt_path))
+    logged = validate(trainer, model, datamodule, check_unshrunk_checkpoint(ckpt_path))
     _check_monitor(monitor, logged)
     scores: dict[str, Tensor] = {}
     pruner = calibrate(

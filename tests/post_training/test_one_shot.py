@@ -294,7 +294,7 @@ def test_too_few_batches_are_refused(stream, monkeypatch):
 
 def test_what_cannot_work_is_refused_before_anything_happens(tmp_path):
     pruning = trainer_with(PruningCallback())
-    (tmp_path / "dense.ckpt").write_text("")
+    torch.save({"state_dict": {}}, tmp_path / "dense.ckpt")
     os.link(tmp_path / "dense.ckpt", tmp_path / "linked.ckpt")
     dense = {"ckpt_path": tmp_path / "dense.ckpt"}
     unwritable = tmp_path / "dense.ckpt" / "pruned.ckpt"
