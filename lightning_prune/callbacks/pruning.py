@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.rewinding import Rewinder
+from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
@@ -194,6 +195,7 @@ class PruningCallback(Callback):
         self._restored_state, self._is_training = None, True
         self._averaged_updates, self._logged_key = None, None
         self._mask_averages(trainer)
+        warn_of_saves_at_epoch_ends(trainer)
         self._print_table(trainer, "To be pruned")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
