@@ -254,6 +254,9 @@ def forged(written, tensors=None, version="1", entry=None):
     return safetensors.torch.save(stored, {**metadata, "checksum": digest.hexdigest()})
 
 
+NOTHING = {"tensors": {"mask/a": torch.ones(0, dtype=torch.uint8), "values/a": torch.ones(0)}}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -268,6 +271,11 @@ def forged(written, tensors=None, version="1", entry=None):
         ({"entry": {"dtype": "nn", "shape": [64]}}, "its metadata are not valid"),
         ({"entry": {"dtype": "float32", "shape": [-8, -8]}}, r"'a' has the shape \[-8, -8\]"),
         ({"entry": {"dtype": "float32", "shape": [2**50]}}, "the mask of 'a' has not one bit"),
+        ({"entry": {"dtype": "float32", "shape": [2**44]}}, "the mask of 'a' has not one bit"),
+        ({"entry": {"dtype": "float32", "shape": [2**62, 2**62, 0]}, **NOTHING}, "are not valid"),
+        ({"entry": {"dtype": "int32", "shape": [64]}}, "stored as float32, and has the type int32"),
+        ({"tensors": {"values/a": torch.ones(4).to(torch.complex64)}}, "stored as complex64"),
+        ({"tensors": {"plain/b": torch.ones(3).double()}}, "'b' is stored as float64, and has"),
         ({"entry": {"same_as": "a"}}, "its metadata are not valid"),
         ({"entry": {"same_as": "b"}}, "its metadata are not valid"),
         ({"entry": 3}, "its metadata are not valid"),
@@ -277,6 +285,20 @@ def test_a_forged_file_is_refused(written, change, reason, tmp_path):
     assert load_sparse_bytes(forged(written), tmp_path)
     with pytest.raises(ValueError, match=reason):
         load_sparse_bytes(forged(written, **change), tmp_path)
+
+
+def test_metadata_that_are_nested_too_deeply_are_refused(tmp_path):
+    nested = "[" * 200_000
+    digest = hashlib.sha256(nested.encode()).hexdigest()
+    metadata = {"format": "lightning_prune.sparse", "version": "1", "tensors": nested}
+    with pytest.raises(ValueError, match="its metadata are not valid"):
+        load_sparse_bytes(safetensors.torch.save({}, metadata | {"checksum": digest}), tmp_path)
+
+
+def test_tensors_take_at_most_64_times_the_bytes_of_a_file(tmp_path):
+    save_sparse({"a": torch.zeros(10**6, dtype=torch.float64)}, tmp_path / "file")
+    (tensor,) = load_sparse(tmp_path / "file").values()
+    assert 63 < tensor.nbytes / (tmp_path / "file").stat().st_size <= 64
 
 
 def load_sparse_bytes(content, folder):
