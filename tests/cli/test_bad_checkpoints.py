@@ -194,6 +194,15 @@ def test_every_command_says_in_a_line_that_a_checkpoint_is_absent_or_of_another_
     assert 'Missing key(s) in state_dict: "net.2.weight", "net.2.bias".' in line
 
 
+@pytest.mark.parametrize("command", ["test", "export"])
+def test_a_weight_of_16_tebibytes_in_a_small_file_is_refused_without_memory(command, refuse):
+    checkpoint = complete()
+    checkpoint["state_dict"]["net.0.weight"] = torch.zeros(()).expand(2**38, 2**4)
+    save(checkpoint)
+    assert Path("bad.ckpt").stat().st_size < 8000
+    assert "size mismatch for net.0.weight" in refuse(command)
+
+
 @pytest.mark.parametrize("command", ["fit", "prune"])
 def test_a_folder_is_not_taken_for_a_checkpoint(command, refuse):
     assert "folder" in refuse(command, "--ckpt_path", ".")
