@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Hashable
+from contextlib import suppress
 from functools import cache
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.tensors.masks import Mask
-from lightning_prune.tensors.shards import local_part
+from lightning_prune.tensors.shards import is_sharded, local_part
 
 _ELEMENTWISE: set[type[Any]] = {
     torch.optim.SGD,
@@ -26,6 +27,8 @@ _ELEMENTWISE: set[type[Any]] = {
     torch.optim.Rprop,
     torch.optim.ASGD,
 }
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_PROFILER = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
 
 def describe_ownership(optimizer: Optimizer) -> tuple[int, int, int]:
@@ -39,33 +42,98 @@ def describe_ownership(optimizer: Optimizer) -> tuple[int, int, int]:
 def leaves_zeros(optimizer: Optimizer, least_eps: float) -> bool:
     """Whether a step keeps a weight at 0 if the gradient and the statistics of the weight are 0.
 
-    Element-wise optimizers keep zeros if no other hook runs after the step. But 0 / (0 + eps) is
-    NaN if eps vanishes in the precision of the statistics.
+    Element-wise optimizers keep zeros if no other hook runs after the step, and no method is
+    replaced in the object. Only ``step`` is: schedulers of learning rates put it into a counter,
+    and our hooks run inside. But 0 / (0 + eps) is NaN if eps vanishes in the precision of the
+    statistics.
 
     Args:
         optimizer: The optimizer.
         least_eps: The least eps that does not vanish in the precision of the statistics.
     """
-    if (
-        not _is_elementwise(cast(Hashable, type(optimizer)))
-        or len(optimizer._optimizer_step_post_hooks) > 1
-    ):
+    kind = cast(Hashable, type(optimizer))
+    is_patched = any(hasattr(kind, name) for name in vars(optimizer) if name != "step")
+    if is_patched or not _is_elementwise(kind) or len(optimizer._optimizer_step_post_hooks) > 1:
         return False
     return all(group.get("eps", math.inf) >= least_eps for group in optimizer.param_groups)
 
 
 @cache
 def _is_elementwise(kind: Any) -> bool:
-    """Whether an optimizer class has the ``step`` of an element-wise class of torch, unwrapped."""
+    """Whether a class has all methods of an element-wise class of torch, but ``__init__``."""
     known = next((base for base in kind.__mro__ if base in _ELEMENTWISE), None)
-    return known is not None and inspect.unwrap(kind.step) is inspect.unwrap(known.step)
+    return known is not None and all(
+        _remove_profiler(inspect.getattr_static(kind, name)) is _remove_profiler(method)
+        for name, method in _list_methods(known)
+    )
+
+
+def _list_methods(kind: type[Any]) -> list[tuple[str, Any]]:
+    """Return the methods and properties of a class, inherited ones included, but ``__init__``."""
+    members = ((name, inspect.getattr_static(kind, name)) for name in dir(kind))
+    return [
+        (name, member)
+        for name, member in members
+        if name != "__init__" and (callable(member) or isinstance(member, property))
+    ]
+
+
+def _remove_profiler(method: Any) -> Any:
+    """Return a method without the wrapper that torch puts around ``step`` in each class."""
+    while getattr(method, "__code__", None) is _PROFILER:
+        method = method.__wrapped__
+    return method
+
+
+def has_plain_statistics(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether all statistics of a parameter are numbers, or tensors that `clear_pruned` zeroes."""
+    statistics = _list_statistics(optimizer, parameter)
+    return all(_is_plain(value, parameter.shape) for value in statistics)
 
 
 def clear_pruned(optimizer: Optimizer, parameter: nn.Parameter, mask: Mask) -> None:
-    """Zero the statistics of pruned weights: in each state tensor with the shape of the mask."""
-    for value in optimizer.state.get(parameter, {}).values():
-        if isinstance(value, Tensor) and local_part(value).shape == mask.shape:
+    """Zero the statistics of pruned weights, where a statistic has a value for each weight.
+
+    Tensors of other shapes stay as they are, and so do whole numbers: in the codes of an 8-bit
+    optimizer, 0 does not stand for zero. A tensor of another class, or in eight bits, is zeroed by
+    its own ``copy_``, or stays as it is.
+    """
+    for value in _list_statistics(optimizer, parameter):
+        if _is_plain(value, mask.shape):
             mask.apply(local_part(value))
+        elif value.shape == mask.shape and value.is_floating_point():
+            _clear_foreign(value, mask)
+
+
+def _list_statistics(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:
+    """Return the local parts of all statistics that are more than a number."""
+    found = optimizer.state.get(parameter, {}).values()
+    tensors = [value for value in found if isinstance(value, Tensor) and value.ndim]
+    return [local_part(value) if is_sharded(value) else value for value in tensors]
+
+
+def _is_plain(value: Tensor, shape: torch.Size) -> bool:
+    """Whether a tensor of torch's own class holds a number of 16 bits or more for each weight."""
+    is_whole = type(value) in _PLAIN and value.layout == torch.strided and value.shape == shape
+    return is_whole and value.is_floating_point() and value.dtype.itemsize > 1
+
+
+@torch.no_grad()
+def _clear_foreign(value: Tensor, mask: Mask) -> None:
+    """Zero a tensor by its own ``copy_``, unless that raises or does not leave zeros."""
+    with suppress(Exception):  # of any kind: the class is not ours, and the statistic may stay
+        before = _read_dense(value)
+        cleared = before.clone()
+        mask.apply(cleared)
+        value.copy_(cleared)
+        if _read_dense(value)[~mask.kept].any():
+            value.copy_(before)
+
+
+def _read_dense(value: Tensor) -> Tensor:
+    """Return the numbers that a tensor of any class stands for."""
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    return torch.empty(value.shape, dtype=dtype, device=value.device).copy_(value)
 
 
 def forget_directions(optimizer: Optimizer) -> None:

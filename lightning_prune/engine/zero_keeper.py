@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_prune.engine.optimizers import clear_pruned, leaves_zeros
+from lightning_prune.engine.optimizers import clear_pruned, has_plain_statistics, leaves_zeros
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import local_part
 
@@ -17,9 +17,9 @@ class ZeroKeeper:
 
     Before each step the keeper masks the gradients, so that clipping and statistics see zeros.
     After the step it masks the weights, unless the step cannot have moved pruned weights. Then the
-    optimizer treats each weight alone and has statistics of zero for pruned weights. Also, no code
-    has written into weights or gradients since they were masked. Torch counts the writes into a
-    tensor, except writes through ``data`` and by fused optimizers.
+    optimizer treats each weight alone, and has plain statistics that are zero for pruned weights.
+    Also, no code has written into weights or gradients since they were masked. Torch counts the
+    writes into a tensor, except writes through ``data`` and by fused optimizers.
 
     Args:
         optimizer: The optimizer.
@@ -36,6 +36,7 @@ class ZeroKeeper:
         self._index = index
         self._optimizer = optimizer
         self._is_clear = False  # whether statistics of pruned weights are 0
+        self._foreign: set[PrunedTensor] = set()  # have statistics that may not be 0
         self._disturbed: set[PrunedTensor] = set()  # had gradients that were not 0
         self._written: dict[PrunedTensor, int] = {}  # versions of weights after a step
         self._masked: dict[PrunedTensor, tuple[Tensor | None, int]] = {}  # gradients, versions
@@ -56,17 +57,22 @@ class ZeroKeeper:
         if not self._is_clear:
             for tensor in self._iterate_pruned():
                 clear_pruned(self._optimizer, tensor.parameter, tensor.mask)
+            self._foreign = {
+                tensor
+                for tensor in self._tensors
+                if not has_plain_statistics(self._optimizer, tensor.parameter)
+            }
             self._is_clear = True
 
     def before_step(self) -> None:
         """Mask the gradients."""
-        may_leave_zeros = leaves_zeros(self._optimizer, self._least_eps)
+        is_elementwise = leaves_zeros(self._optimizer, self._least_eps)
         for tensor in self._iterate_pruned():
             gradient = tensor.parameter.grad
             if gradient is None or gradient.layout == torch.strided:
                 if gradient is not None:
                     tensor.mask.apply(local_part(gradient))
-                if may_leave_zeros and tensor.optimizer == self._index and tensor.shard is None:
+                if is_elementwise and self._owns_plain(tensor):
                     self._masked[tensor] = gradient, 0 if gradient is None else gradient._version
         self._note_writes()
 
@@ -83,6 +89,11 @@ class ZeroKeeper:
     def _iterate_pruned(self) -> Iterator[PrunedTensor]:
         """Yield the tensors with pruned weights."""
         return (tensor for tensor in self._tensors if tensor.kept < tensor.total)
+
+    def _owns_plain(self, tensor: PrunedTensor) -> bool:
+        """Whether the optimizer owns the tensor, and has plain statistics of the whole tensor."""
+        is_own = tensor.optimizer == self._index and tensor.shard is None
+        return is_own and tensor not in self._foreign
 
     def _note_writes(self, *_: Any) -> None:
         """Note the tensors that other code has written into since the last step."""
