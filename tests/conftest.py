@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from lightning_prune.channels.coupling import Coupling
 from lightning_prune.engine import channel_selection
+from tests.devices import elsewhere
 from tests.processes import processes
 
 pytest.register_assert_rewrite(
@@ -42,6 +43,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _another_default_device() -> Iterator[None]:
+    """Let no call of ours depend on the default device."""
+    with elsewhere():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -190,7 +190,7 @@ def _group_channels(
         if any(place.is_output for place in places):
             yield CoupledChannels(
                 places=places,
-                labels=torch.tensor(channels),
+                labels=torch.tensor(channels, device="cpu"),
                 is_residual=flow.labels.is_residual(channels),
                 why_dense=_find_reason(flow, places, channels),
             )
@@ -222,7 +222,7 @@ def _find_alike(
 
 def _place_channels(axis: _LabeledAxis, channels: Sequence[int]) -> ChannelPlace:
     """Return where channels lie along an axis; they are given in ascending order."""
-    ascending = torch.tensor(channels)
+    ascending = torch.tensor(channels, device="cpu")
     position = torch.searchsorted(ascending, axis.representatives).clamp(max=len(channels) - 1)
     is_found = ascending[position] == axis.representatives
     return ChannelPlace(

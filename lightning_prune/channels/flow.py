@@ -62,15 +62,15 @@ class Flow:
             return value
         if isinstance(value, list):
             parts = [self.label_entries(part).flatten() for part in value]
-            return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+            return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device="cpu")
         if value is None:
-            return torch.zeros((), dtype=torch.long)
+            return torch.zeros((), dtype=torch.long, device="cpu")
         channel_axis = self._find_channel_axis(value, partner)
         for axis, labels in enumerate(value.axis_labels):
             if axis != channel_axis and len(labels) > 1:
                 self.labels.keep_dense(labels, "is used as a value")
         if channel_axis is None:
-            return torch.zeros(value.shape, dtype=torch.long)
+            return torch.zeros(value.shape, dtype=torch.long, device="cpu")
         labels = spread_along_axis(value.axis_labels[channel_axis], channel_axis, value.shape)
         return labels if value.is_parameter else -labels
 

@@ -152,7 +152,7 @@ def reorder_axes(stored: StoredTensor, operation: Operation) -> StoredTensor:
 
     The order is seen from a trial: a tensor whose axis i has the length i + 2 is transposed.
     """
-    trial = torch.empty([axis + 2 for axis in range(len(stored.axis_labels))])
+    trial = torch.empty([axis + 2 for axis in range(len(stored.axis_labels))], device="cpu")
     order = [length - 2 for length in operation.run([trial]).shape]
     return replace(
         stored,
@@ -164,7 +164,9 @@ def reorder_axes(stored: StoredTensor, operation: Operation) -> StoredTensor:
 def _without_channels(result: Any) -> Value:
     if isinstance(result, list | tuple):
         return [_without_channels(part) for part in result]
-    return torch.zeros(result.shape, dtype=torch.long) if isinstance(result, Tensor) else None
+    if not isinstance(result, Tensor):
+        return None
+    return torch.zeros(result.shape, dtype=torch.long, device="cpu")
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -104,7 +104,7 @@ def _find_zero_channels(module: nn.Module, coupling: Coupling) -> Removal:
     for index, group in enumerate(coupling.groups):
         if group.why_dense is not None:
             continue
-        gone = torch.ones(group.size, dtype=torch.bool)
+        gone = torch.ones(group.size, dtype=torch.bool, device="cpu")
         for part in group.places:
             if isinstance(tensors[part.name], nn.Parameter):
                 rows = _rows(tensors[part.name], part)
@@ -119,7 +119,7 @@ def _find_zero_channels(module: nn.Module, coupling: Coupling) -> Removal:
 
 def _choose_channel(group: CoupledChannels) -> Tensor:
     """Return that a single channel goes, in the middle, so that no end is special."""
-    gone = torch.zeros(group.size, dtype=torch.bool)
+    gone = torch.zeros(group.size, dtype=torch.bool, device="cpu")
     gone[group.size // 2] = True
     return gone
 

@@ -162,9 +162,9 @@ def _expand_channels(value: Value) -> Value:
         return [_expand_channels(part) for part in value]
     if not isinstance(value, Tensor):
         return value
-    return (
-        expand_repeats(value) if has_channels(value) else torch.zeros(value.shape, dtype=torch.long)
-    )
+    if has_channels(value):
+        return expand_repeats(value)
+    return torch.zeros(value.shape, dtype=torch.long, device="cpu")
 
 
 def _keep_arguments_dense(

@@ -170,7 +170,7 @@ def _dense(name: str, entry: Mapping[str, Any], stored: dict[str, Tensor]) -> Te
         raise ValueError(
             f"'{name}' has {values.numel():,} values, and {int(mask.sum()):,} by its mask"
         )
-    bits = torch.zeros(entries, dtype=_BITS[values.element_size()])
+    bits = torch.zeros(entries, dtype=_BITS[values.element_size()], device="cpu")
     bits[mask] = values.view(bits.dtype)
     return bits.view(values.dtype).view(shape).to(dtype)
 

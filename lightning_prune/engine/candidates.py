@@ -106,7 +106,7 @@ class Candidate:
             output_axis=axis,
             is_fused=self.is_fused,
             input_axis=find_input_axis(self.parameter, self.owner) if self.is_fused else None,
-            mask=Mask(torch.tensor(True), local_part(self.parameter)),
+            mask=Mask(torch.tensor(True, device="cpu"), local_part(self.parameter)),
             shard=find_shard(self.parameter),
             row_axes=None if rows is None else tuple(swapped.get(each, each) for each in rows),
             is_scored=self.why_dense is None,

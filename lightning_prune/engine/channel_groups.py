@@ -165,8 +165,8 @@ def _tabulate(channel: Tensor, channels: int) -> Tensor:
     rows = channel[order]
     counts = torch.bincount(rows, minlength=channels)
     starts = counts.cumsum(0) - counts
-    table = torch.full((channels, int(counts.max())), -1)
-    table[rows, torch.arange(len(rows)) - starts[rows]] = order
+    table = torch.full((channels, int(counts.max())), -1, device=channel.device)
+    table[rows, torch.arange(len(rows), device=channel.device) - starts[rows]] = order
     return table
 
 

@@ -82,7 +82,7 @@ class TensorScores:
 
     def _count_bad(self) -> Tensor:
         """Count the scores that are NaN or infinite."""
-        bad = torch.tensor(0)
+        bad = torch.tensor(0, device="cpu")
         for rows in self.slices() if self._transform else [slice(None)]:
             scores = self._score(self._values[rows])
             # If the sum is finite, every score is: the full count is rarely needed.

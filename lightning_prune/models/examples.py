@@ -84,16 +84,18 @@ def _draw_like(tensor: Tensor, shape: list[int], generator: torch.Generator) -> 
     """Return random entries in the range of a tensor; normal entries if it has no range."""
     if tensor.numel() == 0:
         return tensor
-    options: dict[str, Any] = {"generator": generator, "dtype": tensor.dtype, "device": "cpu"}
+    options: dict[str, Any] = {"generator": generator, "dtype": tensor.dtype}
     if tensor.dtype == torch.bool:
         drawn = torch.rand(shape, generator=generator, device="cpu") < 0.5
     elif not (tensor.is_floating_point() or tensor.is_complex()):
-        drawn = torch.randint(int(tensor.min()), int(tensor.max()) + 1, shape, **options)
+        drawn = torch.randint(
+            int(tensor.min()), int(tensor.max()) + 1, shape, **options, device="cpu"
+        )
     elif _has_range(tensor):
         low, high = tensor.min().cpu(), tensor.max().cpu()
-        drawn = low + (high - low) * torch.rand(shape, **options)
+        drawn = low + (high - low) * torch.rand(shape, **options, device="cpu")
     else:
-        drawn = torch.randn(shape, **options)
+        drawn = torch.randn(shape, **options, device="cpu")
     return drawn.to(tensor.device)
 
 

@@ -330,7 +330,7 @@ class WandaCriterion(Criterion):
 def _add_step(state: State, values: Tensor) -> State:
     """Add a step to a sum, and count the step."""
     if not state:
-        return {"sum": values, "steps": torch.ones(())}
+        return {"sum": values, "steps": torch.ones((), device=values.device)}
     return {"sum": state["sum"] + values, "steps": state["steps"] + 1}
 
 

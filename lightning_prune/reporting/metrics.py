@@ -54,8 +54,8 @@ class Sparsity(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("zeros", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("entries", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("zeros", torch.tensor(0, device=self.device), dist_reduce_fx="sum")
+        self.add_state("entries", torch.tensor(0, device=self.device), dist_reduce_fx="sum")
 
     @check_arguments
     def update(self, weights: nn.Module | Tensor | Iterable[Tensor]) -> None:
@@ -78,4 +78,4 @@ def _count_zeros(weights: nn.Module | Tensor | Iterable[Tensor]) -> tuple[Tensor
         sum_shards((local_part(tensor) == 0).sum(), find_shard(tensor)).cpu() for tensor in tensors
     ]
     entries = sum(tensor.numel() for tensor in tensors)
-    return (torch.stack(zeros).sum() if zeros else torch.tensor(0)), entries
+    return (torch.stack(zeros).sum() if zeros else torch.tensor(0, device="cpu")), entries

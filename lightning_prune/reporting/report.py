@@ -244,8 +244,8 @@ def _copy_without_zeros(module: nn.Module) -> nn.Module:
         zeros = parameter == 0
         kept = parameter[~zeros].float()
         size = float(kept.square().mean().sqrt()) if kept.numel() else 1.0
-        noise = torch.randn(parameter.shape, generator=generator) * (_FILLING * size)
-        parameter[zeros] = noise.to(parameter)[zeros]
+        noise = torch.randn(parameter.shape, generator=generator, device="cpu")
+        parameter[zeros] = (noise * (_FILLING * size)).to(parameter)[zeros]
     return full
 
 

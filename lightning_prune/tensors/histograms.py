@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.parts import Part, Sizes, to_array
+from lightning_prune.tensors.parts import Part, Sizes, to_array, to_tensor
 from lightning_prune.tensors.shards import sum_pool
 
 _DIGIT = 8  # each pass over the shards finds this many bits
@@ -26,7 +26,7 @@ def search_histograms(pool: Sequence[Part], keep: int, sizes: Sizes) -> float:
         digit = len(counts) - 1 - int((counts.flip(0).cumsum(0) < left).sum())
         left -= int(counts[digit + 1 :].sum())
         known, top = known << (top - shift) | digit, shift
-    key = torch.tensor(known - (1 << bits - 1), dtype=_INTEGERS[dtype])
+    key = torch.tensor(known - (1 << bits - 1), dtype=_INTEGERS[dtype], device="cpu")
     return float(_order_bits(key).view(dtype))
 
 
@@ -35,7 +35,7 @@ def _count_digits(
 ) -> Tensor:
     """Count the keys with the known higher bits, by the next digit."""
     digits = 1 << (top - shift)
-    counts = torch.zeros(digits, dtype=torch.int64)
+    counts = torch.zeros(digits, dtype=torch.int64, device="cpu")
     bits = dtype.itemsize * 8
     for piece in part.read(1):
         # -0.0 ranks as +0.0.
@@ -45,7 +45,7 @@ def _count_digits(
         found = keys >> shift & digits - 1
         if top == bits:  # the highest digit holds the sign
             found = found ^ digits >> 1
-        counts += torch.bincount(torch.as_tensor(found), minlength=digits).cpu()
+        counts += torch.bincount(to_tensor(found), minlength=digits).cpu()
     return counts
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 BITS_ON = ("cpu",)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MINUS_INFINITY = {
-    torch.float32: torch.tensor(-torch.inf, dtype=torch.float32).view(torch.int32),
-    torch.float64: torch.tensor(-torch.inf, dtype=torch.float64).view(torch.int64),
+    torch.float32: torch.tensor(-torch.inf, dtype=torch.float32, device="cpu").view(torch.int32),
+    torch.float64: torch.tensor(-torch.inf, dtype=torch.float64, device="cpu").view(torch.int64),
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_prune.tensors.precision import widen_to_single
@@ -116,6 +117,11 @@ def flatten_wide(scores: Tensor) -> Tensor:
 def to_array(values: Tensor, sizes: Sizes) -> Any:
     """Return values as the type that compares and indexes fastest: a numpy array on a CPU."""
     return values.numpy() if sizes.uses_numpy and values.device.type == "cpu" else values
+
+
+def to_tensor(values: Any) -> Tensor:
+    """Return the tensor of a numpy array or a tensor, where the values are."""
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
 
 
 def count_true(mask: Any) -> int:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from lightning_prune.tensors.histograms import search_histograms
-from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, count_true, to_array
+from lightning_prune.tensors.parts import (
+    SIZES,
+    Part,
+    Sizes,
+    Threshold,
+    count_true,
+    to_array,
+    to_tensor,
+)
 from lightning_prune.tensors.shards import sum_by_tensor
 
 
@@ -96,7 +104,7 @@ def cut_pieces(
             places = places[0] if isinstance(places, tuple) else places.flatten()
             mask[places[:ties]] = True
             ties -= min(ties, len(places))
-        yield torch.from_numpy(mask) if isinstance(mask, np.ndarray) else mask
+        yield to_tensor(mask)
 
 
 class _Field:
@@ -112,7 +120,7 @@ class _Field:
     def __init__(self, pool: Sequence[Part], limits: Sizes) -> None:
         self.low: float | None = None  # an infinite bound would exclude infinities
         self.high: float | None = None
-        self.sizes = torch.tensor([part.size for part in pool])
+        self.sizes = torch.tensor([part.size for part in pool], device="cpu")
         self.above = torch.zeros_like(self.sizes)
         self._pool = pool
         self._limits = limits
@@ -131,7 +139,7 @@ class _Field:
         stride = 1 if is_all else self.size // (2 * round(self.size ** (2 / 3))) | 1
         chosen: list[Tensor] = []
         for index in range(len(self._pool)):
-            values = map(torch.as_tensor, self._read(index, stride))
+            values = map(to_tensor, self._read(index, stride))
             # A view would hold the memory of the whole tensor, so copy.
             chosen += (piece.to("cpu", copy=True) for piece in values)
         self._is_double |= any(piece.dtype == torch.float64 for piece in chosen)
@@ -186,7 +194,7 @@ class _Field:
         for values in self._read(index):
             is_above = values > high
             counts[0] += count_true(is_above)
-            near.append(torch.as_tensor(values[is_above ^ (values >= low)]))
+            near.append(to_tensor(values[is_above ^ (values >= low)]))
             if sum(map(len, near)) > self._limits.held:  # a tensor full of ties
                 between.append(self._sort_out(near, counts, low, high))
                 near = []
@@ -200,7 +208,7 @@ class _Field:
         inside = values[(values > low) & (values < high)]
         at_high = count_true(values == high)
         counts[1:] += [at_high, len(inside), len(values) - at_high - len(inside)]
-        return torch.as_tensor(inside)
+        return to_tensor(inside)
 
     def _narrow(
         self,
@@ -233,9 +241,10 @@ class _Field:
         ]
 
     def _count(self, index: int, value: float) -> Tensor:
-        counts = torch.zeros(2, dtype=torch.int64)
+        counts = torch.zeros(2, dtype=torch.int64, device="cpu")
         for values in self._read(index):
-            counts += torch.tensor([count_true(values > value), count_true(values == value)])
+            counts[0] += count_true(values > value)
+            counts[1] += count_true(values == value)
         return counts
 
     def _read(self, index: int, stride: int = 1) -> Iterator[Any]:

@@ -46,9 +46,11 @@ class Watching(Criterion):
 
     def observe(self, tensor, state):
         largest = tensor.parameter.grad.abs().max()
+        if not state:
+            return {"looks": torch.tensor(1, device="cpu"), "largest": largest}
         return {
-            "looks": state.get("looks", torch.tensor(0)) + 1,
-            "largest": torch.maximum(state.get("largest", torch.tensor(0.0)), largest),
+            "looks": state["looks"] + 1,
+            "largest": torch.maximum(state["largest"], largest),
         }
 
     def score(self, tensor, state):

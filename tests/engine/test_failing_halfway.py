@@ -59,7 +59,7 @@ class FusedCriterion(Criterion):
 
     def observe(self, tensor, state):
         self.fuse()
-        return {"count": state.get("count", torch.zeros(())) + 1}
+        return {"count": state.get("count", torch.zeros((), device="cpu")) + 1}
 
     def score(self, tensor, state):
         self.fuse()

@@ -24,7 +24,7 @@ AT_ONCE = OneShotSchedule(end=0, unit="step")
 
 def keep_best(scores: Tensor, keep: int) -> Tensor:
     order = scores.flatten().argsort(descending=True, stable=True)
-    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[order[:keep]] = True
     return mask.view(scores.shape)
 

@@ -86,7 +86,7 @@ class InPlace(MagnitudeCriterion):
     """Counts observations in the tensor that it was given."""
 
     def observe(self, tensor, state):
-        return {"seen": state["seen"].add_(1)} if state else {"seen": torch.ones(())}
+        return {"seen": state["seen"].add_(1)} if state else {"seen": torch.ones((), device="cpu")}
 
 
 def test_a_state_is_not_changed_by_the_pruner_that_was_given_it():

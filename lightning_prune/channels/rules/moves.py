@@ -32,7 +32,7 @@ def zeros_like(flow: Flow, operation: Operation) -> Value:
 
 def new_constant(flow: Flow, operation: Operation) -> Value:
     """Exact: the result takes only the dtype of the argument, so it has no channels."""
-    return torch.zeros(operation.result_shape, dtype=torch.long)
+    return torch.zeros(operation.result_shape, dtype=torch.long, device="cpu")
 
 
 def fill(flow: Flow, operation: Operation) -> Value:
@@ -58,7 +58,7 @@ def move(flow: Flow, operation: Operation) -> Value:
     labels = flow.label_entries(operation[0])
     others = []
     if operation.name.endswith("_as"):
-        others = [torch.empty(flow.label_entries(value).shape) for value in operation.inputs[1:]]
+        others = [torch.empty_like(flow.label_entries(value)) for value in operation.inputs[1:]]
     elif len(operation.inputs) > 1:
         return None
     return _note_lengths(flow, operation, labels, operation.run([labels, *others]))

@@ -123,7 +123,7 @@ def _expand_operands(flow: Flow, operands: Sequence[Tensor], shape: Sequence[int
         is_repeated = any(axis < ahead or operand.shape[axis - ahead] == 1 for axis in others)
         if is_repeated and not varying[position] and has_channels(operand):
             flow.labels.keep_dense(operand, _NO_CHANNELS)
-            unlabeled = torch.zeros(operand.shape, dtype=torch.long)
+            unlabeled = torch.zeros(operand.shape, dtype=torch.long, device="cpu")
             expanded[position] = unlabeled.expand(tuple(shape))
     return expanded
 
@@ -151,7 +151,7 @@ def _try_zeros(operation: Operation, is_zero: list[bool]) -> Outcome:
     generator = torch.Generator().manual_seed(0)
     operands = []
     for operand_is_zero, dtype in zip(is_zero, operation.dtypes, strict=True):
-        values = torch.randn(_SAMPLES, generator=generator) * 10
+        values = torch.randn(_SAMPLES, generator=generator, device="cpu") * 10
         operands.append(values.mul(not operand_is_zero).to(dtype))
     try:
         result = operation.run(operands)

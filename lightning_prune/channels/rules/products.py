@@ -236,7 +236,7 @@ def _multiply_by_stored(
     if not read:
         flow.keep_dense(labels, "is multiplied by other values")
     if produced is None:
-        return torch.zeros(operation.result_shape, dtype=torch.long)
+        return torch.zeros(operation.result_shape, dtype=torch.long, device="cpu")
     axis = term.index(produced)
     channels = flow.produce(weight, axis, None, weight.axis_labels[axis])
     return spread_along_axis(channels, result.index(produced), operation.result_shape)

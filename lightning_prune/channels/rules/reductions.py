@@ -48,7 +48,7 @@ def reduce(flow: Flow, operation: Operation) -> Value:
         order = operation.option("ord", operation.option("p", 2))
         if name not in _IGNORING_ZEROS or has_nonzero_entries(labels) or order <= 0:
             flow.labels.keep_dense(labels, reason)
-        return torch.zeros(operation.result_shape, dtype=torch.long)
+        return torch.zeros(operation.result_shape, dtype=torch.long, device="cpu")
     shape = [1 if axis in axes else length for axis, length in enumerate(labels.shape)]
     result = _join_reduced(flow, labels, axes, shape, reason).reshape(operation.result_shape)
     return mark_nonzero(result) if name in _NONZERO_OF_ZEROS else result
