@@ -11,12 +11,15 @@ from torch._dynamo.utils import counters
 from lightning_prune import (
     ERKAllocation,
     GlobalAllocation,
+    MagnitudeCriterion,
     NMPattern,
     OneShotSchedule,
     PolynomialSchedule,
     Pruner,
     PruningCallback,
+    TaylorCriterion,
     UniformAllocation,
+    WandaCriterion,
 )
 from tests.callbacks.conftest import PRUNABLE, zeros
 from tests.callbacks.runs import STEPS, fit
@@ -188,3 +191,36 @@ def test_masks_are_those_of_a_cpu(dtype, recipe):
     assert masks[0].keys() == masks[1].keys()
     for name, mask in masks[0].items():
         assert torch.equal(mask, masks[1][name])
+
+
+@pytest.mark.parametrize("criterion", [MagnitudeCriterion(), TaylorCriterion(), WandaCriterion()])
+def test_masks_follow_a_model_from_device_to_device(criterion):
+    model = make_model().to("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Pruner(sparsity=0.75, schedule=RAMP, criterion=criterion)
+    pruner.attach(model, optimizer, steps=12)
+    for step in range(12):
+        device = "cpu" if step % 2 else DEVICE
+        model.to(device)
+        optimizer.zero_grad()
+        model(torch.randn(16, 32).to(device)).square().mean().backward()
+        pruner.before_step(optimizer)
+        optimizer.step()
+        assert_zeros(pruner)
+    model.to(DEVICE)
+    pruner.detach()
+    assert pruner.sparsity == 0.75
+    for device in (DEVICE, "cpu"):
+        model.to(device)
+        parameters = dict(model.named_parameters())
+        for name, mask in pruner.masks.items():
+            assert not parameters[name].detach()[~mask].any()
+
+
+def test_masks_are_on_the_cpu_after_a_fit_as_the_model_is():
+    pruning = PruningCallback(sparsity=0.75, schedule=RAMP)
+    accelerator = "gpu" if DEVICE == "cuda" else "cpu"
+    run = fit(pruning=pruning, accelerator=accelerator, devices=1)
+    parameters = dict(run.model.named_parameters())
+    for name, mask in pruning.masks.items():
+        assert not parameters[name].detach()[~mask].any()

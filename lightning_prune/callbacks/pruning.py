@@ -123,7 +123,7 @@ class PruningCallback(Callback):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The masks by qualified parameter name; True keeps."""
+        """The masks by qualified parameter name, where the parameters are; True keeps."""
         return self.pruner.masks
 
     @property

@@ -115,6 +115,8 @@ class Pruner:
     @property
     def tensors(self) -> tuple[PrunedTensor, ...]:
         """The tensors that are pruned, in the order of the model."""
+        for tensor in self._training.tensors:
+            tensor.follow_parameter()
         return self._training.tensors
 
     @property
@@ -139,8 +141,9 @@ class Pruner:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The masks by qualified parameter name; True keeps. They are sharded as the parameters."""
-        return {t.name: lay_out_like(t.parameter, t.mask.kept) for t in self.tensors}
+        """The masks by parameter name; True keeps. Device and shards are those of parameters."""
+        masks = ((t, t.mask.kept.to(t.parameter.device)) for t in self.tensors)
+        return {tensor.name: lay_out_like(tensor.parameter, mask) for tensor, mask in masks}
 
     @property
     def sparsity(self) -> float:

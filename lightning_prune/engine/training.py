@@ -161,6 +161,7 @@ class Training:
         revived = []
         for tensor in self.tensors:
             tensor.remove_hooks()
+            tensor.follow_parameter()
             if completed:
                 alive = (tensor.weights != 0) & ~tensor.mask.kept
                 if sum_shards(alive.sum(), tensor.shard):

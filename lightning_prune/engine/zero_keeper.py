@@ -53,7 +53,12 @@ class ZeroKeeper:
             hook.remove()
 
     def clear(self) -> None:
-        """Zero the statistics that the optimizer has gathered of pruned weights, once."""
+        """Zero the statistics that the optimizer has gathered of pruned weights, once.
+
+        First all tensors of the engine follow a model that was moved to another device.
+        """
+        for tensor in self._tensors:
+            tensor.follow_parameter()
         if not self._is_clear:
             for tensor in self._iterate_pruned():
                 clear_pruned(self._optimizer, tensor.parameter, tensor.mask)

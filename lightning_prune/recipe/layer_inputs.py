@@ -112,6 +112,7 @@ class InputHook:
             self.uncounted_calls += 1
             return
         inputs = next(iter((*args, *kwargs.values())))
+        self.tensor.follow_parameter()
         self.tensor.seen["squares"] += sum_squares(self.tensor, inputs)
         self.tensor.seen["calls"] += 1
 

@@ -69,6 +69,15 @@ class PrunedTensor:
     def __post_init__(self) -> None:
         self.count_kept()
 
+    def follow_parameter(self) -> None:
+        """Move all tensors to the device of the parameter, unless that holds no data (``meta``)."""
+        device = self.parameter.device
+        if device == self.mask.device or device.type == "meta":
+            return
+        self.mask = Mask(self.mask.kept.to(device), self.weights)
+        self.state = {key: value.to(device) for key, value in self.state.items()}
+        self.seen = {key: value.to(device) for key, value in self.seen.items()}
+
     def count_kept(self) -> None:
         """Count the kept weights of the whole tensor from the mask."""
         self.kept = int(sum_shards(self.mask.count(), self.shard))

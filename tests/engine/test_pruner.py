@@ -221,3 +221,33 @@ def test_zeros_hold_under_infinite_gradients():
     pruner.before_step(optimizer)
     optimizer.step()
     assert not pruned_weights(model, pruner).any()
+
+
+def move(model, device):
+    """Move a model to another device as between a CPU and a GPU: the parameters stay objects."""
+    parameters = list(model.parameters())
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.zero_grad()
+        model.to_empty(device=device)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+
+
+def test_masks_are_where_their_parameters_are_and_are_not_lost_where_there_is_no_data():
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    pruner = Pruner(sparsity=0.5, schedule=OneShotSchedule(end=0))
+    pruner.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, pruner)
+    pruner.detach()
+    masks, state = pruner.masks, pruner.state_dict()
+    move(model, "meta")
+    assert {mask.device.type for mask in pruner.masks.values()} == {"meta"}
+    for name, bits in pruner.state_dict()["masks"].items():
+        assert torch.equal(bits, state["masks"][name])
+    move(model, "cpu")
+    for name, mask in pruner.masks.items():
+        assert torch.equal(mask, masks[name])
