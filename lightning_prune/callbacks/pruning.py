@@ -17,6 +17,7 @@ from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.rewinding import Rewinder
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
+from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
@@ -163,13 +164,13 @@ class PruningCallback(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks (one bit a weight), step counts, gathered statistics and the snapshot."""
+        """Return masks (one bit a weight), counts, statistics, snapshot and digests of shards."""
         if self._restored_state is not None:
             return self._restored_state
         if not self.pruner.tensors:
             return {}
         snapshot = {"rewind": self._rewinder.state_dict()} if self._rewinder else {}
-        return self.pruner.state_dict() | snapshot
+        return self.pruner.state_dict() | snapshot | describe_shards(self.pruner.tensors)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; under every strategy, weights, optimizers and restored states exist only now."""
@@ -180,6 +181,8 @@ class PruningCallback(Callback):
         if rewinder is not None:
             clocks = rewinder.make_clock
         if self._restored_state:
+            if trainer.ckpt_path:  # Lightning has restored the weights too.
+                refuse_other_weights(self._restored_state, pl_module)
             self.pruner.load_state_dict(self._restored_state)
         with self._show_status(trainer):
             self.pruner.attach(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -43,6 +43,10 @@ class Shard:
             positions=tuple(self.positions[axis] for axis in order),
             groups=self.groups,
         )
+
+    def take_rows(self, rows: slice) -> "Shard":
+        """Return the shard with only some of the local rows."""
+        return replace(self, positions=(self.positions[0][rows], *self.positions[1:]))
 
     def find_indices(self) -> Tensor:
         """Return for each local weight the row-major index in the whole tensor."""
