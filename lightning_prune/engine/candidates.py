@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_prune.engine.groups import Group
 from lightning_prune.models.experts import find_input_axis, is_fused
 from lightning_prune.models.names import list_names
+from lightning_prune.models.parametrizations import Effect
 from lightning_prune.models.prunable import (
     Found,
     Place,
@@ -128,18 +129,12 @@ def find_candidates(
         ValueError: If a glob matches nothing, or prunes parameters that are not floating-point, or
             parameters whose zeros do not reach the weight.
     """
-    owner_of = {
-        id(parameter): index
-        for index, optimizer in enumerate(optimizers)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
+    owner_of = _find_owners(optimizers)
     found = find_parameters(module)
     unusual = {name: why_unusual(*place) for name, place in found.items()}
     effects = {name: judge_zeros(places) for name, (_, places) in found.items()}
     deciding = _find_deciding_globs(found, [name for name in found if not unusual[name]], sparsity)
-    lost = {name: why for name, effect in effects.items() if (why := effect.why_lost)}
-    _refuse_lost_zeros(lost, deciding, sparsity)
+    _refuse_lost_zeros(effects, deciding, sparsity)
     chosen = []
     for name, (parameter, places) in found.items():
         glob = deciding.get(name)
@@ -162,6 +157,16 @@ def find_candidates(
             )
         )
     return chosen
+
+
+def _find_owners(optimizers: Sequence[Optimizer]) -> dict[int, int]:
+    """Return the index of the optimizer that owns a parameter, by the parameter's id."""
+    return {
+        id(parameter): index
+        for index, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def count_weights(found: Iterable[Candidate]) -> dict[str, int]:
@@ -208,18 +213,22 @@ def _find_deciding_globs(
 
 
 def _refuse_lost_zeros(
-    lost: Mapping[str, str], deciding: Mapping[str, str], sparsity: Mapping[str, float | None]
+    effects: Mapping[str, Effect], deciding: Mapping[str, str], sparsity: Mapping[str, float | None]
 ) -> None:
     """Raise ValueError if the user names parameters whose zeros are not those of the weight.
 
     Args:
-        lost: Why the zeros of a parameter are not those of the weight, by name.
+        effects: The effect of zeros in each parameter on the weight, by name.
         deciding: The last glob that matches each parameter.
         sparsity: Final sparsity, or None for dense, by glob.
     """
-    named = [name for name in lost if name in deciding and sparsity[deciding[name]] is not None]
+    named = [
+        name
+        for name, glob in deciding.items()
+        if effects[name].why_lost and sparsity[glob] is not None
+    ]
     if named:
-        got = ", ".join(f"'{name}' ({lost[name]})" for name in named)
+        got = ", ".join(f"'{name}' ({effects[name].why_lost})" for name in named)
         lines = format_targets({**sparsity, **dict.fromkeys(named)})
         raise ValueError(
             f"need parameters whose zeros are those of the weight, got {got}; to leave that dense, "
