@@ -72,7 +72,7 @@ def shrink(module: Smaller, example: Any = None) -> Smaller:
     refused = tried.refused | checked.refused
     left = {coupling.groups[index].producers[0]: refused[index] for index in sorted(refused)}
     if left:
-        warnings.warn(_describe_left(left), stacklevel=2)
+        warnings.warn(_describe_left(left), stacklevel=4)  # over both decorators
     return _record(checked.remove(), left)
 
 
