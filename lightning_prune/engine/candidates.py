@@ -40,8 +40,8 @@ class Selection:
         tensors: The tensors to prune, in the order of the model.
         dense: The reason for every other parameter, by name. A tensor can have a reason too, if
             the output channels stay dense while the input channels are pruned.
-        may_grow: Whether dense parameters may join later, when the user unfreezes them, initializes
-            them or gives them to an optimizer.
+        unready: Names of the dense parameters that may join later, when the user unfreezes them,
+            initializes them or gives them to an optimizer.
         groups: The groups of the tensors.
         sizes: Number of weights of each parameter that has a shape, by name.
     """
@@ -49,9 +49,14 @@ class Selection:
     names: tuple[str, ...] = ()
     tensors: tuple[PrunedTensor, ...] = ()
     dense: Mapping[str, str] = field(default_factory=dict)
-    may_grow: bool = False
+    unready: frozenset[str] = frozenset()
     groups: tuple[Group, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether dense parameters may join later."""
+        return bool(self.unready)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,9 @@ def select_channels(
         names=tuple(each.name for each in found),
         tensors=tuple(tensors.values()),
         dense=_list_reasons(found, dense, tensors),
-        may_grow=any(reason.may_pass for _, reason in dense),
+        unready=frozenset(
+            member.name for group, reason in dense if reason.may_pass for member in group.members
+        ),
         groups=tuple(_make_group(group, tensors, pattern) for group in chosen),
         sizes=count_weights(found),
     )
@@ -185,7 +187,7 @@ def _wait_for_shapes(found: Sequence[Candidate]) -> Selection:
             each.name: each.why_dense or each.why_unready or each.why_untrained or waits
             for each in found
         },
-        may_grow=True,
+        unready=frozenset(each.name for each in found),
         sizes=count_weights(found),
     )
 

@@ -1,6 +1,6 @@
 """The state of a Pruner: write it, check it, and restore tensors from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -36,7 +36,7 @@ def describe_tensors(
 
     Args:
         tensors: The tensors; if they are sharded, all processes must call this together.
-        earlier: A restored state, whose other tensors go into the result; None for no state.
+        earlier: A restored state, whose masks go into the result; None for no state.
     """
     tensors, before = list(tensors), earlier or _EMPTY
     masks = {t.name: pack_mask(gather_mask(t.mask.kept, t.shard)) for t in tensors}
@@ -50,14 +50,20 @@ def describe_tensors(
 
 
 def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
-    """Give a tensor the mask and the gathered state from a saved state, if they are there."""
-    if tensor.name not in state["masks"]:
-        return
+    """Give a tensor the mask and the gathered state from a saved state."""
     device = tensor.mask.device
     whole = unpack_mask(state["masks"][tensor.name], tensor.parameter.shape)
     tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
     observed = state["observed"].get(tensor.name, {})
     tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
+
+
+def keep_masks(state: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return a state with the masks of these tensors only, with their shapes and statistics."""
+    kept = {
+        key: {name: value for name, value in state[key].items() if name in names} for key in _EMPTY
+    }
+    return {**state, **kept}
 
 
 def keep_only_masks(state: Mapping[str, Any]) -> dict[str, Any]:

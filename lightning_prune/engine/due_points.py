@@ -65,6 +65,12 @@ class DuePoints:
             "regrown": {str(index): point for index, point in self._regrown.items()},
         }
 
+    def is_due(self, index: int) -> bool:
+        """Whether a due point of an optimizer has passed that was not served."""
+        if self.is_over(index):
+            return False
+        return self.next_pruning(index) is not None or self.next_regrowth(index) is not None
+
     def next_pruning(self, index: int) -> float | None:
         """Return the due point of an optimizer that has not been served since the start."""
         assert self._clock is not None
@@ -92,6 +98,11 @@ class DuePoints:
     def last_pruning(self, index: int) -> float | None:
         """Return the last due point that was served."""
         return self._pruned.get(index)
+
+    def share(self, index: int) -> float:
+        """Return the fraction of the final sparsity that is due since the last due point."""
+        point = self.last_pruning(index)
+        return 0.0 if point is None else self.schedule(point)
 
     def is_over(self, index: int) -> bool:
         """Whether no later update is due."""

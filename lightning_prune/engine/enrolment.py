@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import nn
+
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pools import Pool, make_pools
@@ -37,12 +39,24 @@ class Enrolment:
         pruned = sum(tensor.total - tensor.kept for tensor in self.selection.tensors)
         return pruned / sum(self.selection.sizes.values()) if pruned else 0.0
 
+    def mean_target(self, share: Callable[[int], float]) -> float:
+        """Return the sparsity that all groups together are due to have.
+
+        Args:
+            share: The share of the final sparsity that is due, by the index of an optimizer.
+        """
+        sizes = [sum(group.size for group in pool.groups) for pool in self.pools]
+        due = [pool.reach(pool.sparsity * share(pool.optimizer)) for pool in self.pools]
+        pruned = sum(target * size for target, size in zip(due, sizes, strict=True))
+        return pruned / sum(sizes) if sizes else 0.0
+
 
 def enroll(
     before: Enrolment,
     found: Selection,
     recipe: Recipe,
     *,
+    present: Mapping[str, nn.Parameter],
     restore: Callable[[PrunedTensor], None],
     is_fresh: Callable[[PrunedTensor], bool],
 ) -> Enrolment:
@@ -52,6 +66,7 @@ def enroll(
         before: The tensors under pruning.
         found: The selection from the present model.
         recipe: The answers of the user.
+        present: The parameters of the present model, under each name that they have.
         restore: Gives a new tensor the saved mask and state.
         is_fresh: Whether a tensor has no saved mask.
 
@@ -61,7 +76,7 @@ def enroll(
     """
     owners = {t: (t.optimizer, t.is_trained) for t in before.selection.tensors}
     try:
-        selection = merge_selection(before.selection, found, restore)
+        selection = merge_selection(before.selection, found, present, restore)
         if recipe.keep_zeros:
             fresh = {t for t in selection.tensors if t not in owners and is_fresh(t)}
             _keep_zeros([g for g in selection.groups if fresh.intersection(g.members)])
@@ -76,16 +91,21 @@ def enroll(
 
 
 def merge_selection(
-    before: Selection, found: Selection, restore: Callable[[PrunedTensor], None]
+    before: Selection,
+    found: Selection,
+    present: Mapping[str, nn.Parameter],
+    restore: Callable[[PrunedTensor], None],
 ) -> Selection:
     """Return the selection found, with unchanged tensors and groups for those under pruning.
 
-    Tensors under pruning stay under pruning, even if the user has frozen them since. If a layer has
-    replaced another layer, the pruned channels are pruned in the new layer too.
+    Tensors under pruning stay under pruning, even if the user has frozen them since, or taken them
+    from their optimizer. They leave with their parameter. If a layer has replaced another layer,
+    the pruned channels are pruned in the new layer too.
 
     Args:
         before: The selection under pruning.
         found: The selection from the present model.
+        present: The parameters of the present model, under each name that they have.
         restore: Gives a new tensor the saved mask and state.
     """
     known = _merge_tensors(before, found, restore)
@@ -93,7 +113,7 @@ def merge_selection(
     earlier = {
         group.name: group
         for group in before.groups
-        if all(member.name in places for member in group.members)
+        if all(known[member.name].parameter is present.get(member.name) for member in group.members)
     }
     groups = {
         group.name: replace(group, members=tuple(known[member.name] for member in group.members))

@@ -31,14 +31,6 @@ _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _PROFILER = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
 
-def describe_ownership(optimizer: Optimizer) -> tuple[int, int, int]:
-    """Count all, trainable and initialized parameters, so that a change is cheap to notice."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    trainable = [p for p in parameters if p.requires_grad]
-    lazy = [p for p in parameters if type(p) is not nn.Parameter and nn.parameter.is_lazy(p)]
-    return len(parameters), len(trainable), len(parameters) - len(lazy)
-
-
 def leaves_zeros(optimizer: Optimizer, least_eps: float) -> bool:
     """Whether a step keeps a weight at 0 if the gradient and the statistics of the weight are 0.
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.engine.checkpoint import VERSION, check_state, describe_tensors
+from lightning_prune.engine.checkpoint import VERSION, check_state
 from lightning_prune.engine.groups import Group
+from lightning_prune.engine.notices import warn_of_early_end
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.training import Training
 from lightning_prune.models.names import named_parameters
@@ -158,17 +159,17 @@ class Pruner:
     @property
     def sparsity_target(self) -> float:
         """The value that `sparsity` is due to have since the last due point, before rounding."""
-        return self._training.mean_target(self._training.share)
+        return self._training.enrolment.mean_target(self._training.due_points.share)
 
     @property
     def final_sparsity(self) -> float:
         """The value that `sparsity` is due to have at the schedule's end, before rounding."""
-        return self._training.mean_target(lambda index: 1.0)
+        return self._training.enrolment.mean_target(lambda index: 1.0)
 
     def target(self, group: Group) -> float:
         """Return the sparsity that is due for a group's pool since the last due point."""
         pool = next(pool for pool in self._training.enrolment.pools if group in pool.groups)
-        return pool.reach(pool.sparsity * self._training.share(pool.optimizer))
+        return pool.reach(pool.sparsity * self._training.due_points.share(pool.optimizer))
 
     @property
     def steps(self) -> list[int]:
@@ -317,7 +318,7 @@ class Pruner:
                 "they are 0 again"
             )
         if completed:
-            self._training.warn_of_early_end(stacklevel=3)
+            warn_of_early_end(self._training.enrolment, self._training.due_points)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit a weight), step counts, gathered statistics and the recipe.
@@ -330,7 +331,7 @@ class Pruner:
             "recipe": self.recipe.to_yaml(),
             "criterion": type(self.recipe.criterion).__name__,
             **self._training.due_points.state_dict(),
-            **describe_tensors(self.tensors, self._training.restored),
+            **self._training.describe_tensors(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

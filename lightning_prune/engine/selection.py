@@ -98,7 +98,7 @@ def select_tensors(
         names=tuple(reasons),
         tensors=tuple(each.make_tensor() for each in found if not reasons[each.name]),
         dense={name: why for name, why in reasons.items() if why},
-        may_grow=any(not each.why_dense and waits[each.name] for each in found),
+        unready=frozenset(e.name for e in found if not e.why_dense and waits[e.name]),
         sizes=count_weights(found),
     )
 

@@ -1,6 +1,5 @@
 """One training under pruning: its tensors, its due points, and the hooks on its optimizers."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,13 +9,16 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.engine.checkpoint import refuse_foreign_masks, restore_tensor
+from lightning_prune.engine.checkpoint import describe_tensors
 from lightning_prune.engine.due_points import DuePoints
+from lightning_prune.engine.earlier_masks import EarlierMasks
 from lightning_prune.engine.enrolment import Enrolment, enroll
-from lightning_prune.engine.optimizers import describe_ownership
+from lightning_prune.engine.ownership import Ownership
 from lightning_prune.engine.selection import select
 from lightning_prune.engine.update import Due, update_masks
 from lightning_prune.engine.zero_keeper import ZeroKeeper
+from lightning_prune.models.names import named_parameters
+from lightning_prune.models.sharding import reshard
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import Schedule
@@ -35,7 +37,6 @@ class Training:
     Attributes:
         enrolment: The tensors that are pruned now.
         due_points: The completed steps, and the due points that were served.
-        restored: The state that it began with; None for none.
         updates: Number of updates that were due.
         changed: Share of each group that the last update changed, by name.
     """
@@ -45,14 +46,14 @@ class Training:
         self.enrolment = Enrolment()
         regrow = recipe.regrow.schedule if recipe.regrow else None
         self.due_points = DuePoints(recipe.schedule, regrow)
-        self.restored: Mapping[str, Any] | None = None
         self.updates = 0
         self.changed: dict[str, float] = {}
         self._model: nn.Module | None = None
         self._optimizers: list[Optimizer] = []
         self._is_trial_step: Callable[[Optimizer], bool]
         self._example: Any = None
-        self._ownership: dict[int, tuple[int, int, int]] = {}
+        self._earlier = EarlierMasks(None, nn.Module())
+        self._ownerships: list[Ownership] = []
         self._hooks: list[RemovableHandle] = []
         self._keepers: list[ZeroKeeper] = []
 
@@ -79,9 +80,7 @@ class Training:
         """Choose the tensors, restore a state, and hook the optimizers."""
         self._model, self._example, self._is_trial_step = model, example, is_trial_step
         selection = select(model, optimizers, self.recipe, example)
-        if state is not None:
-            refuse_foreign_masks(state, model)
-        self.restored = state
+        self._earlier = EarlierMasks(state, model)
         self.due_points = DuePoints(
             self.due_points.schedule,
             self.due_points.regrow,
@@ -93,6 +92,7 @@ class Training:
             self.enrolment,
             selection,
             self.recipe,
+            present=named_parameters(model),
             restore=partial(self._restore, steps=self.due_points.steps),
             is_fresh=self._is_fresh,
         )
@@ -122,11 +122,14 @@ class Training:
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe and update once a step; mask weights and gradients each time."""
         index = self.index(optimizer)
-        if describe_ownership(optimizer) != self._ownership[index]:
-            self._select_again(index)
+        if self._ownerships[index].has_grown(optimizer):
+            self._select_again()
         if index not in self.due_points.in_step:
+            is_due = self.due_points.is_due(index)
+            if is_due:
+                self._look_at_model()
             self._keepers[index].clear()
-            self._observe(optimizer)
+            self._observe(optimizer, is_due=is_due)
             self.due_points.in_step.add(index)
         for tensor in self.owned(index):
             tensor.forget_seen()  # LBFGS has seen the same inputs again
@@ -135,11 +138,9 @@ class Training:
     def update(self, optimizer: Optimizer) -> bool:
         """Update the masks if an update is due; return whether a due point was passed."""
         index, points = self.index(optimizer), self.due_points
-        if points.is_over(index):
+        if not points.is_due(index):
             return False
         pruning, regrowing = points.next_pruning(index), points.next_regrowth(index)
-        if pruning is None and regrowing is None:
-            return False
         regrow, was_due_before = self.recipe.regrow, points.was_pruned(index, pruning)
         due = Due(
             pruned=None if pruning is None else self.recipe.schedule(pruning),
@@ -156,6 +157,8 @@ class Training:
 
     def end(self, *, completed: bool) -> list[str]:
         """Take all hooks away and mask; return the tensors whose pruned weights were not 0."""
+        if completed:
+            self._look_at_model()
         self._unhook_optimizers()
         self._model = None
         revived = []
@@ -168,6 +171,18 @@ class Training:
                     revived.append(tensor.name)
             tensor.mask.apply(tensor.weights)
         return revived
+
+    def describe_tensors(self) -> dict[str, Any]:
+        """Return masks, shapes and states of the tensors that the model has now.
+
+        A layer may have left the model since the last look.
+        """
+        if self._model is None:
+            return describe_tensors(self.tensors, self._earlier.state)
+        reshard(self._model)
+        present = named_parameters(self._model)
+        tensors = [each for each in self.tensors if present.get(each.name) is each.parameter]
+        return describe_tensors(tensors, self._earlier.find_waiting(self._model))
 
     def owned(self, index: int) -> Iterator[PrunedTensor]:
         """Yield the tensors that an optimizer owns."""
@@ -193,31 +208,39 @@ class Training:
             self.enrolment,
             select(self._model, optimizers, self.recipe, self._example),
             self.recipe,
+            present=named_parameters(self._model),
             restore=partial(self._restore, steps=steps),
             is_fresh=self._is_fresh,
         )
         self._watch(enrolment)
         return enrolment
 
-    def _select_again(self, index: int) -> None:
-        """Take up tensors that this optimizer has gained; they are due at once."""
+    def _look_at_model(self) -> None:
+        """Select again if the model has other parameters than at the last look."""
         assert self._model is not None
-        if self.restored is not None:  # a lazy layer has a shape only now
-            refuse_foreign_masks(self.restored, self._model)
+        if self._earlier.has_other_parameters(self._model):
+            self._select_again()
+
+    def _select_again(self) -> None:
+        """Take up tensors that an optimizer has gained; they are due at once."""
+        assert self._model is not None
+        self._earlier.check_shapes(self._model)
         self._commit(self._enroll(self._optimizers, self.due_points.steps))
         self._renew_keepers()
-        self._ownership[index] = describe_ownership(self._optimizers[index])
-        self.due_points.look_again(index)
+        parameters = named_parameters(self._model)
+        waiting = [parameters[name] for name in self.enrolment.selection.unready]
+        for index, optimizer in enumerate(self._optimizers):
+            self._ownerships[index].look_again(optimizer, waiting)
+            self.due_points.look_again(index)
 
     def _is_fresh(self, tensor: PrunedTensor) -> bool:
-        """Whether there is no restored mask for a tensor."""
-        return self.restored is None or tensor.name not in self.restored["masks"]
+        """Whether a new tensor has no mask from before."""
+        return not self._earlier.has(tensor)
 
     def _restore(self, tensor: PrunedTensor, *, steps: Sequence[int]) -> None:
-        """Give a new tensor the step count of the owner, and the restored mask and state."""
+        """Give a new tensor the step count of the owner, and the mask and state from before."""
         tensor.step = steps[tensor.optimizer]
-        if self.restored is not None:
-            restore_tensor(tensor, self.restored)
+        self._earlier.give_to(tensor)
 
     def _watch(self, enrolment: Enrolment) -> None:
         """Let the criterion hook the tensors that it does not watch yet; none if it raises."""
@@ -241,11 +264,13 @@ class Training:
             tensor.remove_hooks()
         for tensor in after - before:
             tensor.mask.apply(tensor.weights)
+        assert self._model is not None
+        self._earlier.note(self._model, enrolment.selection, before - after)
 
     # -- steps -------------------------------------------------------------------------------------
 
-    def _observe(self, optimizer: Optimizer) -> None:
-        """Let the criterion observe, and update the masks; all is as before if either raises.
+    def _observe(self, optimizer: Optimizer, *, is_due: bool) -> None:
+        """Let the criterion observe, and update the masks if due; if either raises, all is undone.
 
         Replicas choose the same masks: DDP has already averaged their gradients, and the sums that
         hooks have gathered are added up here.
@@ -256,7 +281,8 @@ class Training:
         try:
             for tensor in tensors:
                 tensor.state = self.recipe.criterion.observe(tensor, tensor.state)
-            self.update(optimizer)
+            if is_due:
+                self.update(optimizer)
         except BaseException:
             for tensor, state in before.items():
                 tensor.state = state
@@ -295,8 +321,8 @@ class Training:
 
     def _hook_optimizers(self) -> None:
         self._renew_keepers()
-        for index, optimizer in enumerate(self._optimizers):
-            self._ownership[index] = describe_ownership(optimizer)
+        self._ownerships = [Ownership(optimizer) for optimizer in self._optimizers]
+        for optimizer in self._optimizers:
             # Compiled optimizers would trace the hook and recompile at each step.
             hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
             self._hooks.append(optimizer.register_step_post_hook(hook))
@@ -316,33 +342,3 @@ class Training:
             ZeroKeeper(optimizer, self.tensors, index)
             for index, optimizer in enumerate(self._optimizers)
         ]
-
-    # -- targets -----------------------------------------------------------------------------------
-
-    def share(self, index: int) -> float:
-        """Return the fraction of the final sparsity that is due since the last due point."""
-        point = self.due_points.last_pruning(index)
-        return 0.0 if point is None else self.recipe.schedule(point)
-
-    def mean_target(self, shares: Callable[[int], float]) -> float:
-        """Return the sparsity of all groups; each optimizer has its share of the final one."""
-        sizes = [sum(group.size for group in pool.groups) for pool in self.enrolment.pools]
-        due = [p.reach(p.sparsity * shares(p.optimizer)) for p in self.enrolment.pools]
-        pruned = sum(target * size for target, size in zip(due, sizes, strict=True))
-        return pruned / sum(sizes) if sizes else 0.0
-
-    def warn_of_early_end(self, stacklevel: int) -> None:
-        """Warn if nothing was pruned, or if training stopped before the end of the schedule."""
-        selection, schedule = self.enrolment.selection, self.recipe.schedule
-        if selection.may_grow and not self.tensors:
-            reasons = ", ".join(f"'{name}' ({why})" for name, why in selection.dense.items())
-            warnings.warn(f"nothing was pruned: {reasons}", stacklevel=stacklevel)
-        owners = {tensor.optimizer for tensor in self.tensors}
-        is_over = all(self.due_points.last_pruning(index) == schedule.end for index in owners)
-        final = self.mean_target(lambda index: 1.0)
-        if final > 0 and not is_over:
-            warnings.warn(
-                f"training stopped before the schedule's end={schedule.end} ({schedule.unit}): "
-                f"reached sparsity {self.enrolment.sparsity:.4f} of {final:.4f}",
-                stacklevel=stacklevel,
-            )

@@ -118,10 +118,11 @@ class PrunedTensor:
             ValueError: If the parameter has no gradient.
         """
         if self.parameter.grad is None:
+            is_trained = self.parameter.requires_grad
+            why = "the loss does not depend on the tensor" if is_trained else "the tensor is frozen"
             raise ValueError(
-                f"need a gradient, got none for '{self.name}' at step {self.step}: the loss does "
-                "not depend on the tensor; to leave the tensor dense, write "
-                f"sparsity={{'{self.name}': null}}"
+                f"need a gradient, got none for '{self.name}' at step {self.step}: {why}; "
+                f"to leave the tensor dense, write sparsity={{'{self.name}': null}}"
             )
         gradient = local_part(self.parameter.grad)
         return gradient if gradient.layout == torch.strided else gradient.to_dense()

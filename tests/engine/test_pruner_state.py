@@ -157,3 +157,43 @@ def test_masks_of_a_lazy_layer_are_restored_once_it_has_a_shape():
     step(again, its_optimizer, its_pruner)
     for name, mask in pruner.masks.items():
         assert torch.equal(mask, its_pruner.masks[name])
+
+
+def prune_further(model, sparsity, state=None):
+    """Prune for some steps from a state, and return the next state."""
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    pruner = Pruner(sparsity=sparsity, schedule=OneShotSchedule(end=0))
+    if state is not None:
+        pruner.load_state_dict(state)
+    pruner.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, pruner, steps=2)
+    pruner.detach()
+    return pruner.state_dict()
+
+
+def test_the_mask_of_a_tensor_that_a_resumed_run_leaves_dense_does_not_come_back():
+    model = Net()
+    first = prune_further(model, 0.75)
+    second = prune_further(model, {"*": 0.75, "2": None}, first)
+    assert list(second["masks"]) == list(second["shapes"]) == ["0.weight", "4.weight"]
+    learnt = model[2].weight.detach().clone()
+    assert learnt.all()
+    third = prune_further(model, {"*": 0.75, "2": 0.0}, second)
+    assert list(third["masks"]) == ["0.weight", "2.weight", "4.weight"]
+    assert model[2].weight.all()
+
+
+def test_a_layer_that_replaces_a_frozen_layer_does_not_get_the_mask_of_that_layer():
+    model = Net()
+    state = prune_further(model, 0.5)
+    model[2].requires_grad_(False)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    pruner = Pruner(sparsity={"*": 0.5, "2": 0.0}, schedule=OneShotSchedule(end=0))
+    pruner.load_state_dict(state)
+    pruner.attach(model, optimizer, steps=STEPS)
+    assert "2.weight" in pruner.state_dict()["masks"]
+    model[2] = nn.Linear(40, 20, bias=False)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    train(model, optimizer, pruner, steps=1)
+    assert pruner.masks["2.weight"].all()
+    assert model[2].weight.all()

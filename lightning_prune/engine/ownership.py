@@ -1,0 +1,49 @@
+"""Ownership: the parameters that an optimizer trains, so that a new one is cheap to notice."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+
+class Ownership:
+    """The parameters that an optimizer has trained, by identity.
+
+    A tensor under pruning stays under pruning, even if the user freezes it. So the selection can
+    only change when the optimizer trains a parameter for the first time: a parameter that was
+    added, unfrozen or initialized, or that has replaced another one. A frozen parameter is not
+    known, until it is trained.
+
+    Args:
+        optimizer: The optimizer, at a time when the tensors were just selected.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        # The references keep Python from giving the identity of a freed parameter to a new one.
+        self._known: dict[int, nn.Parameter] = {}
+        self.look_again(optimizer, waiting=())
+
+    def has_grown(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer trains a parameter that it did not train before."""
+        known = self._known
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in known and _is_trained(parameter):
+                    return True
+        return False
+
+    def look_again(self, optimizer: Optimizer, waiting: Iterable[nn.Parameter]) -> None:
+        """Get to know the parameters that are trained now, and forget those that have left.
+
+        Args:
+            optimizer: The optimizer.
+            waiting: Parameters that can be pruned once they are trained; they are forgotten too.
+        """
+        known = self._known.keys() - {id(parameter) for parameter in waiting}
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._known = {id(p): p for p in held if id(p) in known or _is_trained(p)}
+
+
+def _is_trained(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad and not is_lazy(parameter)
