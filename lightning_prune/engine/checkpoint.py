@@ -1,32 +1,60 @@
 """The state of a Pruner: write it, check it, and restore tensors from it."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_prune.models.names import named_parameters
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.bits import pack_mask, unpack_mask
+from lightning_prune.tensors.bits import compute_checksum, pack_mask, unpack_mask
 from lightning_prune.tensors.shards import gather_mask
 
-VERSION = 1
-"""Version of the state; states of 0.1.0 have no version."""
+VERSION = 2
+"""Version of the state; states of 0.1.0 have no version, and before 2 they have no checksums."""
 
 _KEYS = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"}
 _EMPTY: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Raise ValueError if a state does not come from a Pruner, or has a later version."""
-    if missing := _KEYS - set(state):
+    """Raise ValueError if a state is not of a Pruner, is of a later version, or is damaged."""
+    version = state.get("version", 0)
+    keys = _KEYS | {"checksums"} if version >= 2 else _KEYS
+    if missing := keys - set(state):
         raise ValueError(f"need the state of a Pruner, got a state without {sorted(missing)}")
-    if (version := state.get("version", 0)) > VERSION:
+    if version > VERSION:
         raise ValueError(
             f"need a state of version {VERSION} or earlier, got version={version}; update "
             "lightning_prune"
         )
+    found = {name: _find_damage(name, state) for name in state["masks"]}
+    if damage := "; ".join(f"{why} for '{name}'" for name, why in found.items() if why):
+        raise ValueError(
+            f"need an undamaged state, got {damage}; go on from another checkpoint, or start anew "
+            "from the weights with keep_zeros=True"
+        )
+
+
+def _find_damage(name: str, state: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the saved mask and statistics of a tensor; None if nothing is."""
+    mask, shape = state["masks"][name], state["shapes"].get(name)
+    if shape is None:
+        return "a mask without a shape"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.uint8:
+        return f"a mask of {mask.dtype if isinstance(mask, Tensor) else type(mask)}, not of bytes"
+    size = math.ceil(math.prod(shape) / 8)
+    if mask.shape != (size,):
+        return f"a mask of shape {list(mask.shape)}, where {shape} weights take {size} bytes"
+    if state.get("version", 0) >= 2 and state["checksums"].get(name) != compute_checksum(mask):
+        return "a mask that does not fit its checksum"
+    statistics = state["observed"].get(name, {})
+    if not all(isinstance(value, Tensor) for value in statistics.values()):
+        return "statistics that are no tensors"
+    return None
 
 
 def describe_tensors(
@@ -42,8 +70,10 @@ def describe_tensors(
     masks = {t.name: pack_mask(gather_mask(t.mask.kept, t.shard)) for t in tensors}
     shapes = {tensor.name: list(tensor.parameter.shape) for tensor in tensors}
     observed = {tensor.name: dict(tensor.state) for tensor in tensors}
+    masks = before["masks"] | masks
     return {
-        "masks": before["masks"] | masks,
+        "masks": masks,
+        "checksums": {name: compute_checksum(mask) for name, mask in masks.items()},
         "shapes": before["shapes"] | shapes,
         "observed": before["observed"] | observed,
     }

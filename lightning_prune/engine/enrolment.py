@@ -71,14 +71,16 @@ def enroll(
         is_fresh: Whether a tensor has no saved mask.
 
     Raises:
-        ValueError: If `keep_zeros` finds a group without a weight that is not 0, or if a row that
-            must keep a weight has none.
+        ValueError: If `keep_zeros` finds a group without a weight that is not 0, a saved mask keeps
+            no weight of a group, or a row that must keep a weight has none.
     """
     owners = {t: (t.optimizer, t.is_trained) for t in before.selection.tensors}
     try:
         selection = merge_selection(before.selection, found, present, restore)
+        new = {tensor for tensor in selection.tensors if tensor not in owners}
+        fresh = {tensor for tensor in new if is_fresh(tensor)}
+        _refuse_empty_masks([g for g in selection.groups if (new - fresh).intersection(g.members)])
         if recipe.keep_zeros:
-            fresh = {t for t in selection.tensors if t not in owners and is_fresh(t)}
             _keep_zeros([g for g in selection.groups if fresh.intersection(g.members)])
         _refuse_lost_rows(selection.groups)
         pools = make_pools(selection.groups, recipe.chosen_allocation)
@@ -163,6 +165,17 @@ def _refuse_lost_rows(groups: Sequence[Group]) -> None:
                 f"of the row, got {lost} rows without any, by the saved masks or keep_zeros=True; "
                 f'to leave that dense, write sparsity: {{"*": {group.sparsity}, '
                 f'"{group.name}": null}}'
+            )
+
+
+def _refuse_empty_masks(groups: list[Group]) -> None:
+    """Raise ValueError for a group that has a saved mask but no weight left to train."""
+    for group in groups:
+        if group.atoms_kept == 0 and group.sparsity < 1:
+            raise ValueError(
+                f"need a saved mask that keeps a weight, got none in '{group.name}': the state is "
+                "damaged, or comes from a run with sparsity 1; go on from another checkpoint, or "
+                f"write sparsity={{'{group.name}': 1.0}}"
             )
 
 
