@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -51,6 +51,9 @@ class PruningCallback(Callback):
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); null for never.
         rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
+        on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
+            ``"warn"`` only: then they are masked again, and training goes on. The callback looks at
+            the due points, each ``log_every_n_steps`` batches and at the end.
         example: For `ChannelPattern`, the arguments of the module's ``forward``: a tensor, a tuple
             of arguments, or a dict of named arguments. The default is the module's
             ``example_input_array``; with YAML, use the default.
@@ -76,6 +79,7 @@ class PruningCallback(Callback):
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
         rewind: Rewind | None = None,
+        on_revival: Literal["error", "warn"] = "error",
         example: Any = None,
     ) -> None:
         self._begin(
@@ -88,6 +92,7 @@ class PruningCallback(Callback):
                 keep_zeros=keep_zeros,
                 regrow=regrow,
                 rewind=rewind,
+                on_revival=on_revival,
             ),
             example,
         )
@@ -234,6 +239,9 @@ class PruningCallback(Callback):
     ) -> None:
         """Log sparsity and target after each update; Lightning repeats them between updates."""
         self._mask_averages(trainer)
+        batches = trainer.fit_loop.total_batch_idx + 1
+        if trainer.log_every_n_steps and batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.pruner.check_zeros()
         key = self.pruner.updates, self.pruner.groups
         if self._logged_key == key:
             return

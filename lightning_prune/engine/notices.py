@@ -1,9 +1,18 @@
 """Notices: what a training says that went otherwise than asked."""
 
 import warnings
+from collections.abc import Sequence
+
+import torch
 
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
+from lightning_prune.models.names import list_names
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.shards import sum_by_tensor
+
+_LEAST_SHARE = 0.1
+_LISTED_NAMES = 5
 
 
 def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
@@ -21,3 +30,42 @@ def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
             f"reached sparsity {enrolment.sparsity:.4f} of {final:.4f}",
             stacklevel=3,
         )
+
+
+def warn_of_lost_masks(tensors: Sequence[PrunedTensor]) -> None:
+    """Warn if tensors without a mask from before have zeros, as after a lost state.
+
+    A tensor counts if at least a tenth of the weights is 0 and the others have both signs. So a
+    tensor of zeros (the last gamma of a block, ``lora_B``), an identity, and an embedding behind a
+    ReLU are no alarm. An initialization that is sparse by itself is.
+
+    Args:
+        tensors: The new tensors; if they are sharded, all processes must call this together.
+    """
+    shares = _find_zeros([each for each in tensors if each.is_scored and each.total])
+    if shares:
+        listed = [f"{share:.4f} of '{name}'" for name, share in shares.items()]
+        warnings.warn(
+            f"weights are 0 and no mask says why: {list_names(listed, _LISTED_NAMES)}; they will "
+            "grow back; to keep them, load the state of the pruning that made them (ckpt_path, or "
+            "load_state_dict), or set keep_zeros=True",
+            stacklevel=5,
+        )
+
+
+def _find_zeros(tensors: Sequence[PrunedTensor]) -> dict[str, float]:
+    """Return the share of kept weights that are 0, for each tensor that looks pruned."""
+    if not tensors:
+        return {}
+    device = tensors[0].mask.device
+    counts = []
+    for tensor in tensors:
+        weights, kept = tensor.weights, tensor.mask.kept
+        signs = [((weights == 0) & kept).sum(), (weights > 0).sum(), (weights < 0).sum()]
+        counts.append((torch.stack(signs).to(device), tensor.shard))
+    table = zip(tensors, sum_by_tensor(counts).tolist(), strict=True)
+    return {
+        tensor.name: zeros / tensor.total
+        for tensor, (zeros, above, below) in table
+        if above and below and zeros >= _LEAST_SHARE * tensor.total
+    }

@@ -1,8 +1,8 @@
 """The engine as users call it: a recipe, and the training that it prunes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -11,9 +11,7 @@ from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.checkpoint import VERSION, check_state
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.notices import warn_of_early_end
-from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.training import Training
-from lightning_prune.models.names import named_parameters
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.criteria import Criterion
@@ -23,7 +21,7 @@ from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Schedule
 from lightning_prune.recipe.targets import SparsityTargets
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.shards import lay_out_like, local_part
+from lightning_prune.tensors.shards import lay_out_like
 
 
 class Pruner:
@@ -43,6 +41,9 @@ class Pruner:
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); None for never.
+        on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
+            ``"warn"`` only: then they are masked again. They are found at due points, by
+            `check_zeros` and by `detach`.
 
     Raises:
         ValueError: If an argument is out of range, or two of them clash.
@@ -73,6 +74,7 @@ class Pruner:
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
+        on_revival: Literal["error", "warn"] = "error",
     ) -> None:
         self._begin(
             Recipe.of(
@@ -83,6 +85,7 @@ class Pruner:
                 pattern=pattern,
                 keep_zeros=keep_zeros,
                 regrow=regrow,
+                on_revival=on_revival,
             )
         )
 
@@ -241,24 +244,39 @@ class Pruner:
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe the gradients, update the masks if that is due, and mask weights and gradients.
 
-        Call it when the gradients are complete (unscaled, reduced over replicas) and before they
-        are clipped. Further calls before the step itself, as by the closure of LBFGS, only mask.
-        With a gradient scaler, call it after ``unscale_`` and only if the scaler will not skip the
-        step: a skipped step must be neither observed nor counted, so call `skip_step` instead.
+        Call it when the gradients are complete (accumulated, unscaled, reduced over replicas) and
+        before they are clipped. Further calls within the step, as by the closure of LBFGS, only
+        mask. With a gradient scaler, call it after ``unscale_`` and only if the scaler will not
+        skip the step: a skipped step must be neither observed nor counted, so call `skip_step`.
 
         Args:
             optimizer: The optimizer that will step next.
+
+        Raises:
+            RuntimeError: If it is called again before the step with other gradients, and the
+                criterion reads gradients; or if a pruned weight is not 0 when an update is due.
         """
         self._training.before_step(optimizer)
 
     def skip_step(self, optimizer: Optimizer) -> None:
         """Forget the inputs seen for a step that will not be made, or not as a step of training.
 
+        If `before_step` was called, the next call belongs to another step.
+
         Args:
             optimizer: The optimizer that will not step.
         """
-        for tensor in self._owned(optimizer):
-            tensor.forget_seen()
+        self._training.skip_step(optimizer)
+
+    def check_zeros(self) -> None:
+        """Find pruned weights that other code has changed, and layers that were replaced.
+
+        Due points of the schedule call this method. Call it now and then, such as when you log.
+
+        Raises:
+            RuntimeError: If a pruned weight is not 0 and ``on_revival="error"``.
+        """
+        self._training.inspect()
 
     def update(self, optimizer: Optimizer) -> bool:
         """Update the masks if an update is due; `before_step` calls this method.
@@ -277,10 +295,7 @@ class Pruner:
         Args:
             optimizer: The owner of the tensors.
         """
-        for tensor in self._owned(optimizer):
-            tensor.mask.apply(tensor.weights)
-            clear_pruned(optimizer, tensor.parameter, tensor.mask)
-        forget_directions(optimizer)
+        self._training.mask(optimizer)
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.
@@ -291,11 +306,7 @@ class Pruner:
         Raises:
             ValueError: If it lacks a parameter that is being pruned.
         """
-        parameters = named_parameters(model)
-        if lacking := ", ".join(f"'{t.name}'" for t in self.tensors if t.name not in parameters):
-            raise ValueError(f"need a copy with the same parameters, got one without {lacking}")
-        for tensor in self.tensors:
-            tensor.mask.apply(local_part(parameters[tensor.name]))
+        self._training.roster.mask_copy(model)
 
     def detach(self, *, completed: bool = True) -> None:
         """Take the hooks away and leave the zeros in the weights for good, as +0.0.
@@ -307,16 +318,11 @@ class Pruner:
                 own end is warned of, and pruned weights that are not zero are an error.
 
         Raises:
-            RuntimeError: If something else has written into pruned weights.
+            RuntimeError: If a pruned weight is not 0, and ``on_revival="error"``.
         """
         if not self._training.is_running:
             return
-        if revived := self._training.end(completed=completed):
-            raise RuntimeError(
-                f"need pruned weights to be 0 at the end, got others in {', '.join(revived)}: "
-                "something wrote into them after the last optimizer step, or through their data; "
-                "they are 0 again"
-            )
+        self._training.end(completed=completed)
         if completed:
             warn_of_early_end(self._training.enrolment, self._training.due_points)
 
@@ -331,7 +337,7 @@ class Pruner:
             "recipe": self.recipe.to_yaml(),
             "criterion": type(self.recipe.criterion).__name__,
             **self._training.due_points.state_dict(),
-            **self._training.describe_tensors(),
+            **self._training.roster.describe_tensors(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -351,6 +357,3 @@ class Pruner:
     def forget_state(self) -> None:
         """Drop the state that the next `attach` would restore."""
         self._pending = None
-
-    def _owned(self, optimizer: Optimizer) -> Iterator[PrunedTensor]:
-        return self._training.owned(self._training.index(optimizer))

@@ -1,7 +1,6 @@
 """One training under pruning: its tensors, its due points, and the hooks on its optimizers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -9,21 +8,20 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.engine.checkpoint import describe_tensors
 from lightning_prune.engine.due_points import DuePoints
-from lightning_prune.engine.earlier_masks import EarlierMasks
-from lightning_prune.engine.enrolment import Enrolment, enroll
+from lightning_prune.engine.enrolment import Enrolment
+from lightning_prune.engine.gradient_guard import GradientGuard
+from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
-from lightning_prune.engine.selection import select
+from lightning_prune.engine.revival import describe_revival, find_revived, report_revival
+from lightning_prune.engine.roster import Roster
 from lightning_prune.engine.update import Due, update_masks
 from lightning_prune.engine.zero_keeper import ZeroKeeper
-from lightning_prune.models.names import named_parameters
-from lightning_prune.models.sharding import reshard
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import Schedule
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.shards import sum_replicas, sum_shards
+from lightning_prune.tensors.shards import sum_replicas
 
 
 class Training:
@@ -35,7 +33,8 @@ class Training:
         recipe: The answers.
 
     Attributes:
-        enrolment: The tensors that are pruned now.
+        roster: The tensors of the model under pruning.
+        is_running: Whether hooks are on the optimizers: between `begin` and `end`.
         due_points: The completed steps, and the due points that were served.
         updates: Number of updates that were due.
         changed: Share of each group that the last update changed, by name.
@@ -43,24 +42,23 @@ class Training:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.enrolment = Enrolment()
+        self.roster = Roster(recipe, nn.Module())
+        self.is_running = False
         regrow = recipe.regrow.schedule if recipe.regrow else None
         self.due_points = DuePoints(recipe.schedule, regrow)
         self.updates = 0
         self.changed: dict[str, float] = {}
-        self._model: nn.Module | None = None
         self._optimizers: list[Optimizer] = []
         self._is_trial_step: Callable[[Optimizer], bool]
-        self._example: Any = None
-        self._earlier = EarlierMasks(None, nn.Module())
         self._ownerships: list[Ownership] = []
         self._hooks: list[RemovableHandle] = []
         self._keepers: list[ZeroKeeper] = []
+        self._gradients = GradientGuard(recipe)
 
     @property
-    def is_running(self) -> bool:
-        """Whether hooks are on the optimizers: between `begin` and `end`."""
-        return self._model is not None
+    def enrolment(self) -> Enrolment:
+        """The tensors that are pruned now."""
+        return self.roster.enrolment
 
     @property
     def tensors(self) -> tuple[PrunedTensor, ...]:
@@ -78,9 +76,14 @@ class Training:
         state: Mapping[str, Any] | None,
     ) -> None:
         """Choose the tensors, restore a state, and hook the optimizers."""
-        self._model, self._example, self._is_trial_step = model, example, is_trial_step
-        selection = select(model, optimizers, self.recipe, example)
-        self._earlier = EarlierMasks(state, model)
+        self._is_trial_step = is_trial_step
+        self.roster = Roster(
+            self.recipe,
+            model,
+            example=example,
+            state=state,
+            is_over=lambda index: self.due_points.is_over(index),
+        )
         self.due_points = DuePoints(
             self.due_points.schedule,
             self.due_points.regrow,
@@ -88,18 +91,11 @@ class Training:
             state=state,
             optimizers=len(optimizers),
         )
-        enrolment = enroll(
-            self.enrolment,
-            selection,
-            self.recipe,
-            present=named_parameters(model),
-            restore=partial(self._restore, steps=self.due_points.steps),
-            is_fresh=self._is_fresh,
-        )
-        self._watch(enrolment)
+        enrolment = self.roster.enroll(optimizers, self.due_points.steps)
         self._optimizers = list(optimizers)
+        self.is_running = True
         try:
-            self._commit(enrolment)
+            self.roster.commit(enrolment)
             self._hook_optimizers()
         except BaseException:
             self.end(completed=False)
@@ -112,11 +108,11 @@ class Training:
             return
         steps = self.due_points.steps
         steps += [0] * (len(optimizers) - len(steps))
-        enrolment = self._enroll(optimizers, steps)
+        enrolment = self.roster.enroll(optimizers, steps)
         self._unhook_optimizers()
         self._optimizers = optimizers
         self.due_points.follow(len(optimizers))
-        self._commit(enrolment)
+        self.roster.commit(enrolment)
         self._hook_optimizers()
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -124,22 +120,58 @@ class Training:
         index = self.index(optimizer)
         if self._ownerships[index].has_grown(optimizer):
             self._select_again()
-        if index not in self.due_points.in_step:
+        is_first = index not in self.due_points.in_step
+        if is_first:
             is_due = self.due_points.is_due(index)
             if is_due:
-                self._look_at_model()
+                self.inspect()
             self._keepers[index].clear()
             self._observe(optimizer, is_due=is_due)
             self.due_points.in_step.add(index)
+        else:
+            self._gradients.refuse_others(index, self.due_points.steps[index])
         for tensor in self.owned(index):
             tensor.forget_seen()  # LBFGS has seen the same inputs again
         self._keepers[index].before_step()
+        if is_first:
+            self._gradients.note(index, self.owned(index))
+
+    def skip_step(self, optimizer: Optimizer) -> None:
+        """Forget a step that will not be made."""
+        index = self.index(optimizer)
+        self.due_points.in_step.discard(index)
+        self._gradients.forget(index)
+        for tensor in self.owned(index):
+            tensor.forget_seen()
 
     def update(self, optimizer: Optimizer) -> bool:
         """Update the masks if an update is due; return whether a due point was passed."""
-        index, points = self.index(optimizer), self.due_points
-        if not points.is_due(index):
+        if not self.due_points.is_due(self.index(optimizer)):
             return False
+        self.inspect()
+        return self._update(optimizer)
+
+    def mask(self, optimizer: Optimizer) -> None:
+        """Zero pruned weights, and their statistics in the optimizer."""
+        for tensor in self.owned(self.index(optimizer)):
+            tensor.mask.apply(tensor.weights)
+            clear_pruned(optimizer, tensor.parameter, tensor.mask)
+        forget_directions(optimizer)
+
+    def inspect(self) -> None:
+        """Look for layers that were replaced, and for pruned weights that are not 0."""
+        self._look_at_model()
+        if revived := find_revived(self.tensors):
+            revival = describe_revival(revived, self._optimizers, self._keepers)
+            report_revival(revival, self.recipe.on_revival)
+            for tensor in revived:
+                tensor.mask.apply(tensor.weights)
+            for keeper in self._keepers:
+                keeper.begin_anew()
+
+    def _update(self, optimizer: Optimizer) -> bool:
+        """Update the masks; return whether a due point was passed for the first time."""
+        index, points = self.index(optimizer), self.due_points
         pruning, regrowing = points.next_pruning(index), points.next_regrowth(index)
         regrow, was_due_before = self.recipe.regrow, points.was_pruned(index, pruning)
         due = Due(
@@ -155,34 +187,22 @@ class Training:
         self._note_update(index, changed, is_new=is_new)
         return is_new
 
-    def end(self, *, completed: bool) -> list[str]:
-        """Take all hooks away and mask; return the tensors whose pruned weights were not 0."""
+    def end(self, *, completed: bool) -> None:
+        """Take all hooks away and mask; raise or warn if pruned weights were not 0."""
+        revival = ""
+        for tensor in self.tensors:
+            tensor.follow_parameter()
         if completed:
             self._look_at_model()
+            if revived := find_revived(self.tensors):
+                revival = describe_revival(revived, self._optimizers, self._keepers)
         self._unhook_optimizers()
-        self._model = None
-        revived = []
+        self.is_running = False
         for tensor in self.tensors:
             tensor.remove_hooks()
-            tensor.follow_parameter()
-            if completed:
-                alive = (tensor.weights != 0) & ~tensor.mask.kept
-                if sum_shards(alive.sum(), tensor.shard):
-                    revived.append(tensor.name)
             tensor.mask.apply(tensor.weights)
-        return revived
-
-    def describe_tensors(self) -> dict[str, Any]:
-        """Return masks, shapes and states of the tensors that the model has now.
-
-        A layer may have left the model since the last look.
-        """
-        if self._model is None:
-            return describe_tensors(self.tensors, self._earlier.state)
-        reshard(self._model)
-        present = named_parameters(self._model)
-        tensors = [each for each in self.tensors if present.get(each.name) is each.parameter]
-        return describe_tensors(tensors, self._earlier.find_waiting(self._model))
+        if revival:
+            report_revival(revival, self.recipe.on_revival)
 
     def owned(self, index: int) -> Iterator[PrunedTensor]:
         """Yield the tensors that an optimizer owns."""
@@ -201,71 +221,19 @@ class Training:
 
     # -- enrolment ---------------------------------------------------------------------------------
 
-    def _enroll(self, optimizers: Sequence[Optimizer], steps: Sequence[int]) -> Enrolment:
-        """Look again which tensors are pruned."""
-        assert self._model is not None
-        enrolment = enroll(
-            self.enrolment,
-            select(self._model, optimizers, self.recipe, self._example),
-            self.recipe,
-            present=named_parameters(self._model),
-            restore=partial(self._restore, steps=steps),
-            is_fresh=self._is_fresh,
-        )
-        self._watch(enrolment)
-        return enrolment
-
     def _look_at_model(self) -> None:
         """Select again if the model has other parameters than at the last look."""
-        assert self._model is not None
-        if self._earlier.has_other_parameters(self._model):
+        if self.roster.has_other_parameters:
             self._select_again()
 
     def _select_again(self) -> None:
         """Take up tensors that an optimizer has gained; they are due at once."""
-        assert self._model is not None
-        self._earlier.check_shapes(self._model)
-        self._commit(self._enroll(self._optimizers, self.due_points.steps))
+        self.roster.commit(self.roster.enroll(self._optimizers, self.due_points.steps))
         self._renew_keepers()
-        parameters = named_parameters(self._model)
-        waiting = [parameters[name] for name in self.enrolment.selection.unready]
+        waiting = self.roster.find_waiting()
         for index, optimizer in enumerate(self._optimizers):
             self._ownerships[index].look_again(optimizer, waiting)
             self.due_points.look_again(index)
-
-    def _is_fresh(self, tensor: PrunedTensor) -> bool:
-        """Whether a new tensor has no mask from before."""
-        return not self._earlier.has(tensor)
-
-    def _restore(self, tensor: PrunedTensor, *, steps: Sequence[int]) -> None:
-        """Give a new tensor the step count of the owner, and the mask and state from before."""
-        tensor.step = steps[tensor.optimizer]
-        self._earlier.give_to(tensor)
-
-    def _watch(self, enrolment: Enrolment) -> None:
-        """Let the criterion hook the tensors that it does not watch yet; none if it raises."""
-        watched: list[PrunedTensor] = []
-        try:
-            for tensor in enrolment.selection.tensors:
-                is_over = self.due_points.is_over(tensor.optimizer)
-                if tensor.is_scored and not tensor.hooks and not is_over:
-                    watched.append(tensor)
-                    tensor.hooks = self.recipe.criterion.watch(tensor)
-        except BaseException:
-            for tensor in watched:
-                tensor.remove_hooks()
-            raise
-
-    def _commit(self, enrolment: Enrolment) -> None:
-        """Continue with other tensors: mask new tensors, and free the tensors that are gone."""
-        before, after = set(self.tensors), set(enrolment.selection.tensors)
-        self.enrolment = enrolment
-        for tensor in before - after:
-            tensor.remove_hooks()
-        for tensor in after - before:
-            tensor.mask.apply(tensor.weights)
-        assert self._model is not None
-        self._earlier.note(self._model, enrolment.selection, before - after)
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -282,7 +250,7 @@ class Training:
             for tensor in tensors:
                 tensor.state = self.recipe.criterion.observe(tensor, tensor.state)
             if is_due:
-                self.update(optimizer)
+                self._update(optimizer)
         except BaseException:
             for tensor, state in before.items():
                 tensor.state = state
@@ -302,8 +270,14 @@ class Training:
                 tensor.remove_hooks()
                 tensor.state = {}
 
+    def _begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        index = self.index(optimizer)
+        self._gradients.begin_step(index)
+        self._keepers[index].note_writes()
+
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self.index(optimizer)
+        self._gradients.end_step(index)
         if index in self.due_points.in_step:
             self.due_points.complete_step(index)
         elif not self._is_trial_step(optimizer):
@@ -323,9 +297,11 @@ class Training:
         self._renew_keepers()
         self._ownerships = [Ownership(optimizer) for optimizer in self._optimizers]
         for optimizer in self._optimizers:
-            # Compiled optimizers would trace the hook and recompile at each step.
-            hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
-            self._hooks.append(optimizer.register_step_post_hook(hook))
+            # Compiled optimizers would trace the hooks and recompile at each step.
+            begin = torch.compiler.disable(self._begin_step)  # type: ignore[no-untyped-call]
+            after = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+            self._hooks.append(optimizer.register_step_pre_hook(begin))
+            self._hooks.append(optimizer.register_step_post_hook(after))
 
     def _unhook_optimizers(self) -> None:
         for hook in self._hooks:
@@ -333,6 +309,7 @@ class Training:
         for keeper in self._keepers:
             keeper.remove()
         self._hooks, self._keepers = [], []
+        self._gradients = GradientGuard(self.recipe)
 
     def _renew_keepers(self) -> None:
         """Find out again which optimizer trains which tensor; several can hold a parameter."""

@@ -1,7 +1,6 @@
 """Keep pruned weights at zero from step to step, with few passes over the weights."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,16 +40,12 @@ class ZeroKeeper:
         self._written: dict[PrunedTensor, int] = {}  # versions of weights after a step
         self._masked: dict[PrunedTensor, tuple[Tensor | None, int]] = {}  # gradients, versions
         self._overwritten: set[PrunedTensor] = set()  # since the last step
-        self._hooks = [
-            optimizer.register_load_state_dict_post_hook(self._mark_unclear),
-            # A compiled optimizer would trace the hook and compile again.
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._note_writes)),  # type: ignore[no-untyped-call]
-        ]
+        self._storages = {tensor: _find_storage(tensor) for tensor in self._tensors}
+        self._hook = optimizer.register_load_state_dict_post_hook(self._mark_unclear)
 
     def remove(self) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+        """Remove the hook."""
+        self._hook.remove()
 
     def clear(self) -> None:
         """Zero the statistics that the optimizer has gathered of pruned weights, once.
@@ -79,7 +74,7 @@ class ZeroKeeper:
                     tensor.mask.apply(local_part(gradient))
                 if is_elementwise and self._owns_plain(tensor):
                     self._masked[tensor] = gradient, 0 if gradient is None else gradient._version
-        self._note_writes()
+        self.note_writes()
 
     def after_step(self) -> None:
         """Mask the weights of each tensor whose pruned weights may have moved."""
@@ -100,7 +95,7 @@ class ZeroKeeper:
         is_own = tensor.optimizer == self._index and tensor.shard is None
         return is_own and tensor not in self._foreign
 
-    def _note_writes(self, *_: Any) -> None:
+    def note_writes(self) -> None:
         """Note the tensors that other code has written into since the last step."""
         for tensor in self._masked:
             if self._written.get(tensor) != tensor.parameter._version:
@@ -121,6 +116,24 @@ class ZeroKeeper:
             return False
         return tensor not in self._overwritten
 
+    def begin_anew(self) -> None:
+        """Clear again before the next step, after a revival; its traces are old."""
+        self._is_clear = False
+        self._storages = {tensor: _find_storage(tensor) for tensor in self._tensors}
+
     def _mark_unclear(self, optimizer: Optimizer) -> None:
         """Clear again: loaded statistics of pruned weights may not be 0."""
         self._is_clear = False
+
+    def find_trace(self, tensor: PrunedTensor) -> str | None:
+        """Return how other code has written into a tensor, as far as it left traces."""
+        if tensor in self._storages and self._storages[tensor] != _find_storage(tensor):
+            return "the data was replaced, as vector_to_parameters does"
+        if self._written.get(tensor, tensor.parameter._version) != tensor.parameter._version:
+            return "written in place since the last step"
+        return None
+
+
+def _find_storage(tensor: PrunedTensor) -> int:
+    """Return where the weights lie in memory."""
+    return tensor.weights.untyped_storage().data_ptr()

@@ -3,7 +3,7 @@
 from abc import ABCMeta
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -32,6 +32,8 @@ class Recipe:
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How pruned weights grow back elsewhere (RigL, SET); None for never.
         rewind: The step to which each round of the schedule goes back; None for no rewinding.
+        on_revival: Whether pruned weights that other code has changed are an "error", or "warn"
+            only: then they are masked again, and training goes on.
 
     Raises:
         ValueError: If an answer is out of range, or two answers clash.
@@ -52,6 +54,7 @@ class Recipe:
     keep_zeros: bool = False
     regrow: Regrow | None = None
     rewind: Rewind | None = None
+    on_revival: Literal["error", "warn"] = "error"
 
     def __post_init__(self) -> None:
         check_fields(self)  # and copy the sparsity, so that no caller changes it
@@ -92,6 +95,7 @@ class Recipe:
             keep_zeros: false
             regrow: null
             rewind: null
+            on_revival: error
         """
         answers = {field.name: _describe(getattr(self, field.name)) for field in fields(self)}
         return yaml.safe_dump(answers, sort_keys=False)

@@ -1,0 +1,131 @@
+"""Roster: the tensors of a model under pruning, and how they join and leave."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_prune.engine.checkpoint import describe_tensors
+from lightning_prune.engine.earlier_masks import EarlierMasks
+from lightning_prune.engine.enrolment import Enrolment, enroll
+from lightning_prune.engine.notices import warn_of_lost_masks
+from lightning_prune.engine.selection import select
+from lightning_prune.models.names import named_parameters
+from lightning_prune.models.sharding import reshard
+from lightning_prune.recipe.recipe import Recipe
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.shards import local_part
+
+
+class Roster:
+    """The tensors of a model under pruning.
+
+    Args:
+        recipe: The answers.
+        model: The model.
+        example: For channels, what ``forward`` takes; None for ``example_input_array``.
+        state: The restored state; None for none.
+        is_over: Whether no later update is due, by the index of an optimizer.
+
+    Attributes:
+        enrolment: The tensors that are pruned now; empty before the first `commit`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        *,
+        example: Any = None,
+        state: Mapping[str, Any] | None = None,
+        is_over: Callable[[int], bool] = lambda index: True,
+    ) -> None:
+        self.enrolment = Enrolment()
+        self._recipe, self._model, self._example, self._is_over = recipe, model, example, is_over
+        self._earlier = EarlierMasks(state, model)
+
+    @property
+    def has_other_parameters(self) -> bool:
+        """Whether the model has other parameters than at the last `commit`."""
+        return self._earlier.has_other_parameters(self._model)
+
+    def find_waiting(self) -> list[nn.Parameter]:
+        """Return the dense parameters that can be pruned once they are trained."""
+        parameters = named_parameters(self._model)
+        return [parameters[name] for name in self.enrolment.selection.unready]
+
+    def enroll(self, optimizers: Sequence[Optimizer], steps: Sequence[int]) -> Enrolment:
+        """Look again which tensors are pruned; nothing changes before `commit`.
+
+        Args:
+            optimizers: The optimizers that train the model.
+            steps: The completed steps of each optimizer.
+        """
+
+        def restore(tensor: PrunedTensor) -> None:
+            tensor.step = steps[tensor.optimizer]
+            self._earlier.give_to(tensor)
+
+        self._earlier.check_shapes(self._model)
+        enrolment = enroll(
+            self.enrolment,
+            select(self._model, optimizers, self._recipe, self._example),
+            self._recipe,
+            present=named_parameters(self._model),
+            restore=restore,
+            is_fresh=lambda tensor: not self._earlier.has(tensor),
+        )
+        self._watch(enrolment)
+        return enrolment
+
+    def commit(self, enrolment: Enrolment) -> None:
+        """Continue with other tensors: mask new tensors, and free the tensors that are gone."""
+        before = set(self.enrolment.selection.tensors)
+        after = set(enrolment.selection.tensors)
+        if not self._recipe.keep_zeros:
+            new = [tensor for tensor in enrolment.selection.tensors if tensor not in before]
+            warn_of_lost_masks([tensor for tensor in new if not self._earlier.has(tensor)])
+        self.enrolment = enrolment
+        for tensor in before - after:
+            tensor.remove_hooks()
+        for tensor in after - before:
+            tensor.mask.apply(tensor.weights)
+        self._earlier.note(self._model, enrolment.selection, before - after)
+
+    def describe_tensors(self) -> dict[str, Any]:
+        """Return masks, shapes and states of the tensors that the model has now.
+
+        A layer may have left the model since the last look.
+        """
+        reshard(self._model)
+        present, tensors = named_parameters(self._model), self.enrolment.selection.tensors
+        tensors = tuple(each for each in tensors if present.get(each.name) is each.parameter)
+        return describe_tensors(tensors, self._earlier.find_waiting(self._model))
+
+    def mask_copy(self, model: nn.Module) -> None:
+        """Zero the pruned weights in a copy of the model.
+
+        Raises:
+            ValueError: If it lacks a parameter that is being pruned.
+        """
+        parameters, tensors = named_parameters(model), self.enrolment.selection.tensors
+        lacking = ", ".join(f"'{each.name}'" for each in tensors if each.name not in parameters)
+        if lacking:
+            raise ValueError(f"need a copy with the same parameters, got one without {lacking}")
+        for tensor in tensors:
+            tensor.mask.apply(local_part(parameters[tensor.name]))
+
+    def _watch(self, enrolment: Enrolment) -> None:
+        """Let the criterion hook the tensors that it does not watch yet; none if it raises."""
+        watched: list[PrunedTensor] = []
+        try:
+            for tensor in enrolment.selection.tensors:
+                is_over = self._is_over(tensor.optimizer)
+                if tensor.is_scored and not tensor.hooks and not is_over:
+                    watched.append(tensor)
+                    tensor.hooks = self._recipe.criterion.watch(tensor)
+        except BaseException:
+            for tensor in watched:
+                tensor.remove_hooks()
+            raise
