@@ -306,7 +306,7 @@ def test_a_refused_state_leaves_the_waiting_one():
     first.detach()
     second = Pruner(sparsity=0.9, schedule=OneShotSchedule(end=0, unit="step"))
     second.load_state_dict(state)
-    with pytest.raises(ValueError, match="need a state of version 1 or earlier, got version=99"):
+    with pytest.raises(ValueError, match="need a state of version 2 or earlier, got version=99"):
         second.load_state_dict({**state, "version": 99})
     second.attach(model, optimizer)
     assert second.sparsity == first.sparsity > 0.8
