@@ -21,6 +21,7 @@ from lightning_prune.models.comparison import Reference
 from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.errors import describe_error
 from lightning_prune.models.generic_weights import fill_with_generic_weights
+from lightning_prune.models.progress import note_progress
 
 TOLERANCE = 1e-5
 _MOST_READINGS = 64
@@ -95,6 +96,8 @@ class Trial(Generic[Smaller]):
         The same layers of many blocks are kin. If one of them is refused, likely all are: so the
         others are tried one by one.
         """
+        done = len(self.accepted) + len(self.refused)
+        note_progress("trying the removal of groups of channels", done, len(self._removal))
         kin = [self._kin[index] for index in indices]
         if len(indices) > 1 and len(set(kin)) == 1 and kin[0] in self._refused_kin:
             for index in indices:

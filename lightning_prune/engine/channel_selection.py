@@ -18,7 +18,7 @@ from lightning_prune.engine.candidates import (
 )
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.models.calls import make_call
-from lightning_prune.models.progress import note_progress, show_progress
+from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -60,7 +60,6 @@ def select_channels(
     coupled = [_find_members(channels, by_name) for channels in coupling.groups]
     reasons = {index: _why_dense(group, pattern) for index, group in enumerate(coupled)}
     free = [index for index, reason in reasons.items() if reason is None]
-    note_progress("trying the removal of groups of channels", 0, len(free))
     tried = find_unremovable(module, call, coupling, free)
     reasons |= {index: _Reason(why=why) for index, why in tried.items()}
     dense = [(coupled[index], reason) for index, reason in reasons.items() if reason is not None]

@@ -20,7 +20,7 @@ _KEYS = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"}
 _EMPTY: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
 
 
-def check_state(state: Mapping[str, Any]) -> None:
+def _check_state(state: Mapping[str, Any]) -> None:
     """Raise ValueError if a state is not of a Pruner, is of a later version, or is damaged."""
     version = state.get("version", 0)
     keys = _KEYS | {"checksums"} if version >= 2 else _KEYS
@@ -37,6 +37,20 @@ def check_state(state: Mapping[str, Any]) -> None:
             f"need an undamaged state, got {damage}; go on from another checkpoint, or start anew "
             "from the weights with keep_zeros=True"
         )
+
+
+def copy_state(state: Mapping[str, Any], criterion: str) -> dict[str, Any]:
+    """Return a checked state; statistics of another criterion mean nothing and are left out.
+
+    Args:
+        state: The state of a Pruner.
+        criterion: The class of the present criterion.
+
+    Raises:
+        ValueError: If it is not the state of a Pruner, of a later version, or damaged.
+    """
+    _check_state(state)
+    return {**state, "observed": state["observed"] if state["criterion"] == criterion else {}}
 
 
 def _find_damage(name: str, state: Mapping[str, Any]) -> str | None:

@@ -39,6 +39,16 @@ class Enrolment:
         pruned = sum(tensor.total - tensor.kept for tensor in self.selection.tensors)
         return pruned / sum(self.selection.sizes.values()) if pruned else 0.0
 
+    def target(self, group: Group, share: Callable[[int], float]) -> float:
+        """Return the sparsity that is due for the pool of a group, as far as floors allow.
+
+        Args:
+            group: A group of the selection.
+            share: The share of the final sparsity that is due, by the index of an optimizer.
+        """
+        pool = next(pool for pool in self.pools if group in pool.groups)
+        return pool.reach(pool.sparsity * share(pool.optimizer))
+
     def mean_target(self, share: Callable[[int], float]) -> float:
         """Return the sparsity that all groups together are due to have.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.engine.checkpoint import VERSION, check_state
+from lightning_prune.engine.checkpoint import VERSION, copy_state
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.notices import warn_of_early_end
 from lightning_prune.engine.training import Training
@@ -21,7 +21,6 @@ from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Schedule
 from lightning_prune.recipe.targets import SparsityTargets
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.shards import lay_out_like
 
 
 class Pruner:
@@ -146,8 +145,7 @@ class Pruner:
     @property
     def masks(self) -> dict[str, Tensor]:
         """The masks by parameter name; True keeps. Device and shards are those of parameters."""
-        masks = ((t, t.mask.kept.to(t.parameter.device)) for t in self.tensors)
-        return {tensor.name: lay_out_like(tensor.parameter, mask) for tensor, mask in masks}
+        return self._training.roster.collect_masks()
 
     @property
     def sparsity(self) -> float:
@@ -171,8 +169,7 @@ class Pruner:
 
     def target(self, group: Group) -> float:
         """Return the sparsity that is due for a group's pool since the last due point."""
-        pool = next(pool for pool in self._training.enrolment.pools if group in pool.groups)
-        return pool.reach(pool.sparsity * self._training.due_points.share(pool.optimizer))
+        return self._training.enrolment.target(group, self._training.due_points.share)
 
     @property
     def steps(self) -> list[int]:
@@ -183,8 +180,6 @@ class Pruner:
     def plan(self) -> Mapping[str, float | None]:
         """The final sparsity of each group; None where only the training will tell."""
         return self._training.enrolment.plan
-
-    # -- a training --------------------------------------------------------------------------------
 
     @check_arguments
     def attach(
@@ -269,9 +264,7 @@ class Pruner:
         self._training.skip_step(optimizer)
 
     def check_zeros(self) -> None:
-        """Find pruned weights that other code has changed, and layers that were replaced.
-
-        Due points of the schedule call this method. Call it now and then, such as when you log.
+        """Find pruned weights that other code has changed, as each due point of the schedule does.
 
         Raises:
             RuntimeError: If a pruned weight is not 0 and ``on_revival="error"``.
@@ -314,8 +307,8 @@ class Pruner:
         Masks stay readable, and in `state_dict`, until the next `attach`.
 
         Args:
-            completed: Whether training came to its end. If so, a schedule that did not come to its
-                own end is warned of, and pruned weights that are not zero are an error.
+            completed: Whether training came to its end. If so, pruned weights are checked, and a
+                schedule that did not come to its end is warned of.
 
         Raises:
             RuntimeError: If a pruned weight is not 0, and ``on_revival="error"``.
@@ -344,15 +337,13 @@ class Pruner:
         """Take a state that the next `attach` restores; the recipe remains that of this object.
 
         Raises:
-            ValueError: If it is not the state of a `Pruner`, or of a later version.
+            ValueError: If it is not the state of a `Pruner`, of a later version, or damaged.
             RuntimeError: If this object is attached.
         """
-        check_state(state)
+        pending = copy_state(state, type(self.recipe.criterion).__name__)
         if self._training.is_running:
             raise RuntimeError("need load_state_dict() before attach(), got an attached Pruner")
-        self._pending = dict(state)
-        if state["criterion"] != type(self.recipe.criterion).__name__:
-            self._pending["observed"] = {}  # means nothing to another criterion
+        self._pending = pending
 
     def forget_state(self) -> None:
         """Drop the state that the next `attach` would restore."""

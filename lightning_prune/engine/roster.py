@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.engine.checkpoint import describe_tensors
@@ -15,7 +15,7 @@ from lightning_prune.models.names import named_parameters
 from lightning_prune.models.sharding import reshard
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.shards import local_part
+from lightning_prune.tensors.shards import lay_out_like, local_part
 
 
 class Roster:
@@ -92,6 +92,15 @@ class Roster:
         for tensor in after - before:
             tensor.mask.apply(tensor.weights)
         self._earlier.note(self._model, enrolment.selection, before - after)
+
+    def collect_masks(self) -> dict[str, Tensor]:
+        """Return the masks by name, with the devices and the shards of the parameters."""
+        masks = {}
+        for tensor in self.enrolment.selection.tensors:
+            tensor.follow_parameter()
+            kept = tensor.mask.kept.to(tensor.parameter.device)
+            masks[tensor.name] = lay_out_like(tensor.parameter, kept)
+        return masks
 
     def describe_tensors(self) -> dict[str, Any]:
         """Return masks, shapes and states of the tensors that the model has now.

@@ -275,8 +275,7 @@ class BlockPattern(Pattern):
     def to_atoms(self, entries: Tensor) -> Tensor:
         """Return the mean score of each block, ``(output blocks, input blocks)``."""
         height, width = self.shape
-        rows, columns = len(entries) // height, entries[0].numel() // width
-        return entries.reshape(rows, height, columns, width).mean(dim=(1, 3))
+        return entries.reshape(len(entries) // height, height, -1, width).mean(dim=(1, 3))
 
     def to_entries(self, atoms: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the mask of the tensor: all weights of a block are kept or pruned together."""

@@ -42,7 +42,9 @@ KINDS = {
     **dict.fromkeys(("begin", "end", "power", "initial", "rate", "scale", "share"), NUMBER),
     **dict.fromkeys(("every", "weight", "temperature"), NUMBER),
     **dict.fromkeys(("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim"), WHOLE),
-    **dict.fromkeys(("unit", "scope", "what", "optimizer", "quality", "output"), WORD),
+    **dict.fromkeys(
+        ("unit", "scope", "what", "optimizer", "quality", "output", "on_revival"), WORD
+    ),
     **dict.fromkeys(("per_row", "keep_zeros", "report"), FLAG),
     **dict.fromkeys(("milestones", "fractions", "shape"), (tuple,)),
     **dict.fromkeys(("criterion", "first"), (Criterion,)),

@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.architectures import ARCHITECTURES
-from lightning_prune import shrink
+from lightning_prune import adopt, shrink, shrunk_state
 from lightning_prune.channels.attention import SlimMultiheadAttention
 from lightning_prune.channels.coupling import couple
 from lightning_prune.channels.shrink import find_unremovable
+from lightning_prune.models.names import named_parameters
 from tests.coupled_models import MODELS, Headed, convolution, example, plain
 from tests.zero_channels import assert_same, outputs, size, zeroed
 

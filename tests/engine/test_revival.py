@@ -108,5 +108,7 @@ def test_with_a_warning_the_end_warns_too():
 
 
 def test_another_reaction_is_refused():
-    with pytest.raises(ValueError, match="on_revival 'error' or 'warn', got on_revival='ignore'"):
+    with pytest.raises(
+        ValueError, match="on_revival as 'error' or 'warn', got on_revival='ignore'"
+    ):
         Pruner(on_revival="ignore")
