@@ -17,20 +17,26 @@ VERSION = 2
 """Version of the state; states of 0.1.0 have no version, and before 2 they have no checksums."""
 
 _KEYS = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"}
+_BY_NAME = ("masks", "shapes", "observed", "checksums", "due", "regrown")
+_SHOWN = 60  # characters of a foreign state in an error
 _EMPTY: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
 
 
 def _check_state(state: Mapping[str, Any]) -> None:
     """Raise ValueError if a state is not of a Pruner, is of a later version, or is damaged."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"need the state of a Pruner, got {str(state)[:_SHOWN]!r}")
     version = state.get("version", 0)
-    keys = _KEYS | {"checksums"} if version >= 2 else _KEYS
-    if missing := keys - set(state):
-        raise ValueError(f"need the state of a Pruner, got a state without {sorted(missing)}")
-    if version > VERSION:
+    if not isinstance(version, int) or version > VERSION:
         raise ValueError(
             f"need a state of version {VERSION} or earlier, got version={version}; update "
             "lightning_prune"
         )
+    keys = _KEYS | {"checksums"} if version >= 2 else _KEYS
+    if missing := keys - set(state):
+        raise ValueError(f"need the state of a Pruner, got a state without {sorted(missing)}")
+    if wrong := [key for key in _BY_NAME if not isinstance(state.get(key, {}), Mapping)]:
+        raise ValueError(f"need the state of a Pruner, got other values than mappings in {wrong}")
     found = {name: _find_damage(name, state) for name in state["masks"]}
     if damage := "; ".join(f"{why} for '{name}'" for name, why in found.items() if why):
         raise ValueError(

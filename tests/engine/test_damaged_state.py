@@ -105,3 +105,18 @@ def test_a_state_without_checksums_is_that_of_an_earlier_version(state):
     assert pruner.sparsity == 0.5
     assert pruner.state_dict()["version"] == 2
     assert pruner.state_dict()["checksums"].keys() == state["masks"].keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: 3, "need the state of a Pruner, got '3'"),
+        (lambda state: {**state, "version": "2"}, "version 2 or earlier, got version=2"),
+        (lambda state: {**state, "masks": [1]}, r"other values than mappings in \['masks'\]"),
+        (lambda state: {**state, "due": None}, r"other values than mappings in \['due'\]"),
+    ],
+    ids=["no mapping", "version in text", "masks in a list", "no due points"],
+)
+def test_a_state_of_another_form_is_refused(state, change, message):
+    with pytest.raises(ValueError, match=message):
+        Pruner().load_state_dict(change(state))
