@@ -19,7 +19,8 @@ VERSION = 2
 _KEYS = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"}
 _BY_NAME = ("masks", "shapes", "observed", "checksums", "due", "regrown")
 _SHOWN = 60  # characters of a foreign state in an error
-_EMPTY: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
+EMPTY_STATE: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
+"""The parts of a state that belong to tensors, without any tensor."""
 
 
 def _check_state(state: Mapping[str, Any]) -> None:
@@ -77,25 +78,23 @@ def _find_damage(name: str, state: Mapping[str, Any]) -> str | None:
     return None
 
 
-def describe_tensors(
-    tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def describe_tensors(tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any]) -> dict[str, Any]:
     """Return the masks, shapes and states of tensors, by name.
 
     Args:
         tensors: The tensors; if they are sharded, all processes must call this together.
-        earlier: A restored state, whose masks go into the result; None for no state.
+        earlier: Masks, shapes and statistics of other tensors, which go into the result.
     """
-    tensors, before = list(tensors), earlier or _EMPTY
+    tensors = list(tensors)
     masks = {t.name: pack_mask(gather_mask(t.mask.kept, t.shard)) for t in tensors}
     shapes = {tensor.name: list(tensor.parameter.shape) for tensor in tensors}
     observed = {tensor.name: dict(tensor.state) for tensor in tensors}
-    masks = before["masks"] | masks
+    masks = earlier["masks"] | masks
     return {
         "masks": masks,
         "checksums": {name: compute_checksum(mask) for name, mask in masks.items()},
-        "shapes": before["shapes"] | shapes,
-        "observed": before["observed"] | observed,
+        "shapes": earlier["shapes"] | shapes,
+        "observed": earlier["observed"] | observed,
     }
 
 
@@ -111,7 +110,8 @@ def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
 def keep_masks(state: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return a state with the masks of these tensors only, with their shapes and statistics."""
     kept = {
-        key: {name: value for name, value in state[key].items() if name in names} for key in _EMPTY
+        key: {name: value for name, value in state[key].items() if name in names}
+        for key in EMPTY_STATE
     }
     return {**state, **kept}
 
