@@ -8,7 +8,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.checkpoint import (
-    EMPTY_STATE,
     keep_masks,
     refuse_foreign_masks,
     restore_tensor,
@@ -16,9 +15,7 @@ from lightning_prune.engine.checkpoint import (
 from lightning_prune.models.names import named_parameters
 from lightning_prune.models.sharding import reshard
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.bits import pack_mask
 from lightning_prune.tensors.masks import Mask
-from lightning_prune.tensors.shards import find_shard, gather_mask
 
 
 class EarlierMasks:
@@ -42,23 +39,6 @@ class EarlierMasks:
         self.state = state
         self._parameters: Mapping[str, nn.Parameter] = named_parameters(model)
         self._absent: MutableMapping[Tensor, tuple[Mask, dict[str, Tensor]]] = WeakIdKeyDictionary()
-
-    def find_waiting(self, model: nn.Module) -> Mapping[str, Any]:
-        """Return the masks, shapes and statistics that parameters of the model may take later.
-
-        They are those of the restored state, and of parameters that have come back since the last
-        `note`. If parameters are sharded, all processes must call this together.
-        """
-        restored = keep_masks(self.state or EMPTY_STATE, self._find_unchanged(model))
-        back = {n: p for n, p in named_parameters(model).items() if p in self._absent}
-        masks = {name: self._absent[p][0].kept for name, p in back.items()}
-        wholes = {name: gather_mask(mask, find_shard(back[name])) for name, mask in masks.items()}
-        return {
-            **restored,
-            "masks": restored["masks"] | {name: pack_mask(mask) for name, mask in wholes.items()},
-            "shapes": restored["shapes"] | {name: list(p.shape) for name, p in back.items()},
-            "observed": restored["observed"] | {n: self._absent[p][1] for n, p in back.items()},
-        }
 
     def check_shapes(self, model: nn.Module) -> None:
         """Raise ValueError if a mask does not fit a lazy parameter, which has a shape only now."""

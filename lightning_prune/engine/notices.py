@@ -9,10 +9,12 @@ from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.models.names import list_names
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.shards import sum_by_tensor
+from lightning_prune.tensors.shards import sum_by_tensor, sum_shards
 
 _LEAST_SHARE = 0.1
 _LISTED_NAMES = 5
+_SAMPLE = 1_000_000
+_TOLERANCE = 0.01
 
 
 def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
@@ -35,9 +37,10 @@ def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
 def warn_of_lost_masks(tensors: Sequence[PrunedTensor]) -> None:
     """Warn if tensors without a mask from before have zeros, as after a lost state.
 
-    A tensor counts if at least a tenth of the weights is 0 and the others have both signs. So a
-    tensor of zeros (the last gamma of a block, ``lora_B``), an identity, and an embedding behind a
-    ReLU are no alarm. An initialization that is sparse by itself is.
+    A tensor counts if at least a tenth of the weights is 0, and the others have both signs and are
+    not multiples of the least one. So a tensor of zeros (the last gamma of a block, ``lora_B``), an
+    identity, an embedding behind a ReLU, and quantized weights are no alarm. An initialization that
+    is sparse by itself is.
 
     Args:
         tensors: The new tensors; if they are sharded, all processes must call this together.
@@ -67,5 +70,18 @@ def _find_zeros(tensors: Sequence[PrunedTensor]) -> dict[str, float]:
     return {
         tensor.name: zeros / tensor.total
         for tensor, (zeros, above, below) in table
-        if above and below and zeros >= _LEAST_SHARE * tensor.total
+        if above and below and zeros >= _LEAST_SHARE * tensor.total and not _is_quantized(tensor)
     }
+
+
+def _is_quantized(tensor: PrunedTensor) -> bool:
+    """Whether most weights are multiples of the least one, up to rounding; a sample decides."""
+    values = tensor.weights.flatten()
+    values = values[values != 0][:_SAMPLE].double()
+    counts = torch.zeros(2, dtype=torch.int64, device=tensor.mask.device)
+    if len(values):
+        multiples = values / values.abs().min()
+        is_off = (multiples - multiples.round()).abs() > _TOLERANCE
+        counts = torch.stack([is_off.sum(), torch.ones_like(is_off).sum()])
+    off, sampled = sum_shards(counts, tensor.shard).tolist()
+    return bool(2 * off < sampled)

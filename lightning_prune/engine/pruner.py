@@ -330,7 +330,7 @@ class Pruner:
             "recipe": self.recipe.to_yaml(),
             "criterion": type(self.recipe.criterion).__name__,
             **self._training.due_points.state_dict(),
-            **self._training.roster.describe_tensors(),
+            **self._training.describe_tensors(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.engine.checkpoint import describe_tensors
+from lightning_prune.engine.checkpoint import EMPTY_STATE, describe_tensors
 from lightning_prune.engine.earlier_masks import EarlierMasks
 from lightning_prune.engine.enrolment import Enrolment, enroll
 from lightning_prune.engine.notices import warn_of_lost_masks
 from lightning_prune.engine.selection import select
 from lightning_prune.models.names import named_parameters
-from lightning_prune.models.sharding import reshard
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import lay_out_like, local_part
@@ -103,14 +102,9 @@ class Roster:
         return masks
 
     def describe_tensors(self) -> dict[str, Any]:
-        """Return masks, shapes and states of the tensors that the model has now.
-
-        A layer may have left the model since the last look.
-        """
-        reshard(self._model)
-        present, tensors = named_parameters(self._model), self.enrolment.selection.tensors
-        tensors = tuple(each for each in tensors if present.get(each.name) is each.parameter)
-        return describe_tensors(tensors, self._earlier.find_waiting(self._model))
+        """Return masks, shapes and states of the tensors, and the restored masks that wait."""
+        tensors = self.enrolment.selection.tensors
+        return describe_tensors(tensors, self._earlier.state or EMPTY_STATE)
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model.

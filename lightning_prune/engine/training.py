@@ -204,6 +204,12 @@ class Training:
         if revival:
             report_revival(revival, self.recipe.on_revival)
 
+    def describe_tensors(self) -> dict[str, Any]:
+        """Return masks, shapes and states of the tensors that the model has now."""
+        if self.is_running:
+            self._look_at_model()
+        return self.roster.describe_tensors()
+
     def owned(self, index: int) -> Iterator[PrunedTensor]:
         """Yield the tensors that an optimizer owns."""
         return (tensor for tensor in self.tensors if tensor.optimizer == index)

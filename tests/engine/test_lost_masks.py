@@ -31,6 +31,16 @@ def test_a_resume_without_the_state_warns_with_names_shares_and_the_remedy(spars
     assert zeros < kept[most] / 2  # they have grown back, as the warning said
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_so_does_a_resume_in_another_precision(dtype):
+    model = Net()
+    prune(model)
+    pruner = Pruner(sparsity=0.5, schedule=AT_ONCE)
+    with pytest.warns(UserWarning, match=ALARM):
+        pruner.attach(model.to(dtype), OPTIMIZERS["sgd"](model.parameters()), steps=STEPS)
+    pruner.detach(completed=False)
+
+
 def test_so_does_a_resume_of_pruned_channels(traced_once):
     model = Net()
     prune(model, pattern=ChannelPattern(round_to=1))
@@ -52,6 +62,8 @@ INITIALIZATIONS = {
     "zeros": nn.init.zeros_,
     "identity": nn.init.eye_,
     "rectified": lambda weight: weight.clamp_(min=0),
+    "quantized": lambda weight: weight.copy_((weight * 20).round() / 20),
+    "ternary": lambda weight: weight.copy_(weight.sign() * (weight.abs() > 0.05) * 0.3),
     "a padded row": lambda weight: weight[0].zero_(),
     "a row of dead inputs": lambda weight: weight[:, ::20].zero_(),
 }

@@ -216,7 +216,7 @@ class Swaps:
 SWAPS = ["freeze", "thaw", "drop", "give_back", "replace", "exchange", "resume"]
 
 
-# A layer that was away at a resume comes back without a mask: its zeros are new to the engine.
+# A layer that was away during a resume comes back without its mask, which a warning says.
 @pytest.mark.filterwarnings("ignore:weights are 0 and no mask says why")
 @settings(max_examples=60)
 @given(
