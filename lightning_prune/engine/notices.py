@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lightning_prune.engine.candidates import FROZEN, UNOWNED, Selection
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.models.names import list_names
@@ -31,6 +32,17 @@ def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
             f"training stopped before the schedule's end={schedule.end} ({schedule.unit}): "
             f"reached sparsity {enrolment.sparsity:.4f} of {final:.4f}",
             stacklevel=3,
+        )
+
+
+def warn_of_untrained(selection: Selection) -> None:
+    """Warn if all weights that could be pruned wait to be trained."""
+    if not selection.tensors and {FROZEN, UNOWNED} & set(selection.dense.values()):
+        reasons = [f"'{name}' ({why})" for name, why in selection.dense.items()]
+        warnings.warn(
+            f"nothing is pruned until a weight is trained: {list_names(reasons, _LISTED_NAMES)}; "
+            "to prune a frozen weight, name it by a glob other than '*'",
+            stacklevel=5,
         )
 
 

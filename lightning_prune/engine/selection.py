@@ -1,7 +1,6 @@
 """Selection: the tensors and groups of a model that a recipe prunes."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +10,6 @@ from torch.optim import Optimizer
 
 from lightning_prune.engine.block_groups import BlockGroup
 from lightning_prune.engine.candidates import (
-    FROZEN,
-    UNOWNED,
     Selection,
     count_weights,
     find_candidates,
@@ -59,10 +56,8 @@ def select(
     _refuse_misfits(scored, model, recipe)
     if not recipe.chosen_allocation.shares_budget:
         _refuse_unreachable(selection.groups, recipe)
-    if not selection.tensors:
-        if not selection.may_grow:
-            raise ValueError(_explain_nothing(selection.dense))
-        _warn_of_untrained(selection.dense)
+    if not selection.tensors and not selection.may_grow:
+        raise ValueError(_explain_nothing(selection.dense))
     return selection
 
 
@@ -217,16 +212,6 @@ def _refuse_untrained(tensor: PrunedTensor, recipe: Recipe) -> None:
         raise ValueError(f"need a trained weight for the gradients of {kind}, got a frozen weight")
     if recipe.regrow is not None:
         raise ValueError("need a trained weight for Regrow, got a frozen weight that stays 0")
-
-
-def _warn_of_untrained(dense: Mapping[str, str]) -> None:
-    """Warn if all weights that could be pruned wait to be trained."""
-    if {FROZEN, UNOWNED} & set(dense.values()):
-        warnings.warn(
-            f"nothing is pruned until a weight is trained: {_list_reasons(dense)}; to prune a "
-            "frozen weight, name it by a glob other than '*'",
-            stacklevel=2,
-        )
 
 
 def _explain_nothing(dense: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.engine.gradient_guard import GradientGuard
+from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
 from lightning_prune.engine.revival import describe_revival, find_revived, report_revival
@@ -97,6 +98,7 @@ class Training:
         try:
             self.roster.commit(enrolment)
             self._hook_optimizers()
+            warn_of_untrained(enrolment.selection)
         except BaseException:
             self.end(completed=False)
             raise

@@ -218,6 +218,7 @@ SWAPS = ["freeze", "thaw", "drop", "give_back", "replace", "exchange", "resume"]
 
 # A layer that was away during a resume comes back without its mask, which a warning says.
 @pytest.mark.filterwarnings("ignore:weights are 0 and no mask says why")
+@pytest.mark.filterwarnings("ignore:nothing is pruned until a weight is trained")
 @settings(max_examples=60)
 @given(
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),
