@@ -1,6 +1,7 @@
 """Another default device around the calls of the package, and around nothing else."""
 
 import functools
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,12 +37,14 @@ REGISTRATIONS = [
 def run_elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that runs with ``meta`` as the default device."""
 
-    @functools.wraps(function)
     def run(*arguments: Any, **options: Any) -> Any:
         with torch.device("meta"):
             return function(*arguments, **options)
 
-    return run
+    # The command reads from a traceback which packages an error has passed through.
+    names = {**run.__globals__, "__name__": function.__module__}
+    in_package = types.FunctionType(run.__code__, names, closure=run.__closure__)
+    return functools.update_wrapper(in_package, function)
 
 
 def register_elsewhere(register: Callable[..., Any]) -> Callable[..., Any]:

@@ -60,7 +60,8 @@ class PruneCLI(LightningCLI):
         """Parse, and refuse a bad checkpoint before Lightning looks for hyperparameters in it."""
         super().parse_arguments(parser, args)
         self._hyperparameters: dict[str, Any] = {}
-        path = self.config[self.config.subcommand].get("ckpt_path")
+        subcommand = self.config.get("subcommand")  # absent where the CLI is to run nothing
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
         if path and Path(path).is_file():
             with self._exit_with_cause(path):
                 self._hyperparameters = read_lightning_checkpoint(path).get("hyper_parameters", {})

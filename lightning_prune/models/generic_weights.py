@@ -47,14 +47,14 @@ def _draw(child: nn.Module, name: str, tensor: Tensor, generator: torch.Generato
     """Return a random tensor in the place of another."""
     if tensor.numel() == 1:
         return tensor if tensor.abs() >= _LEAST_NUMBER else torch.full_like(tensor, _NUMBER)
-    options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    options = {"generator": generator, "dtype": torch.float64}
     is_vector = sum(length > 1 for length in tensor.shape) <= 1
     if "bias" in name or name == "running_mean":
-        return 0.1 * torch.randn(tensor.shape, **options)  # type: ignore[call-overload, no-any-return]
+        return 0.1 * torch.randn(tensor.shape, device="cpu", **options)  # type: ignore[call-overload, no-any-return]
     if is_vector:
-        return 0.5 + torch.rand(tensor.shape, **options)  # type: ignore[call-overload, no-any-return]
+        return 0.5 + torch.rand(tensor.shape, device="cpu", **options)  # type: ignore[call-overload, no-any-return]
     deviation = math.sqrt(2 / _count_inputs(child, tensor))
-    return deviation * torch.randn(tensor.shape, **options)  # type: ignore[call-overload, no-any-return]
+    return deviation * torch.randn(tensor.shape, device="cpu", **options)  # type: ignore[call-overload, no-any-return]
 
 
 def _count_inputs(child: nn.Module, tensor: Tensor) -> int:

@@ -156,6 +156,7 @@ def test_a_mean_of_equal_targets_can_be_named(fit, tmp_path):
 
 
 @works_with("layers that are unfrozen later")
+@pytest.mark.filterwarnings("ignore:nothing is pruned until a weight is trained")
 @pytest.mark.parametrize("named", [0.75, None])
 def test_what_is_frozen_at_the_start_can_still_reach_the_sparsity(named, fit, make_model, tmp_path):
     def unfreeze(trainer, module):
@@ -165,7 +166,7 @@ def test_what_is_frozen_at_the_start_can_still_reach_the_sparsity(named, fit, ma
     model = make_model()
     model.net[0].requires_grad_(False)
     pruning = PruningCallback(
-        sparsity={"net.0": 0.75, "net.2": None},
+        sparsity={"*": 0.75, "net.2": None},
         schedule=PolynomialSchedule(begin=0, end=1, unit="epoch"),
     )
     sparse = best(sparsity=named, save_top_k=-1, dirpath=tmp_path)

@@ -103,11 +103,9 @@ def test_the_snippets_of_the_page_do_what_it_says(loader, tmp_path, monkeypatch)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     small = {"accelerator": "cpu", "default_root_dir": tmp_path, "limit_train_batches": 2}
     monkeypatch.setattr("lightning.pytorch.Trainer", partial(Trainer, **quiet, **small))
-    names = {
-        "model": Level(),
-        **dict.fromkeys(("train_loader", "val_loader", "test_loader"), loader),
-    }
+    names = dict.fromkeys(("train_loader", "val_loader", "test_loader"), loader)
     for block in blocks():
+        names["model"] = Level()
         exec(block, names)
     assert zeros(names["best"].best_model_path) == round(0.9 * (16 * 32 + 32 * 4))
     # Pruning ends in epoch 15. Three later epochs do not better its score.

@@ -104,6 +104,7 @@ def test_accumulated_batches_find_the_values_of_the_last_step():
         assert point == watch.reached[step]
 
 
+@pytest.mark.filterwarnings("ignore:weights are 0 and no mask says why")
 def test_a_second_fit_logs_afresh():
     pruning, model = PruningCallback(sparsity=0.75, schedule=RAMP), Counting()
     fit(pruning=pruning, model=model)

@@ -225,6 +225,7 @@ def test_a_report_that_is_not_possible_is_no_reason_to_lose_a_training(
         trainer.fit(model, loader, loader)
     assert trainer.state.finished
     assert not registered(model)
+    model = make_model()
     model.example_input_array = torch.randn(1, 3)  # of another shape than the model takes
     model.forward = model.net.forward
     trainer = make_trainer(PruningCallback(sparsity=0.75), SparsityMonitor(report=True))

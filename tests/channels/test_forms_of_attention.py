@@ -17,7 +17,8 @@ class Table(nn.Module):
     def __init__(self):
         super().__init__()
         self.table = nn.Parameter(torch.randn(2 * LENGTH - 1, HEADS))
-        offsets = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+        positions = torch.arange(LENGTH, device="cpu")
+        offsets = positions[:, None] - positions
         self.register_buffer("index", offsets + LENGTH - 1)
 
     def forward(self):
@@ -32,7 +33,7 @@ class Words(nn.Module):
         self.table = nn.Embedding(2 * LENGTH - 1, HEADS)
 
     def forward(self):
-        positions = torch.arange(LENGTH)
+        positions = torch.arange(LENGTH, device="cpu")
         return self.table(positions[:, None] - positions + LENGTH - 1).permute(2, 0, 1).unsqueeze(0)
 
 
@@ -42,7 +43,8 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.table = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, HEADS, bias=False))
-        offsets = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+        positions = torch.arange(LENGTH, device="cpu")
+        offsets = positions[:, None] - positions
         self.register_buffer("offsets", offsets.float().unsqueeze(-1))
 
     def forward(self):

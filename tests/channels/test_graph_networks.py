@@ -21,9 +21,9 @@ REDUCTIONS = {
 }
 FILLS = {
     "new_zeros": lambda x: x.new_zeros(10, x.shape[1]),
-    "zeros": lambda x: torch.zeros(10, x.shape[1]),
+    "zeros": lambda x: torch.zeros(10, x.shape[1], device=x.device),
     "zeros_like": lambda x: torch.zeros_like(x),
-    "full": lambda x: torch.full((10, x.shape[1]), 0.5),
+    "full": lambda x: torch.full((10, x.shape[1]), 0.5, device=x.device),
 }
 
 

@@ -62,6 +62,7 @@ class Conv1D(nn.Module):
         return (x.view(-1, x.size(-1)) @ self.weight).view(*x.size()[:-1], self.nf)
 
 
+@pytest.mark.filterwarnings("ignore:weights are 0 and no mask says why")
 def test_scores_are_the_weights_times_the_norms_of_their_inputs():
     model = nn.Linear(3, 2)
     model.weight.data = torch.tensor([[1.0, -2.0, 3.0], [-1.0, 0.5, 0.0]])
@@ -175,6 +176,7 @@ def test_what_has_been_seen_is_forgotten_at_an_update():
     assert torch.allclose(squares(pruner), batches[2].square().sum(0))
 
 
+@pytest.mark.filterwarnings("ignore:weights are 0 and no mask says why")
 def test_hooks_are_there_while_updates_are_to_come():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     optimizer, pruner = attached(model, steps=3, end=2, unit="step")

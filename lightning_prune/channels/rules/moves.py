@@ -37,12 +37,12 @@ def new_constant(flow: Flow, operation: Operation) -> Value:
 
 def fill(flow: Flow, operation: Operation) -> Value:
     """Exact: all entries are the same number, so they repeat along each axis."""
-    return torch.zeros((), dtype=torch.long).expand(operation.result_shape)
+    return torch.zeros((), dtype=torch.long, device="cpu").expand(operation.result_shape)
 
 
 def read_size(flow: Flow, operation: Operation) -> Value:
     """Exact: the graph reads sizes that depend on values; those of channels are constants."""
-    return torch.zeros((), dtype=torch.long)
+    return torch.zeros((), dtype=torch.long, device="cpu")
 
 
 def reorder(flow: Flow, operation: Operation) -> Value:
