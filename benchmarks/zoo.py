@@ -4,7 +4,7 @@ Takes models of timm, transformers, diffusers, MONAI, segmentation_models_pytorc
 Geometric, at small sizes and with random weights. Prunes each of them in four ways, three training
 steps long, with nothing but the example of an input:
 
-- unstructured, to a sparsity of 0.9, where the zeros of the weights are counted;
+- unstructured, to a sparsity of 0.9, where the pruned weights that are zero are counted;
 - 2:4, where the lines that an error gives go into the recipe;
 - half of the channels, inside blocks and everywhere, which are then removed.
 

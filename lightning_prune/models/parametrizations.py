@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_prune.models.undisturbed import keep_generators
@@ -15,6 +16,8 @@ from lightning_prune.models.undisturbed import keep_generators
 _PARTS_OF_NAMES = {"g", "v", "orig"}
 _NARROW = (torch.float16, torch.bfloat16)
 _TABLE = 65_521  # random values, a prime number so that no shape repeats them in step
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FORWARDS = ("forward", "_conv_forward")
 _Run = Callable[..., Tensor]
 
 
@@ -65,9 +68,10 @@ class Trials:
             name: Full name of the parameter.
             holder: The module, or list of parametrizations, that holds the parameter.
         """
-        making = _find_making(holder, name.rpartition(".")[2])
+        attribute = name.rpartition(".")[2]
+        making = _find_making(holder, attribute)
         if making is None:
-            return Effect()
+            return _judge_layer(holder) if attribute == "weight" else Effect()
         try:
             with torch.no_grad(), keep_generators(seed=0):
                 effect = _try_zeros(parameter, making)
@@ -109,6 +113,45 @@ class _Making:
             hook(stand_in, ())
         made: Tensor = getattr(stand_in, self.weight) if self.hooks else stand_in()
         return made
+
+
+def _judge_layer(layer: Any) -> Effect:
+    """Return the effect of zeros in the weight of a layer with a ``forward`` of its own.
+
+    Such a layer may compute another weight from its weight, as weight standardization does: Qiao et
+    al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization" (2019),
+    https://arxiv.org/abs/1903.10520. The weights that read the first input of each group are set to
+    0. Then no output may depend on these inputs. A layer with a single input in each group, or one
+    that takes other arguments than a layer of torch, is not judged.
+    """
+    kind = next((each for each in type(layer).__mro__ if each in _LAYERS), None)
+    names = [name for name in _FORWARDS if hasattr(kind, name)]
+    is_torchs = all(getattr(type(layer), name) is getattr(kind, name) for name in names)
+    if kind is None or is_torchs or is_lazy(layer.weight):
+        return Effect()
+    try:
+        with torch.no_grad(), keep_generators(seed=0):
+            depends = _depends_on_pruned_inputs(layer)
+    except Exception:  # any code of a user: the layer is not to be called alone
+        return Effect()
+    return Effect(why_lost=f"zeros do not survive {type(layer).__name__}" if depends else None)
+
+
+def _depends_on_pruned_inputs(layer: Any) -> bool:
+    """Whether outputs of a layer depend on inputs whose weights are all 0."""
+    weight = layer.weight
+    if weight.shape[1] < 2:
+        return False
+    values = {id(each): _draw(each) for each in layer.parameters(recurse=False)}
+    values[id(weight)][:, 0] = 0
+    stand_in = _copy_shells(layer, values, training=False)
+    groups, dtype = getattr(layer, "groups", 1), values[id(weight)].dtype
+    shape = (1, groups * weight.shape[1], *(4 * size for size in weight.shape[2:]))
+    inputs = torch.rand(shape, dtype=dtype, device="cpu").to(weight.device)
+    others = inputs.clone()
+    others[:, :: weight.shape[1]] += 1
+    before, after = stand_in.forward(inputs), stand_in.forward(others)  # without hooks
+    return not torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
 
 
 def _find_making(holder: nn.Module, attribute: str) -> _Making | None:

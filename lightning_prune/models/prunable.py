@@ -48,7 +48,8 @@ class Place:
     @property
     def label(self) -> str:
         """The attribute, with the name of the `ParameterList` or `ParameterDict` that holds it."""
-        if isinstance(self.owner, nn.ParameterList | nn.ParameterDict):
+        is_in_list = isinstance(self.owner, nn.ParameterList | nn.ParameterDict)
+        if is_in_list and len(self.descent) > 1:
             return f"{self.descent[-2][1]}.{self.attribute}"
         return self.attribute
 

@@ -140,14 +140,18 @@ def test_a_compiled_model_is_shrunk_and_exported_by_its_own_weights(make, tmp_pa
     assert export_onnx(model, tmp_path / "model.onnx").zeros == 16 + 8
 
 
-class Refilled(nn.Linear):
+class Refilled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
     def forward(self, inputs):
         return nn.functional.linear(inputs, self.weight + 1)
 
 
 @pytest.mark.slow
 def test_lost_zeros_of_a_compiled_part_are_noticed(tmp_path):
-    layer = Refilled(4, 4)
+    layer = Refilled()
     nn.init.zeros_(layer.weight[:2])
     module = nn.Sequential(torch.compile(layer, backend="eager"))
     with pytest.raises(ValueError, match=r"need the 8 zeros of the weights .* got zeros=0"):

@@ -114,6 +114,59 @@ def test_zeros_are_judged_after_all_parametrizations_of_a_chain(make, expected):
     assert judge(make())["original"][0] == expected
 
 
+class Standardized(nn.Conv2d):
+    def forward(self, x):
+        mean = self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        deviation = self.weight.std(dim=(1, 2, 3), keepdim=True)
+        weight = (self.weight - mean) / deviation
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding, 1, self.groups)
+
+
+class Centered(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+class Padded(nn.Conv1d):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (2, 2)))
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight / self.weight.norm(), self.bias)
+
+
+class WithMask(nn.Linear):
+    def forward(self, x, mask):
+        return super().forward(x * mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Standardized(8, 4, 3), "zeros do not survive Standardized"),
+        (lambda: Standardized(8, 4, 1, groups=2), "zeros do not survive Standardized"),
+        (lambda: Centered(8, 4, 3), "zeros do not survive Centered"),
+        (lambda: Padded(8, 4, 3), None),
+        (lambda: Scaled(8, 4), None),
+        (lambda: WithMask(8, 4), None),
+    ],
+    ids=["standardized", "grouped", "inside", "padded", "scaled", "of two arguments"],
+)
+def test_zeros_are_judged_in_a_layer_that_computes_another_weight_in_forward(make, reason, dtype):
+    layer = make().to(dtype)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    calls, state = [], torch.get_rng_state()
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    (parameter, places) = find_parameters(nn.Sequential(layer))["0.weight"]
+    assert why_unusual(parameter, places) == reason
+    assert not calls
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(layer.state_dict()[name], value) for name, value in before.items())
+
+
 def test_a_parametrization_that_fails_in_a_trial_leaves_the_weight_dense():
     class NeedsPositive(nn.Module):
         def forward(self, x):

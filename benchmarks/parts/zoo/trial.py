@@ -26,7 +26,7 @@ class Trial:
     Args:
         parameters: The number of parameters.
         selected: The share of the parameters that is pruned by default.
-        landing: The zeros of the weights, as a fraction, after pruning to 0.9.
+        landing: The pruned weights that are zero, as a fraction, after pruning to 0.9.
         two_four: The number of tensors that ended half zero under 2:4.
         removed: By scope of the channels, the share of the parameters that removal took away.
         difference: The largest difference of answers after removal, over the largest answer.
@@ -95,13 +95,17 @@ def try_model(build: Builder) -> Trial:
 
 
 def _land(trial: Trial, model: nn.Module, example: Any) -> None:
-    """Prune to 0.9 unstructured, and count the zeros of the weights."""
+    """Prune to 0.9 unstructured, and count the pruned weights that are zero.
+
+    Kept weights can be zero too, as in a head that starts at zero.
+    """
     pruner = _prune(trial, model, example, 0.9, UnstructuredPattern())
     if pruner is None:
         return
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(tensor.total for tensor in pruner.tensors)
-    zeros = sum(int((tensor.parameter == 0).sum()) for tensor in pruner.tensors)
+    masks = pruner.masks
+    zeros = sum(int(((t.parameter == 0) & ~masks[t.name]).sum()) for t in pruner.tensors)
     trial.selected, trial.landing = total / trial.parameters, zeros / total
     for name, reason in pruner.dense.items():
         trial.dense[reason] = trial.dense.get(reason, 0) + sizes[name] / trial.parameters
