@@ -95,17 +95,13 @@ def try_model(build: Builder) -> Trial:
 
 
 def _land(trial: Trial, model: nn.Module, example: Any) -> None:
-    """Prune to 0.9 unstructured, and count the pruned weights that are zero.
-
-    Kept weights can be zero too, as in a head that starts at zero.
-    """
+    """Prune to 0.9 unstructured, and count the zeros."""
     pruner = _prune(trial, model, example, 0.9, UnstructuredPattern())
     if pruner is None:
         return
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(tensor.total for tensor in pruner.tensors)
-    masks = pruner.masks
-    zeros = sum(int(((t.parameter == 0) & ~masks[t.name]).sum()) for t in pruner.tensors)
+    zeros = sum(_count_zeros(pruner).values())
     trial.selected, trial.landing = total / trial.parameters, zeros / total
     for name, reason in pruner.dense.items():
         trial.dense[reason] = trial.dense.get(reason, 0) + sizes[name] / trial.parameters
@@ -118,10 +114,23 @@ def _end_in_two_four(trial: Trial, model: nn.Module, example: Any) -> None:
     pruner = _prune(trial, model, example, 0.5, NMPattern(n=2, m=4))
     if pruner is None:
         return
-    halved = sum(int((t.parameter == 0).sum()) * 2 == t.total for t in pruner.tensors)
+    zeros = _count_zeros(pruner)
+    halved = sum(zeros[tensor.name] * 2 == tensor.total for tensor in pruner.tensors)
     trial.two_four = str(halved)
     if halved < len(pruner.tensors):
         trial.faults.append(f"{len(pruner.tensors) - halved} tensors are not half zero under 2:4")
+
+
+def _count_zeros(pruner: Pruner) -> dict[str, int]:
+    """Count the pruned weights that are zero, by tensor.
+
+    Kept weights can be zero too, as in a head that starts at zero.
+    """
+    masks = pruner.masks
+    return {
+        tensor.name: int(((tensor.parameter == 0) & ~masks[tensor.name]).sum())
+        for tensor in pruner.tensors
+    }
 
 
 def _remove(trial: Trial, model: nn.Module, example: Any, scope: Any) -> None:
