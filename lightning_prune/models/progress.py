@@ -1,62 +1,59 @@
-"""A line in the terminal that shows how far a long search for channels has come."""
+"""A bar in the terminal that shows how far a long search for channels has come."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TextIO
+from typing import NoReturn
 
 from torch import distributed
+from tqdm import tqdm
 
-_WIDTH = 30
+_FORMAT = "{desc} |{bar:30}| {n_fmt}/{total_fmt}"
 
 
-class _Line:
-    """A line that is written anew in a terminal, and goes at the end.
+class _Bar:
+    """A bar for each stage, in turn; tqdm writes none if stderr is no terminal."""
 
-    Args:
-        stream: The terminal.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._length = stream, 0
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar: tqdm[NoReturn] = tqdm(disable=True)
 
     def show(self, stage: str, done: int, total: int) -> None:
-        """Write the line."""
-        filled = _WIDTH * done // max(total, 1)
-        bar = "#" * filled + "." * (_WIDTH - filled)
-        self._write(f"{stage} [{bar}] {done}/{total}")
+        """Move the bar of a stage, or begin it."""
+        if self._stage != stage:
+            self.clear()
+            self._stage, self._bar = stage, _begin_bar(stage, total)
+        self._bar.update(done - self._bar.n)
 
     def clear(self) -> None:
-        """Take the line away."""
-        if self._length:
-            self._write("")
-            self._stream.write("\r")
-
-    def _write(self, text: str) -> None:
-        self._stream.write("\r" + text.ljust(self._length))
-        self._stream.flush()
-        self._length = len(text)
+        """Take the bar away."""
+        self._bar.close()
 
 
-_shown: ContextVar[_Line | None] = ContextVar("_shown", default=None)
+def _begin_bar(stage: str, total: int) -> "tqdm[NoReturn]":
+    return tqdm(
+        desc=stage, total=total, file=sys.stderr, leave=False, disable=None, bar_format=_FORMAT
+    )
+
+
+_shown: ContextVar[_Bar | None] = ContextVar("_shown", default=None)
 
 
 @contextmanager
 def show_progress() -> Iterator[None]:
     """Show what `note_progress` says inside the block, on rank 0, if stderr is a terminal."""
     is_parallel = distributed.is_available() and distributed.is_initialized()
-    is_replica = is_parallel and distributed.get_rank() > 0
-    if _shown.get() is not None or is_replica or not sys.stderr.isatty():
+    if _shown.get() is not None or (is_parallel and distributed.get_rank() > 0):
         yield
         return
-    line = _Line(sys.stderr)
-    token = _shown.set(line)
+    bar = _Bar()
+    token = _shown.set(bar)
     try:
         yield
     finally:
         _shown.reset(token)
-        line.clear()
+        bar.clear()
 
 
 def note_progress(stage: str, done: int, total: int) -> None:
@@ -67,6 +64,6 @@ def note_progress(stage: str, done: int, total: int) -> None:
         done: How many parts are done.
         total: How many parts there are.
     """
-    line = _shown.get()
-    if line is not None:
-        line.show(stage, done, total)
+    bar = _shown.get()
+    if bar is not None:
+        bar.show(stage, done, total)
