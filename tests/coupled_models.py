@@ -278,6 +278,20 @@ class RenamedAttention(nn.Module):
         return self.head((x + self.attention(x, x, x)[0]).mean(1))
 
 
+class WithIdleHead(nn.Module):
+    """A head for training beside the head that counts: it is computed and thrown away."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = convolution(3, 8), Headed(nn.Identity(), 8)
+        self.idle = nn.Sequential(convolution(8, 8), nn.Conv2d(8, 2, 1))
+
+    def forward(self, x):
+        x = self.body(x)
+        self.idle(x).flatten(1)
+        return self.head(x)
+
+
 def plain():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -310,6 +324,7 @@ MODELS = {
     ),
     "gated": lambda: Headed(nn.Sequential(convolution(3, 8), GatedInvertedResidual(8, 16)), 8),
     "dense": lambda: Headed(nn.Sequential(nn.Conv2d(3, 8, 3), DenseBlock(8, 8)), 24),
+    "idle head": WithIdleHead,
     "unet": UNet,
     "chunked": lambda: Headed(nn.Sequential(convolution(3, 16), ChunkedBlock(16)), 16),
     "attention": lambda: Encoder(Attention()),

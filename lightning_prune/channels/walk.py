@@ -57,7 +57,7 @@ def walk(
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     outputs = set(signature.user_outputs)
     positions = {node: position for position, node in enumerate(program.graph.nodes)}
-    needed = _find_needed(program.graph)
+    needed = _find_needed(program)
     fed = _find_fed(program)
     values: dict[fx.Node, Value] = {}
     for node, position in positions.items():
@@ -78,16 +78,29 @@ def walk(
             values[node] = label_nothing(node)
 
 
-def _find_needed(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes whose results the outputs depend on, or that change a tensor in place.
+def _find_needed(program: torch.export.ExportedProgram) -> set[fx.Node]:
+    """Return the nodes whose channels count.
 
-    The others are computed and thrown away, such as the mean of attention weights over heads.
+    The outputs depend on their results, or they change a tensor in place, or they are part of a
+    computation with parameters of its own. The model computes the latter also where it throws the
+    results away, as a detector does with a head for training: so the shapes must fit. The others
+    are thrown away, such as the mean of attention weights over heads.
     """
+    nodes = list(program.graph.nodes)
     needed: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
+    for node in reversed(nodes):
         if node.op == "output" or writes_in_place(node) or not needed.isdisjoint(node.users):
             needed.add(node)
-    return needed
+    parameters = program.graph_signature.inputs_to_parameters
+    idle: set[fx.Node] = set()
+    for node in nodes:
+        reads = any(each.name in parameters for each in node.all_input_nodes)
+        if node not in needed and (reads or not idle.isdisjoint(node.all_input_nodes)):
+            idle.add(node)
+    for node in reversed(nodes):
+        if not idle.isdisjoint(node.users):
+            idle.add(node)
+    return needed | idle
 
 
 def _find_fed(program: torch.export.ExportedProgram) -> set[fx.Node]:
