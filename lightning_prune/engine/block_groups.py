@@ -28,7 +28,7 @@ class BlockGroup(TensorGroup, BoundedGroup):
 
     @cached_property
     def rows(self) -> int:
-        """Number of rows of which each keeps an atom; 0 if none needs to."""
+        """Number of rows that must each keep an atom; 0 if all atoms may go."""
         axes = self.members[0].row_axes
         return 0 if axes is None else math.prod(self.alive().shape[axis] for axis in axes)
 

@@ -104,7 +104,7 @@ class Group(ABC):
 
     @property
     def rows(self) -> int:
-        """Number of rows of which each keeps an atom, also at sparsity 1; 0 if none needs to."""
+        """Number of rows that must each keep an atom, also at sparsity 1; else 0."""
         return 0
 
     @property

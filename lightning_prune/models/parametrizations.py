@@ -226,7 +226,7 @@ def _try_zeros(parameter: nn.Parameter, making: _Making) -> Effect:
 
 
 def _find_row_axes(run: _Run, everything: Tensor) -> Iterator[tuple[int, ...]]:
-    """Yield each axis with an index that cannot be 0; if there is none, the tensor is a row."""
+    """Yield each axis with an index that cannot be 0; without such an axis, the tensor is a row."""
     is_found = False
     for axis in range(everything.ndim):
         pruned = torch.zeros_like(everything)

@@ -110,7 +110,7 @@ def _land(trial: Trial, model: nn.Module, example: Any) -> None:
 
 
 def _end_in_two_four(trial: Trial, model: nn.Module, example: Any) -> None:
-    """Prune to 2:4, and count the tensors of which exactly half is zero."""
+    """Prune to 2:4, and count the tensors that end exactly half zero."""
     pruner = _prune(trial, model, example, 0.5, NMPattern(n=2, m=4))
     if pruner is None:
         return
