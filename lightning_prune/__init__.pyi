@@ -22,6 +22,13 @@ from .recipe.allocations import (
     UniformAllocation as UniformAllocation,
 )
 from .recipe.atoms import Atoms as Atoms
+from .recipe.budgets import (
+    Budget as Budget,
+    BytesBudget as BytesBudget,
+    LatencyBudget as LatencyBudget,
+    MacsBudget as MacsBudget,
+    ParameterBudget as ParameterBudget,
+)
 from .recipe.criteria import (
     Criterion as Criterion,
     FisherCriterion as FisherCriterion,
