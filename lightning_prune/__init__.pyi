@@ -39,10 +39,10 @@ from .recipe.criteria import (
     TaylorCriterion as TaylorCriterion,
     WandaCriterion as WandaCriterion,
 )
+from .recipe.nm_pattern import NMPattern as NMPattern
 from .recipe.patterns import (
     BlockPattern as BlockPattern,
     ChannelPattern as ChannelPattern,
-    NMPattern as NMPattern,
     Pattern as Pattern,
     UnstructuredPattern as UnstructuredPattern,
 )

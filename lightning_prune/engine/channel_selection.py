@@ -20,7 +20,7 @@ from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.models.calls import make_call
 from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.recipe.targets import format_targets
+from lightning_prune.recipe.targets import UNCAPPED, format_target, format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 
 
@@ -195,8 +195,9 @@ def _refuse_different_targets(coupled: _Coupled, sparsity: Mapping[str, float | 
     """Raise ValueError if the producers of channels have different sparsities."""
     targets = {producer.name: producer.sparsity for producer in coupled.producers}
     if len(set(targets.values())) > 1:
-        got = ", ".join(f"'{name}': {target}" for name, target in targets.items())
-        lines = {**sparsity, **dict.fromkeys(targets, coupled.producers[0].sparsity)}
+        got = ", ".join(f"'{name}': {format_target(target)}" for name, target in targets.items())
+        given = next(target for target in targets.values() if target != UNCAPPED)
+        lines = {**sparsity, **dict.fromkeys(targets, given)}
         raise ValueError(
             f"need one sparsity for channels that go together, got {got}; to give them one (or, "
             f"with null, to leave them dense), write\n{format_targets(lines)}"

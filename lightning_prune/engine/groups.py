@@ -109,8 +109,9 @@ class Group(ABC):
 
     @property
     def floor(self) -> int:
-        """Least number of atoms that stay at any target: one, unless all may go, and each row's."""
-        return max(int(self.sparsity < 1), self.rows)
+        """Least number of atoms that stay: one, unless all may go, each row's, and by the cap."""
+        capped = compute_keep(self.total, self.members[0].most)
+        return max(int(self.sparsity < 1), self.rows, capped)
 
     def leaves_rows(self, sparsity: float) -> bool:
         """Whether each row can keep an atom at a sparsity of this group alone."""
@@ -240,7 +241,7 @@ class BoundedGroup(Group):
         return self.pattern.is_satisfied(self.alive(), due)
 
     def atoms(self, scores: Scores | None, target: float) -> Atoms:
-        """Return the atoms with the pattern's bounds; the best stays unless all may go.
+        """Return the atoms with the pattern's bounds; the best stay, as many as the floor.
 
         Args:
             scores: The scores of the members; None for a plan that needs none.
@@ -252,8 +253,10 @@ class BoundedGroup(Group):
         protected, allowed = self.pattern.bounds(ranked, alive, compute_keep(self.total, target))
         if self.rows:
             protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
-        if self.sparsity < 1 and not protected.any():
-            protected = choose_best(ranked.masked_fill(~allowed, -math.inf), 1)
+        least = min(self.floor, int(allowed.sum()))
+        if least > int(protected.sum()):
+            bounded = ranked.masked_fill(~allowed, -math.inf).masked_fill(protected, math.inf)
+            protected = choose_best(bounded, least)
         return TensorAtoms(
             shape=self.members[0].shape, scores=ranked, protected=protected, allowed=allowed
         )

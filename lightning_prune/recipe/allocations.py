@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,6 +59,26 @@ class Allocation(ABC):
         The engine calls this method. Only an allocation that finds thresholds overrides it.
         """
         return {name: Share(keep=keep) for name, keep in self(atoms, due).items()}
+
+    def share_out_most(
+        self, atoms: Mapping[str, Atoms], fits: Callable[[Mapping[str, int]], bool]
+    ) -> dict[str, Share]:
+        """Return the shares of the largest number to keep that fits; at least the floors.
+
+        Args:
+            atoms: The atoms of each tensor of the pool, by name, in the order of the model.
+            fits: Whether numbers to keep, by name, are within a budget.
+        """
+        fewer = sum(tensor.floor for tensor in atoms.values())
+        more = sum(tensor.cap for tensor in atoms.values()) + 1
+        while more - fewer > 1:
+            middle = (more + fewer) // 2
+            shares = self.share_out(atoms, middle)
+            if fits({name: share.keep for name, share in shares.items()}):
+                fewer = middle
+            else:
+                more = middle
+        return self.share_out(atoms, fewer)
 
     def __init_subclass__(cls) -> None:
         """Refuse the names of 0.1.0, which the engine would silently ignore."""

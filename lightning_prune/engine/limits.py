@@ -1,0 +1,103 @@
+"""Limits: the costs that budgets allow, on the way and at the end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_prune.engine.costs import Cost
+from lightning_prune.engine.groups import Group
+from lightning_prune.recipe.budgets import Budget
+
+_LISTED_PARTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The cost that a budget allows.
+
+    Args:
+        budget: The budget.
+        cost: The cost by kept atoms.
+        dense: The cost of the dense model.
+    """
+
+    budget: Budget
+    cost: Cost
+    dense: float
+
+    @property
+    def final(self) -> float:
+        """The largest cost at the end; the dense cost if the budget allows more."""
+        return min(self.budget.limit(self.dense), self.dense)
+
+    def due(self, share: float) -> float:
+        r"""Return the largest cost on the way: ``dense - share * (dense - final)``.
+
+        Args:
+            share: The share of the way that is due, in [0, 1].
+        """
+        return self.final if share >= 1 else self.dense - share * (self.dense - self.final)
+
+
+class Limits:
+    """The limits of all budgets together.
+
+    Args:
+        limits: The limits; none without a budget.
+    """
+
+    def __init__(self, limits: Sequence[Limit] = ()) -> None:
+        self.limits = tuple(limits)
+
+    def __bool__(self) -> bool:
+        """Whether there is a budget."""
+        return bool(self.limits)
+
+    def fits(self, kept: Mapping[str, int], share: float) -> bool:
+        """Return whether numbers of kept atoms are within all budgets.
+
+        Args:
+            kept: Number of atoms that each group keeps, by name.
+            share: The share of the way that is due, in [0, 1].
+        """
+        return all(limit.cost(kept) <= limit.due(share) for limit in self.limits)
+
+    def measure(self, kept: Mapping[str, int]) -> dict[str, float]:
+        """Return the costs by unit, as fractions of the dense costs."""
+        return {each.cost.unit: each.cost(kept) / each.dense for each in self.limits if each.dense}
+
+    def target(self, share: float) -> dict[str, float]:
+        """Return the costs that are due by unit, as fractions of the dense costs."""
+        return {each.cost.unit: each.due(share) / each.dense for each in self.limits if each.dense}
+
+    def find_binding(self, kept: Mapping[str, int]) -> Limit | None:
+        """Return the limit that numbers of kept atoms use most of; None without a budget."""
+        return max(self.limits, key=lambda each: each.cost(kept) / each.final, default=None)
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """Raise ValueError if a budget cannot be reached, or none asks for anything.
+
+        Args:
+            groups: All groups.
+        """
+        least = {group.name: group.round_keep(group.floor) for group in groups}
+        for limit in self.limits:
+            if (reached := limit.cost(least)) > limit.final:
+                raise ValueError(_describe_unreachable(limit, reached))
+        if self.limits and all(limit.final >= limit.dense for limit in self.limits):
+            limit = self.limits[0]
+            raise ValueError(
+                f"need a budget below the cost of the dense model, got {limit.budget.describe()} "
+                f"for {limit.dense:,.6g} {limit.cost.unit}"
+            )
+
+
+def _describe_unreachable(limit: Limit, reached: float) -> str:
+    unit, parts = limit.cost.unit, limit.cost.dense_parts()
+    costly = sorted(parts, key=lambda name: -parts[name])[:_LISTED_PARTS]
+    listed = ", ".join(f"'{name}' {parts[name]:,.6g}" for name in costly if parts[name])
+    least = f"{reached:,.6g} {unit}, {reached / limit.dense:.4f} of the dense cost"
+    return (
+        f"need a budget that can be reached, got {limit.budget.describe()}: the least is {least}"
+        + (f"; of the parts that stay dense these cost most: {listed}" if listed else "")
+        + "; allow more, or prune more of the model (sparsity, scope='all', round_to)"
+    )
