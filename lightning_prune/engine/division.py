@@ -1,6 +1,6 @@
 """Division: how the groups share what budgets allow, in one update."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class Division:
         limits: The budgets.
         pools: All pools, also those of other optimizers.
         share: The share of the way that is due, in [0, 1].
-        was_served: Whether a pool has already been pruned as far as this share asks.
+        served: The pools that have already been pruned as far as this share asks.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class Division:
         limits: Limits,
         pools: Sequence[Pool],
         share: float,
-        was_served: Callable[[Pool], bool],
+        served: Sequence[Pool],
     ) -> None:
         self._limits, self._share = limits, share
         self._kept = {group.name: group.atoms_kept for pool in pools for group in pool.groups}
         self.is_satisfied = limits.fits(self._kept, share)
-        waiting = [pool for pool in pools if not was_served(pool)]
+        waiting = [pool for pool in pools if pool not in served]
         if not self.is_satisfied and (len(waiting) > 1 or not waiting[0].allocation.needs_scores):
             planned = divide(limits, pools, share)
             self._kept |= {group.name: planned[group.name] for p in waiting for group in p.groups}

@@ -38,6 +38,52 @@ class Limit:
         return self.final if share >= 1 else self.dense - share * (self.dense - self.final)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expense:
+    """A cost beside the limit.
+
+    Args:
+        limit: The limit.
+        cost: The cost of the pruned model, in the unit of the limit.
+        due: The largest cost that is due now.
+    """
+
+    limit: Limit
+    cost: float
+    due: float
+
+    @property
+    def unit(self) -> str:
+        """The unit of the cost."""
+        return self.limit.cost.unit
+
+    @property
+    def share(self) -> float:
+        """The cost as a fraction of the cost of the dense model."""
+        return self.cost / self.limit.dense
+
+    @property
+    def target(self) -> float:
+        """The cost that is due, as a fraction of the cost of the dense model."""
+        return self.due / self.limit.dense
+
+
+class Spending(tuple[Expense, ...]):
+    """The costs under all budgets."""
+
+    __slots__ = ()
+
+    @property
+    def is_met(self) -> bool:
+        """Whether all costs are within the budgets; true without a budget."""
+        return all(expense.cost <= expense.limit.final for expense in self)
+
+    @property
+    def binding(self) -> Expense | None:
+        """The cost nearest to the budget, which allows no further atom; None without a budget."""
+        return max(self, key=lambda each: each.cost / each.limit.final, default=None)
+
+
 class Limits:
     """The limits of all budgets together.
 
@@ -61,17 +107,19 @@ class Limits:
         """
         return all(limit.cost(kept) <= limit.due(share) for limit in self.limits)
 
-    def measure(self, kept: Mapping[str, int]) -> dict[str, float]:
-        """Return the costs by unit, as fractions of the dense costs."""
-        return {each.cost.unit: each.cost(kept) / each.dense for each in self.limits if each.dense}
+    def measure(self, kept: Mapping[str, int], share: float) -> "Spending":
+        """Return the costs of numbers of kept atoms, beside the costs that are due.
 
-    def target(self, share: float) -> dict[str, float]:
-        """Return the costs that are due by unit, as fractions of the dense costs."""
-        return {each.cost.unit: each.due(share) / each.dense for each in self.limits if each.dense}
-
-    def find_binding(self, kept: Mapping[str, int]) -> Limit | None:
-        """Return the limit that numbers of kept atoms use most of; None without a budget."""
-        return max(self.limits, key=lambda each: each.cost(kept) / each.final, default=None)
+        Args:
+            kept: Number of atoms that each group keeps, by name.
+            share: The share of the way that is due, in [0, 1].
+        """
+        return Spending(
+            tuple(
+                Expense(limit=limit, cost=limit.cost(kept), due=limit.due(share))
+                for limit in self.limits
+            )
+        )
 
     def check(self, groups: Sequence[Group]) -> None:
         """Raise ValueError if a budget cannot be reached, or none asks for anything.

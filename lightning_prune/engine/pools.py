@@ -52,12 +52,19 @@ class Pool:
         floors = sum(group.floor for group in self.groups)
         return min(target, 1 - floors / sum(group.total for group in self.groups))
 
-    def plan(self) -> Mapping[str, float | None]:
-        """Return the final sparsity of each group; None where it depends on the scores."""
+    def plan(self, affordable: Mapping[str, int]) -> Mapping[str, float | None]:
+        """Return the final sparsity of each group; None where it depends on the scores.
+
+        Args:
+            affordable: The numbers of atoms that budgets let the groups keep in the end; empty
+                without a budget.
+        """
         if self.allocation.needs_scores:
             return dict.fromkeys(group.name for group in self.groups)
-        atoms = self.read_bounds(self.sparsity)
-        keeps = self.round_keeps(self._share_out(atoms, self.sparsity), atoms)
+        keeps = affordable
+        if not affordable:
+            atoms = self.read_bounds(self.sparsity)
+            keeps = self.round_keeps(self._share_out(atoms, self.sparsity), atoms)
         return {group.name: 1 - keeps[group.name] / group.total for group in self.groups}
 
     def is_satisfied(self, target: float, *, was_due_before: bool) -> bool:
@@ -201,11 +208,19 @@ def _undo_rounding(group: Group, kept: int) -> int:
     return bisect_left(range(group.total + 1), kept, key=group.round_keep)
 
 
-def make_pools(groups: Sequence[Group], allocation: Allocation) -> tuple[Pool, ...]:
-    """Return the pools of groups: each group alone if the allocation shares no budget."""
+def make_pools(
+    groups: Sequence[Group], allocation: Allocation, *, by_glob: bool
+) -> tuple[Pool, ...]:
+    """Return the pools of groups: each group alone if the allocation shares no number to keep.
+
+    Args:
+        groups: All groups.
+        allocation: How a pool divides a number to keep.
+        by_glob: Whether groups of different globs are in different pools.
+    """
     pooled: dict[tuple[str, int, bool, str], list[Group]] = {}
     for group in groups:
         alone, first = "" if allocation.shares_budget else group.name, group.members[0]
-        key = first.glob, group.optimizer, first.is_trained, alone
+        key = first.glob if by_glob else "", group.optimizer, first.is_trained, alone
         pooled.setdefault(key, []).append(group)
     return tuple(Pool(groups=tuple(some), allocation=allocation) for some in pooled.values())

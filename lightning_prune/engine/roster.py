@@ -6,9 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.checkpoint import EMPTY_STATE, describe_tensors
 from lightning_prune.engine.earlier_masks import EarlierMasks
 from lightning_prune.engine.enrolment import Enrolment, enroll
+from lightning_prune.engine.limits import Limits
 from lightning_prune.engine.notices import warn_of_lost_masks
 from lightning_prune.engine.selection import select
 from lightning_prune.models.names import named_parameters
@@ -74,6 +76,7 @@ class Roster:
             present=named_parameters(self._model),
             restore=restore,
             is_fresh=lambda tensor: not self._earlier.has(tensor),
+            make_limits=self._make_limits,
         )
         self._watch(enrolment)
         return enrolment
@@ -118,6 +121,13 @@ class Roster:
             raise ValueError(f"need a copy with the same parameters, got one without {lacking}")
         for tensor in tensors:
             tensor.mask.apply(local_part(parameters[tensor.name]))
+
+    def _make_limits(self, selection: Selection) -> Limits:
+        if not self._recipe.budgets:
+            return Limits()
+        from lightning_prune.engine.pricing import make_limits  # it imports what traces models
+
+        return make_limits(self._recipe.budgets, self._model, selection, self._example)
 
     def _watch(self, enrolment: Enrolment) -> None:
         """Let the criterion hook the tensors that it does not watch yet; none if it raises."""

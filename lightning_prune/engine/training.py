@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.engine.gradient_guard import GradientGuard
+from lightning_prune.engine.limits import Spending
 from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
@@ -65,6 +66,13 @@ class Training:
     def tensors(self) -> tuple[PrunedTensor, ...]:
         """The tensors that are pruned, in the order of the model."""
         return self.enrolment.selection.tensors
+
+    @property
+    def spending(self) -> Spending:
+        """The costs that budgets limit, now and since the last due point."""
+        owners = {pool.optimizer for pool in self.enrolment.pools}
+        share = min((self.due_points.share(index) for index in owners), default=0.0)
+        return self.enrolment.limits.measure(self.enrolment.kept, share)
 
     def begin(
         self,
@@ -176,10 +184,12 @@ class Training:
         index, points = self.index(optimizer), self.due_points
         pruning, regrowing = points.next_pruning(index), points.next_regrowth(index)
         regrow, was_due_before = self.recipe.regrow, points.was_pruned(index, pruning)
+        share = None if pruning is None else self.recipe.schedule(pruning)
         due = Due(
-            pruned=None if pruning is None else self.recipe.schedule(pruning),
+            pruned=share,
             exchanged=regrow.share_at(regrowing) if regrow and regrowing is not None else None,
             was_due_before=was_due_before,
+            division=None if share is None else self.enrolment.divide(share, index, points.share),
         )
         pools = [pool for pool in self.enrolment.pools if pool.optimizer == index]
         update_masks(self.recipe, pools, optimizer, due)

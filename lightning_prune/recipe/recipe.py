@@ -144,6 +144,9 @@ class Recipe:
     def _refuse_clashes(self) -> None:
         """Raise ValueError, with both names, if two answers cannot work together."""
         allocation, pattern = self.chosen_allocation, self.pattern
+        units = [budget.unit for budget in self.budgets]
+        if len(set(units)) < len(units):
+            raise ValueError(f"need budgets of different units, got {', '.join(units)}")
         for budget in self.budgets:
             _refuse_budget(budget, pattern)
         if allocation.needs_unsigned_scores and self.criterion.has_signed_scores:
