@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.groups import BoundedGroup, Cut, Scores
 from lightning_prune.recipe.tensor import PrunedTensor
 
@@ -84,6 +85,13 @@ class ChannelGroup(BoundedGroup):
     def atoms_kept(self) -> int:
         """Number of channels that are not pruned."""
         return int(self.alive().sum())
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield the axes along which the channels lie, in all members."""
+        for place in self.places:
+            covered = int((place.channel_of_index >= 0).sum())
+            width = covered // self.channels
+            yield Extent(parameter=place.name, axis=place.axis, covered=covered, width=width)
 
     def alive(self) -> Tensor:
         """Return which channels are not pruned."""

@@ -17,6 +17,7 @@ from lightning_prune.engine.candidates import (
     find_candidates,
 )
 from lightning_prune.engine.channel_groups import ChannelGroup
+from lightning_prune.engine.extents import describe_products
 from lightning_prune.models.calls import make_call
 from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.patterns import Pattern
@@ -68,6 +69,8 @@ def select_channels(
         _refuse_different_targets(group, sparsity)
     pruned = {member.name for group in chosen for member in group.members}
     tensors = {each.name: each.make_tensor() for each in found if each.name in pruned}
+    groups = tuple(_make_group(group, tensors, pattern) for group in chosen)
+    labels = {made.name: each.channels.labels for made, each in zip(groups, chosen, strict=True)}
     return Selection(
         names=tuple(each.name for each in found),
         tensors=tuple(tensors.values()),
@@ -75,8 +78,9 @@ def select_channels(
         unready=frozenset(
             member.name for group, reason in dense if reason.may_pass for member in group.members
         ),
-        groups=tuple(_make_group(group, tensors, pattern) for group in chosen),
+        groups=groups,
         sizes=count_weights(found),
+        products=describe_products(coupling.multiplications, labels),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.scores import TensorScores
 from lightning_prune.recipe.atoms import Atoms, TensorAtoms
 from lightning_prune.recipe.patterns import Pattern
@@ -120,6 +121,10 @@ class Group(ABC):
     def count_lost_rows(self) -> int:
         """Count the rows that keep no atom."""
         return 0
+
+    @abstractmethod
+    def extents(self) -> Iterator[Extent]:
+        """Yield where the atoms lie, in all members."""
 
     @abstractmethod
     def alive(self) -> Tensor:
