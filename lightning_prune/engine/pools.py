@@ -131,10 +131,14 @@ def _undo_rounding(group: Group, kept: int) -> int:
 
 
 def make_pools(groups: Sequence[Group], allocation: Allocation) -> tuple[Pool, ...]:
-    """Return the pools of groups: each group alone if the allocation shares no budget."""
-    pooled: dict[tuple[str, int, bool, str], list[Group]] = {}
+    """Return the pools of groups: each group alone if the allocation shares no budget.
+
+    An isomorphic allocation has a pool for each kind of group.
+    """
+    pooled: dict[tuple[str, int, bool, str, str], list[Group]] = {}
     for group in groups:
         alone, first = "" if allocation.shares_budget else group.name, group.members[0]
-        key = first.glob, group.optimizer, first.is_trained, alone
+        kind = group.kind if allocation.isomorphic else ""
+        key = first.glob, group.optimizer, first.is_trained, alone, kind
         pooled.setdefault(key, []).append(group)
     return tuple(Pool(groups=tuple(some), allocation=allocation) for some in pooled.values())

@@ -103,9 +103,11 @@ class Recipe:
     def _refuse_clashes(self) -> None:
         """Raise ValueError, with both names, if two answers cannot work together."""
         allocation, pattern = self.chosen_allocation, self.pattern
-        if allocation.needs_unsigned_scores and self.criterion.has_signed_scores:
+        divides = allocation.needs_unsigned_scores or allocation.per is not None
+        if divides and self.criterion.has_signed_scores:
+            per = "" if allocation.per is None else f"(per='{allocation.per}')"
             raise ValueError(
-                f"need scores >= 0 for {type(allocation).__name__}, got "
+                f"need scores >= 0 for {type(allocation).__name__}{per}, got "
                 f"criterion={type(self.criterion).__name__}, whose scores can be negative"
             )
         if allocation.needs_single_tensors and pattern.couples_tensors:
