@@ -51,6 +51,23 @@ class ChannelGroup(BoundedGroup):
         return f"{self.members[0].name}[{int(indices[0])}:{int(indices[-1]) + 1}]"
 
     @property
+    def kind(self) -> str:
+        """The classes of the layers where the channels lie, each with the axis, as a sorted list.
+
+        So heads are alike, feed-forward layers are alike, and so are the inner channels of alike
+        blocks. A residual stream lies in other numbers of layers than these.
+
+        Examples:
+            ``"BatchNorm2d[0] Conv2d[0] Conv2d[1]"``, ``"Linear[0] Linear[1] in blocks"``
+        """
+        lies = {
+            (id(member.owner), type(member.owner).__name__, place.axis)
+            for member, place in self._places()
+        }
+        kinds = " ".join(sorted(f"{layer}[{axis}]" for _, layer, axis in lies))
+        return f"{kinds} in blocks" if self.width > 1 else kinds
+
+    @property
     def producers(self) -> tuple[str, ...]:
         """Names of the weights that make the channels."""
         return tuple(dict.fromkeys(place.name for place in self.places if place.is_output))

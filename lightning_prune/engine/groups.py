@@ -71,6 +71,11 @@ class Group(ABC):
 
     @property
     @abstractmethod
+    def kind(self) -> str:
+        """A description that groups share if their atoms are alike and may be ranked together."""
+
+    @property
+    @abstractmethod
     def producers(self) -> tuple[str, ...]:
         """Names of the members whose sparsity the group has."""
 
@@ -290,6 +295,11 @@ class TensorGroup(Group):
     def name(self) -> str:
         """The name of the tensor."""
         return self.members[0].name
+
+    @property
+    def kind(self) -> str:
+        """The class of the layer that holds the tensor."""
+        return type(self.members[0].owner).__name__
 
     @property
     def producers(self) -> tuple[str, ...]:

@@ -213,14 +213,17 @@ def make_pools(
 ) -> tuple[Pool, ...]:
     """Return the pools of groups: each group alone if the allocation shares no number to keep.
 
+    An isomorphic allocation has a pool for each kind of group.
+
     Args:
         groups: All groups.
         allocation: How a pool divides a number to keep.
         by_glob: Whether groups of different globs are in different pools.
     """
-    pooled: dict[tuple[str, int, bool, str], list[Group]] = {}
+    pooled: dict[tuple[str, int, bool, str, str], list[Group]] = {}
     for group in groups:
         alone, first = "" if allocation.shares_budget else group.name, group.members[0]
-        key = first.glob if by_glob else "", group.optimizer, first.is_trained, alone
+        kind = group.kind if allocation.isomorphic else ""
+        key = first.glob if by_glob else "", group.optimizer, first.is_trained, alone, kind
         pooled.setdefault(key, []).append(group)
     return tuple(Pool(groups=tuple(some), allocation=allocation) for some in pooled.values())

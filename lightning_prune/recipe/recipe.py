@@ -149,9 +149,11 @@ class Recipe:
             raise ValueError(f"need budgets of different units, got {', '.join(units)}")
         for budget in self.budgets:
             _refuse_budget(budget, pattern)
-        if allocation.needs_unsigned_scores and self.criterion.has_signed_scores:
+        divides = allocation.needs_unsigned_scores or allocation.per is not None
+        if divides and self.criterion.has_signed_scores:
+            per = "" if allocation.per is None else f"(per='{allocation.per}')"
             raise ValueError(
-                f"need scores >= 0 for {type(allocation).__name__}, got "
+                f"need scores >= 0 for {type(allocation).__name__}{per}, got "
                 f"criterion={type(self.criterion).__name__}, whose scores can be negative"
             )
         if allocation.needs_single_tensors and pattern.couples_tensors:
