@@ -1,5 +1,6 @@
 """The constants of an ONNX file, with the bytes that they take."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,11 @@ def read_constants(file: Path) -> list[Constant]:
 
 def _count_bytes(tensor: Any) -> int:
     """Return the bytes of the values: raw, or each in the encoding of the field that holds it."""
-    size = tensor.ByteSize()
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
     bare = type(tensor)()
     bare.CopyFrom(tensor)
-    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
+    for name in ("float_data", "int32_data", "int64_data", "double_data"):
         bare.ClearField(name)
-    return int(size - bare.ByteSize())
+    size = int(tensor.ByteSize() - bare.ByteSize())
+    return size - 1 - max(math.ceil((size - 2).bit_length() / 7), 1) if size else 0

@@ -22,8 +22,10 @@ from lightning_prune.engine.onnx_sources import (
 )
 from lightning_prune.engine.shapes import Shape, count_entries, find_shapes, fix_shape, is_fixed
 from lightning_prune.models.calls import Call
+from lightning_prune.models.comparison import Reference
 from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.generic_weights import fill_with_generic_weights
+from lightning_prune.models.trees import move_to_cpu
 from lightning_prune.recipe.budgets import Unit
 
 _UNKNOWN = 0.002  # share of a file whose change with removal may stay unknown
@@ -51,7 +53,8 @@ class OnnxFileCost(Cost):
 
     The dense file is written once. Each constant takes bytes in proportion to the entries that
     removal leaves; the rest of the file stays. Equal constants, which the exporter merges, count
-    once each, since training makes them different.
+    once each, since training makes them different. A zero point takes one byte or two, by the
+    values that calibration sees; it counts as two.
 
     Args:
         model: The dense model.
@@ -78,7 +81,9 @@ class OnnxFileCost(Cost):
                 smaller = Path(folder) / "quantized.onnx"
                 quantize_onnx(file, smaller, [call])
                 self._constants, size = read_constants(smaller), smaller.stat().st_size
-        self._rest = size - sum(constant.size for constant in self._constants)
+        points = [each for each in self._constants if each.values.dtype == "uint8"]
+        unsure = sum(each.values.size == 1 and each.size == 1 for each in points)
+        self._rest = size - sum(constant.size for constant in self._constants) + unsure
         self._shapes = parts.shapes
 
     def __call__(self, kept: Mapping[str, int]) -> float:
@@ -128,10 +133,15 @@ def write_parts(model: nn.Module, groups: Sequence[Group], call: Call, file: Pat
 
 
 def _make_generic(model: nn.Module, call: Call) -> nn.Module:
-    """Return a copy on the CPU in which no two tensors are equal, if it answers with numbers."""
+    """Return a copy on the CPU with generic weights, or with its own if those give no numbers."""
     generic = copy_uncompiled(model).cpu().float().eval()
+    own = copy_uncompiled(generic)
     fill_with_generic_weights(generic)
-    return generic
+    try:
+        is_finite = Reference(generic, move_to_cpu(call), 1).is_finite
+    except Exception:  # of the model's own code, which may refuse such weights
+        is_finite = False
+    return generic if is_finite else own
 
 
 def _count_bytes(constant: Constant, shapes: Mapping[str, Shape], kept: Mapping[str, int]) -> float:
@@ -143,6 +153,6 @@ def _find_shape(constant: Constant, shapes: Mapping[str, Shape]) -> Shape:
     """Return the shape of a constant after removal."""
     lengths = constant.values.shape
     shape = shapes.get(constant.origin)
-    if shape is None or not lengths:
+    if shape is None or constant.values.size == 1:
         return fix_shape(lengths)
     return shape if constant.axis is None else (shape[constant.axis],)
