@@ -24,12 +24,14 @@ class ChannelGroup(BoundedGroup):
 
     Args:
         places: Where the channels lie in each member; a member can have several places.
+        buffers: Where the channels lie in buffers, which hold nothing to prune.
         channels: Number of channels.
         width: Indices along the producers' output axis for each channel, such as the size of an
             attention head.
     """
 
     places: "Sequence[ChannelPlace]"
+    buffers: "Sequence[ChannelPlace]" = ()
     channels: int
     width: int
     _kept: int = field(init=False)
@@ -71,6 +73,11 @@ class ChannelGroup(BoundedGroup):
     def producers(self) -> tuple[str, ...]:
         """Names of the weights that make the channels."""
         return tuple(dict.fromkeys(place.name for place in self.places if place.is_output))
+
+    @property
+    def removable_places(self) -> "Sequence[ChannelPlace]":
+        """Where the channels lie in parameters and buffers."""
+        return (*self.places, *self.buffers)
 
     @property
     def size(self) -> int:

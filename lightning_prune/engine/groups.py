@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
 from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
 from lightning_prune.tensors.shards import Shard, sum_shards
+
+if TYPE_CHECKING:
+    from lightning_prune.channels.coupling import ChannelPlace
 
 Scores = Mapping[str, TensorScores]
 """The scores of an update by the name of the tensor."""
@@ -78,6 +82,11 @@ class Group(ABC):
     @abstractmethod
     def producers(self) -> tuple[str, ...]:
         """Names of the members whose sparsity the group has."""
+
+    @property
+    def removable_places(self) -> "Sequence[ChannelPlace]":
+        """Where the atoms lie in parameters and buffers, if they can be removed; else nowhere."""
+        return ()
 
     @property
     @abstractmethod
