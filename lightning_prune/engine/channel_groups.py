@@ -85,6 +85,16 @@ class ChannelGroup(BoundedGroup):
         return self.channels
 
     @property
+    def weights_per_atom(self) -> float:
+        """Number of weights of a channel in all members that are scored."""
+        weights = 0.0
+        for member, place in self._places():
+            if member.is_scored:
+                covered = int((place.channel_of_index >= 0).sum())
+                weights += member.total * covered / len(place.channel_of_index)
+        return weights / self.channels
+
+    @property
     def kept(self) -> int:
         """Number of channels that are not pruned."""
         return self._kept

@@ -144,9 +144,10 @@ def enroll(
         if recipe.keep_zeros:
             _keep_zeros([g for g in selection.groups if fresh.intersection(g.members)])
         _refuse_lost_rows(selection.groups)
-        pools = make_pools(selection.groups, recipe.chosen_allocation, by_glob=not recipe.budgets)
         limits = make_limits(selection) if selection.groups else Limits()
         limits.check(selection.groups)
+        allocation, by_glob = recipe.chosen_allocation, not recipe.budgets
+        pools = make_pools(selection.groups, allocation, limits.savings, by_glob=by_glob)
         affordable = divide(limits, pools, 1.0) if limits else {}
         plan = {name: final for pool in pools for name, final in pool.plan(affordable).items()}
     except BaseException:

@@ -89,10 +89,15 @@ class Limits:
 
     Args:
         limits: The limits; none without a budget.
+        savings: The cost that an atom saves for each of the weights in the atom, by the name of the
+            group; empty if the allocation reads no savings.
     """
 
-    def __init__(self, limits: Sequence[Limit] = ()) -> None:
+    def __init__(
+        self, limits: Sequence[Limit] = (), savings: Mapping[str, float] | None = None
+    ) -> None:
         self.limits = tuple(limits)
+        self.savings = savings or {}
 
     def __bool__(self) -> bool:
         """Whether there is a budget."""

@@ -123,11 +123,11 @@ class Roster:
             tensor.mask.apply(local_part(parameters[tensor.name]))
 
     def _make_limits(self, selection: Selection) -> Limits:
-        if not self._recipe.budgets:
+        if not (self._recipe.budgets or self._recipe.chosen_allocation.per):
             return Limits()
         from lightning_prune.engine.pricing import make_limits  # it imports what traces models
 
-        return make_limits(self._recipe.budgets, self._model, selection, self._example)
+        return make_limits(self._recipe, self._model, selection, self._example)
 
     def _watch(self, enrolment: Enrolment) -> None:
         """Let the criterion hook the tensors that it does not watch yet; none if it raises."""

@@ -103,7 +103,9 @@ class Recipe:
     @property
     def needs_example(self) -> bool:
         """Whether an answer depends on an example of the model's input."""
-        return self.pattern.couples_tensors or any(each.needs_example for each in self.budgets)
+        is_priced = self.chosen_allocation.per in ("macs", "latency")
+        is_limited = any(budget.needs_example for budget in self.budgets)
+        return self.pattern.couples_tensors or is_priced or is_limited
 
     @property
     def chosen_allocation(self) -> Allocation:
