@@ -27,9 +27,8 @@ from benchmarks.kit.recording import silence_libraries, write_markdown_header, w
 from lightning_prune import ChannelPattern, LatencyBudget, Pattern
 from lightning_prune.channels.narrowing import Narrower
 from lightning_prune.engine.channel_groups import ChannelGroup
-from lightning_prune.engine.channel_layers import find_layers
 from lightning_prune.engine.channel_selection import select_channels
-from lightning_prune.engine.latency_costs import LARGEST_ERROR, LatencyCost
+from lightning_prune.engine.latency_costs import LARGEST_ERROR, LatencyCost, make_latency_cost
 from lightning_prune.reporting.latency import Latency
 from lightning_prune.reporting.latency_widths import measure_latency_table
 from lightning_prune.reporting.stopwatch import Stopwatch
@@ -89,12 +88,12 @@ def try_budget(
 ) -> Iterator[Trial]:
     """Yield the trial of the first prediction, and a trial after each correction."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    groups = select_channels(model, [optimizer], {"*": 1.0}, pattern, example).groups
+    selection = select_channels(model, [optimizer], {"*": 1.0}, pattern, example)
     table = measure_latency_table(
-        model, example, groups, budget, announce=partial(print, f"{name}:", file=sys.stderr)
+        model, example, selection, budget, announce=partial(print, f"{name}:", file=sys.stderr)
     )
-    totals = {group.name: group.total for group in groups}
-    cost = LatencyCost(table, find_layers(model, example, groups), totals)
+    cost = make_latency_cost(table, model, selection, example)
+    groups = selection.groups
     narrower = Narrower(model, example, {group.name: group.places for group in groups})
     measure = Stopwatch(model, example, budget)
     for corrections in range(CORRECTIONS + 1):

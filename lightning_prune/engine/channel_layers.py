@@ -1,24 +1,19 @@
 """The layers of a model as products of the channels that groups keep along the axes."""
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from lightning_prune.engine.channel_groups import ChannelGroup
+from lightning_prune.engine.candidates import Selection
+from lightning_prune.engine.count_costs import list_macs
 from lightning_prune.models.calls import make_call
-from lightning_prune.models.compiled import copy_module
-from lightning_prune.models.counting import count
-from lightning_prune.models.names import owner_of, plain_name
-from lightning_prune.models.undisturbed import keep_generators
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelLayer:
-    r"""A tensor of weights whose work shrinks with the channels along the axes.
+    r"""Multiplications that shrink with the channels along the axes of their factors.
 
     The fraction of the work that remains is a product over the axes,
 
@@ -28,7 +23,7 @@ class ChannelLayer:
     that the group fills. So two groups that share a layer do not save the same work twice.
 
     Args:
-        name: The name of the tensor.
+        name: The name of the tensor, or of the module that multiplies activations.
         work: Multiply-adds in the dense model.
         axes: For each axis with channels, the part that each group fills, by its name.
     """
@@ -54,35 +49,25 @@ class ChannelLayer:
         return tuple(dict.fromkeys(group for axis in self.axes for group in axis))
 
 
-def find_layers(
-    module: nn.Module, example: Any, groups: Sequence[ChannelGroup]
-) -> tuple[ChannelLayer, ...]:
+def find_layers(model: nn.Module, selection: Selection, example: Any) -> tuple[ChannelLayer, ...]:
     """Return the layers of a model that multiply, those without a group included.
 
     Args:
-        module: The model; left as it is.
+        model: The model; it stays as it is.
+        selection: The parameters and groups of channels of the model.
         example: The arguments of ``forward``.
-        groups: The groups of channels.
+
+    Raises:
+        ValueError: If there is no example, or a parameter has no shape yet, or is sharded.
     """
-    with keep_generators(), torch.no_grad():
-        work = count(copy_module(module).eval(), make_call(module, example)).work
-    axes: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for group in groups:
-        for place in group.places:
-            is_filled = place.channel_of_index >= 0
-            axes[place.name][place.axis][group.name] = float(is_filled.double().mean())
-    sizes: dict[str, dict[str, int]] = defaultdict(dict)
-    for raw, parameter in module.named_parameters():
-        if parameter.ndim > 1:
-            name = plain_name(raw)
-            sizes[owner_of(name)][name] = parameter.numel()
+    parts = list_macs(model, selection, make_call(model, example))
     return tuple(
         ChannelLayer(
             name=name,
-            work=work[owner].macs * size / sum(of_owner.values()),
-            axes=tuple(axes[name].values()) if name in axes else (),
+            work=float(macs),
+            axes=tuple(
+                {group: covered / axis.length for group, covered, _ in axis.spans} for axis in axes
+            ),
         )
-        for owner, of_owner in sizes.items()
-        if owner in work and work[owner].macs
-        for name, size in of_owner.items()
+        for name, macs, axes in parts
     )

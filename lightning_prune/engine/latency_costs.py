@@ -3,9 +3,13 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from typing import Any
+
+from torch import nn
 
 from lightning_prune.deploy.latency_table import WHOLE, LatencyTable, interpolate, make_monotone
-from lightning_prune.engine.channel_layers import ChannelLayer
+from lightning_prune.engine.candidates import Selection
+from lightning_prune.engine.channel_layers import ChannelLayer, find_layers
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.latency_fit import fit_times
 from lightning_prune.recipe.budgets import Unit
@@ -134,6 +138,25 @@ class LatencyCost(Cost):
         predicted = sorted(part for part in known if 0 < part < 1)
         measured = make_monotone([known[part] for part in predicted])
         return [(0.0, 0.0), *zip(predicted, measured, strict=True), (1.0, 1.0)]
+
+
+def make_latency_cost(
+    table: LatencyTable, model: nn.Module, selection: Selection, example: Any
+) -> LatencyCost:
+    """Return the latency of a model by the channels that groups keep.
+
+    Args:
+        table: The latencies of the same model and groups, measured by `measure_latency_table` or
+            on another device.
+        model: The model; it stays as it is.
+        selection: The parameters and groups of channels of the model.
+        example: The arguments of ``forward``.
+
+    Raises:
+        ValueError: If the table is of other groups, or of other numbers of channels.
+    """
+    totals = {group.name: group.total for group in selection.groups}
+    return LatencyCost(table, find_layers(model, selection, example), totals)
 
 
 def _check(table: LatencyTable, totals: Mapping[str, int]) -> None:

@@ -4,19 +4,22 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.channels.narrowing import Narrower
 from lightning_prune.deploy.latency_table import WHOLE, LatencyTable
+from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.engine.channel_layers import ChannelLayer, find_layers
 from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.recipe.budgets import LatencyBudget
-from lightning_prune.reporting.latency import BLOCKS, Latency
+from lightning_prune.reporting.latency import Latency
 from lightning_prune.reporting.stopwatch import Stopwatch
+
+WIDTH_BLOCKS = 101  # a single group saves little: more than a report of a whole model has
 
 SECONDS = 300.0
 """Default seconds that the measurement may take."""
@@ -30,11 +33,11 @@ _CHOICES = ((0.75, 0.5, 0.25), (0.5, 0.25), (0.4,))  # fractions that a group ke
 def measure_latency_table(
     module: nn.Module,
     example: Any,
-    groups: Sequence[ChannelGroup],
+    selection: Selection,
     budget: LatencyBudget,
     *,
     seconds: float = SECONDS,
-    blocks: int = BLOCKS,
+    blocks: int = WIDTH_BLOCKS,
     announce: Callable[[str], object] | None = None,
     timer: Callable[[nn.Module], Latency] | None = None,
 ) -> LatencyTable:
@@ -48,7 +51,7 @@ def measure_latency_table(
     Args:
         module: The dense model, with any weights; left as it is.
         example: The arguments of ``forward``.
-        groups: The groups of channels that are pruned.
+        selection: The groups of channels that are pruned.
         budget: The runtime, the number of threads and the batch size.
         seconds: Time for the measurement, positive. One width of each group is measured even if it
             takes longer.
@@ -58,18 +61,20 @@ def measure_latency_table(
         timer: Measures a module in turns with the dense module; by default a `Stopwatch`.
 
     Raises:
-        ValueError: If the module cannot be traced or exported, or ``seconds`` is not positive.
+        ValueError: If the module cannot be traced or exported, ``seconds`` is not positive, or the
+            groups are no channels.
         ModuleNotFoundError: If ONNX Runtime is to be used and not installed.
     """
     if not seconds > 0:
         raise ValueError(f"need seconds > 0, got seconds={seconds}")
     note_progress("preparing to measure latencies", 0, 1)
+    groups = _list_channels(selection)
     narrower = Narrower(module, example, {group.name: group.places for group in groups})
     measure = timer or Stopwatch(module, example, budget, blocks)
     start = time.perf_counter()
     dense = measure(narrower.narrow({}))
     each = time.perf_counter() - start
-    kin = find_kin(groups, find_layers(module, example, groups))
+    kin = find_kin(groups, find_layers(module, selection, example))
     widths = _plan(kin, seconds, each)
     if announce is not None:
         announce(_describe_plan(len(widths), len(groups), dense, len(widths) * each))
@@ -83,6 +88,17 @@ def measure_latency_table(
         for name, channels in width.rows.items():
             ms[name][channels] = dense_ms * (1 - (1 - 1 / latency.speedup) / width.shares)
     return LatencyTable(ms=ms, note=_describe_place(dense, budget))
+
+
+def _list_channels(selection: Selection) -> tuple[ChannelGroup, ...]:
+    """Return the groups of channels; raise ValueError for groups that cannot be removed."""
+    for group in selection.groups:
+        if not group.pattern.couples_tensors:
+            raise ValueError(
+                "need a pattern whose atoms can be removed, such as ChannelPattern(), to measure "
+                f"latencies, got pattern={group.pattern}"
+            )
+    return cast("tuple[ChannelGroup, ...]", selection.groups)
 
 
 def find_kin(

@@ -176,8 +176,8 @@ def test_the_layers_of_a_model_shrink_as_the_multiply_adds_do(kind):
     model = kind()
     pattern = ChannelPattern(round_to=8, scope="all")
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    groups = select_channels(model, [optimizer], {"*": 1.0}, pattern, None).groups
-    layers = find_layers(model, None, groups)
+    selection = select_channels(model, [optimizer], {"*": 1.0}, pattern, None)
+    layers = find_layers(model, selection, None)
     found = {each.name: (each.work, each.groups) for each in layers}
     if kind is Net:
         assert found == {

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import ChannelPattern, LatencyBudget
+from lightning_prune import ChannelPattern, LatencyBudget, Recipe
 from lightning_prune.deploy.latency_table import LatencyTable
-from lightning_prune.engine.channel_layers import find_layers
 from lightning_prune.engine.channel_selection import select_channels
-from lightning_prune.engine.latency_costs import LatencyCost
+from lightning_prune.engine.latency_costs import make_latency_cost
+from lightning_prune.engine.selection import select as select_parts
 from lightning_prune.reporting.latency import Contest, compare_times
 from lightning_prune.reporting.latency_widths import measure_latency_table
 from tests.engine.channels import Net
@@ -56,13 +56,13 @@ class Scale:
 def select(model):
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     pattern = ChannelPattern(round_to=8)
-    return select_channels(model, [optimizer], {"*": 1.0}, pattern, None).groups
+    return select_channels(model, [optimizer], {"*": 1.0}, pattern, None)
 
 
 def measure(model, **options):
-    groups, scale = select(model), Scale(model)
-    table = measure_latency_table(model, None, groups, BUDGET, timer=scale, **options)
-    return groups, scale, table
+    selection, scale = select(model), Scale(model)
+    table = measure_latency_table(model, None, selection, BUDGET, timer=scale, **options)
+    return selection, scale, table
 
 
 def test_each_group_has_rows_of_widths_and_all_groups_together_too():
@@ -93,9 +93,8 @@ def test_equal_blocks_are_narrowed_at_once_and_share_the_saving():
 
 def test_the_cost_of_a_measured_table_predicts_what_was_measured():
     model = Net()
-    groups, _, table = measure(model)
-    totals = {group.name: group.total for group in groups}
-    cost = LatencyCost(table, find_layers(model, None, groups), totals)
+    selection, _, table = measure(model)
+    cost = make_latency_cost(table, model, selection, None)
     kept = {"0.weight": 16, "3.weight": 16, "7.weight": 16}
     weights = 16 * 27 + 16 * 16 * 9 + 16 * 16 * 16 + 10 * 16
     assert cost(kept) == pytest.approx(1e-3 * weights, rel=0.05)
@@ -134,15 +133,23 @@ def test_no_time_is_refused():
         measure(Net(), seconds=0.0)
 
 
+def test_groups_that_cannot_be_removed_are_refused():
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    selection = select_parts(model, [optimizer], Recipe(sparsity=0.5), None)
+    with pytest.raises(ValueError, match=r"need a pattern whose atoms can be removed, .* got patt"):
+        measure_latency_table(model, None, selection, BUDGET)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["torch", "onnx"])
 def test_a_real_measurement_is_positive_and_leaves_the_model_alone(runtime, tmp_path):
     model = Net().train()
-    groups = select(model)
+    selection = select(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator, threads = torch.get_rng_state(), torch.get_num_threads()
     budget = LatencyBudget(speedup=2.0, runtime=runtime, threads=1, batch_size=3)
-    table = measure_latency_table(model, None, groups, budget, seconds=1e-9, blocks=6)
+    table = measure_latency_table(model, None, selection, budget, seconds=1e-9, blocks=6)
     assert all(ms > 0 for widths in table.ms.values() for ms in widths.values())
     table.save(tmp_path / "latency.csv")
     assert LatencyTable.load(tmp_path / "latency.csv") == table
