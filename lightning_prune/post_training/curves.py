@@ -144,7 +144,9 @@ def outline_curves(validator: TrialValidator, sparsities: Sequence[float]) -> tu
             groups=together,
             producers=tuple(dict.fromkeys(name for group in together for name in group.producers)),
             sparsities=levels,
-            losses=tuple(0.0 if _is_possible(together, each) else math.nan for each in levels),
+            losses=tuple(
+                0.0 if _can_prune(validator, together, each) else math.nan for each in levels
+            ),
             kept=tuple(_count_kept(validator, together, sparsity) for sparsity in levels),
         )
         for together in _join(validator.groups)
@@ -200,13 +202,13 @@ def _count_kept(
     validator: TrialValidator, groups: Sequence[Group], sparsity: float
 ) -> dict[str, int]:
     """Return the atoms that each group keeps at a sparsity; all where it cannot be that sparse."""
-    if sparsity == 0 or not _is_possible(groups, sparsity):
+    if sparsity == 0 or not _can_prune(validator, groups, sparsity):
         return {group.name: group.total for group in groups}
     return {group.name: validator.prune(group, sparsity).atoms_kept for group in groups}
 
 
-def _is_possible(groups: Sequence[Group], sparsity: float) -> bool:
-    return all(group.leaves_rows(sparsity) for group in groups)
+def _can_prune(validator: TrialValidator, groups: Sequence[Group], sparsity: float) -> bool:
+    return sparsity == 0 or all(validator.can_prune(group, sparsity) for group in groups)
 
 
 def _join(groups: Sequence[Group]) -> list[tuple[Group, ...]]:

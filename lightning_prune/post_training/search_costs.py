@@ -1,46 +1,25 @@
-"""The cost that a search weighs against the metric."""
+"""The cost that a search weighs against the metric, and the limit of a budget."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_prune.engine.costs import Cost
-from lightning_prune.engine.groups import Group
+from lightning_prune.engine.count_costs import make_parameter_cost
+from lightning_prune.engine.pricing import make_limits
+from lightning_prune.post_training.solving import Solver
 from lightning_prune.post_training.trials import TrialValidator
-from lightning_prune.recipe.budgets import Budget, Unit
+from lightning_prune.recipe.budgets import Budget
+from lightning_prune.recipe.patterns import Pattern
+
+_LISTED_PARTS = 3
 
 
-class RemainingParameters(Cost):
-    """Parameters that are not pruned; a weight in two groups remains if both keep it.
-
-    Args:
-        groups: The groups.
-        sizes: Number of weights of each parameter of the model, by name.
-    """
-
-    unit: Unit = "parameters"
-
-    def __init__(self, groups: Sequence[Group], sizes: Mapping[str, int]) -> None:
-        self._totals = {group.name: group.total for group in groups}
-        self._sizes = sizes
-        self._by_member: dict[str, list[str]] = defaultdict(list)
-        for group in groups:
-            for member in group.members:
-                self._by_member[member.name].append(group.name)
-
-    def __call__(self, kept: Mapping[str, int]) -> float:
-        """Return the number of remaining parameters."""
-        cost = 0.0
-        for name, size in self._sizes.items():
-            share = 1.0
-            for group in self._by_member.get(name, ()):
-                share *= kept[group] / self._totals[group]
-            cost += round(size * share)
-        return cost
-
-    def dense_parts(self) -> Mapping[str, float]:
-        """Return the sizes of the parameters in no group."""
-        return {n: float(size) for n, size in self._sizes.items() if n not in self._by_member}
+def check_budget(budget: Budget | None, pattern: Pattern) -> None:
+    """Raise ValueError if zeros in place cannot lower the cost."""
+    if budget is not None and budget.needs_removal and not pattern.couples_tensors:
+        raise ValueError(
+            f"need a pattern of whole channels for {budget.describe()}, got pattern={pattern}; "
+            "zeros in place do not lower this cost"
+        )
 
 
 def make_cost(budget: Budget | None, validator: TrialValidator, example: Any) -> Cost:
@@ -51,4 +30,32 @@ def make_cost(budget: Budget | None, validator: TrialValidator, example: Any) ->
         validator: Has the model and the groups.
         example: The arguments of ``forward``; None for the model's ``example_input_array``.
     """
-    return RemainingParameters(validator.groups, validator.pruner.sizes)
+    selection = validator.pruner.selection
+    if budget is None:
+        return make_parameter_cost(selection)
+    return make_limits([budget], validator.model, selection, example).limits[0].cost
+
+
+def find_limit(budget: Budget, solver: Solver) -> float:
+    """Return the largest cost that a budget allows.
+
+    Raises:
+        ValueError: If the sparsest choice costs more, or the dense model does not.
+    """
+    cost = solver.cost
+    dense, least = solver.count_cost(solver.dense), solver.count_cost(solver.sparsest)
+    limit = budget.limit(dense)
+    if limit >= dense:
+        raise ValueError(
+            f"need a budget below the cost of the dense model, got {budget.describe()} for "
+            f"{dense:,.6g} {cost.unit}"
+        )
+    if least > limit:
+        parts = sorted(cost.dense_parts().items(), key=lambda part: -part[1])[:_LISTED_PARTS]
+        listed = ", ".join(f"'{name}' {part:,.6g}" for name, part in parts if part) or "none"
+        raise ValueError(
+            f"need a budget that the highest sparsities reach, got {budget.describe()}: the least "
+            f"is {least:,.6g} {cost.unit}, {least / dense:.4f} of the dense cost; of the parts "
+            f"that stay dense these cost most: {listed}; allow more, or higher sparsities"
+        )
+    return limit

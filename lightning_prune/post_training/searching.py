@@ -8,7 +8,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.engine.costs import Cost
 from lightning_prune.post_training.calibration import find_pruning_callback
 from lightning_prune.post_training.curves import (
     Curve,
@@ -25,7 +24,7 @@ from lightning_prune.post_training.joint_trials import (
     search_within_limit,
     search_within_tolerance,
 )
-from lightning_prune.post_training.search_costs import make_cost
+from lightning_prune.post_training.search_costs import check_budget, find_limit, make_cost
 from lightning_prune.post_training.search_report import CURVES, SearchReport, check_goal
 from lightning_prune.post_training.sensitivity_report import Mode
 from lightning_prune.post_training.solving import Solver
@@ -36,6 +35,8 @@ from lightning_prune.post_training.trials import (
     many_trials,
 )
 from lightning_prune.recipe.budgets import Budget
+from lightning_prune.recipe.recipe import Recipe
+from lightning_prune.recipe.targets import DEFAULT_SPARSITY
 
 
 @check_arguments
@@ -103,6 +104,7 @@ def search_sparsities(
     check_goal(tolerance, budget, trials)
     callback = find_pruning_callback(trainer)
     grid = check_grid(sparsities, callback.recipe.pattern)
+    check_budget(budget, callback.recipe.pattern)
     validator = begin_trials(
         trainer,
         model,
@@ -115,7 +117,7 @@ def search_sparsities(
     )
     cost = make_cost(budget, validator, callback.example if example is None else example)
     outline = outline_curves(validator, grid)
-    limit = None if budget is None else _find_limit(budget, Solver(outline, cost), cost)
+    limit = None if budget is None else find_limit(budget, Solver(outline, cost))
     file = CurveFile(
         None if folder is None else Path(folder) / CURVES,
         digest=digest_trials(validator, callback.recipe),
@@ -138,7 +140,7 @@ def search_sparsities(
         curves=tuple(curves),
         trials=joint.all,
         best=best,
-        globs=callback.recipe.targets if callback.recipe.pattern.couples_tensors else {},
+        globs=_find_globs(callback.recipe),
     )
 
 
@@ -152,19 +154,14 @@ def _choose(joint: JointTrials, tolerance: float | None, limit: float | None) ->
     return joint.find_best(limit)
 
 
-def _find_limit(budget: Budget, solver: Solver, cost: Cost) -> float:
-    """Return the largest cost; raise ValueError if the sparsest choice costs more."""
-    limit = budget.limit(solver.count_cost(solver.dense))
-    least = solver.count_cost(solver.sparsest)
-    if least > limit:
-        parts = sorted(cost.dense_parts().items(), key=lambda part: -part[1])[:3]
-        listed = ", ".join(f"'{name}' {part:,.0f}" for name, part in parts) or "none"
-        raise ValueError(
-            f"need a budget of at least {least:,.0f} {cost.unit}, the cost at the highest "
-            f"sparsities, got {budget.describe()}, which allows {limit:,.0f}; the dense parts "
-            f"that cost most are {listed}"
-        )
-    return limit
+def _find_globs(recipe: Recipe) -> dict[str, float | None]:
+    """Return the globs by which tensors are scored that are in groups and make no channels."""
+    if not recipe.pattern.couples_tensors:
+        return {}
+    return {
+        glob: None if target is None else min(target, DEFAULT_SPARSITY)
+        for glob, target in recipe.targets.items()
+    }
 
 
 def _announce(

@@ -75,6 +75,10 @@ class TrialValidator:
         """The groups that can be pruned."""
         return self.pruner.groups
 
+    def can_prune(self, group: Group, sparsity: float) -> bool:
+        """Whether a group can be that sparse: by the rows that must stay, and by the cap."""
+        return group.leaves_rows(sparsity) and sparsity <= group.members[0].most
+
     def prune(self, group: Group, sparsity: float) -> Group:
         """Return a copy of a group with masks of its own; weights stay as they are."""
         members = tuple(
@@ -90,11 +94,10 @@ class TrialValidator:
     def validate_alone(self, group: Group, sparsity: float) -> float:
         """Return the metric of the model with a single pruned group.
 
-        It is NaN where a row of the group could keep no atom.
+        It is NaN where the group cannot be that sparse.
         """
-        if not group.leaves_rows(sparsity):
-            return math.nan
-        return self.validate([self.prune(group, sparsity)])
+        can_prune = self.can_prune(group, sparsity)
+        return self.validate([self.prune(group, sparsity)]) if can_prune else math.nan
 
     def validate(self, pruned: Sequence[Group]) -> float:
         """Return the metric of the model with pruned groups.
