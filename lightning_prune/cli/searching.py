@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from lightning_prune.cli.example import find_example
 from lightning_prune.post_training.calibration import find_pruning_callback
-from lightning_prune.post_training.search_report import check_search_folder
+from lightning_prune.post_training.search_report import CHECKPOINT, check_search_folder
 from lightning_prune.post_training.searching import search_sparsities
 from lightning_prune.post_training.sensitivity_report import check_plot
 from lightning_prune.recipe.budgets import Budget
@@ -45,8 +45,15 @@ def search_and_write(
     if example is None and budget is not None and budget.needs_example:
         example = find_example(trainer, model, datamodule, 1)
     found = search_sparsities(
-        trainer, model, datamodule, budget=budget, folder=folder, example=example, **options
+        trainer,
+        model,
+        datamodule,
+        budget=budget,
+        folder=folder,
+        output=folder / CHECKPOINT,
+        example=example,
+        **options,
     )
     say(found.table())
-    written = found.write(folder, plot=plot)
+    written = [*found.write(folder, plot=plot), folder / CHECKPOINT]
     say(f"written: {', '.join(map(str, written))}")

@@ -150,8 +150,8 @@ class PruneTrainer(Trainer):
         """Search the sparsity of each tensor that a tolerance or a budget allows.
 
         Prunes each tensor alone, combines the losses, and validates with all tensors pruned. No
-        weight is trained. Writes the result as the 'sparsity' of a config. The config's
-        PruningCallback sets tensors, criterion and pattern.
+        weight is trained. Writes the result as the 'sparsity' of a config, and as a checkpoint. The
+        config's PruningCallback sets tensors, criterion and pattern.
 
         Args:
             model: The model.
@@ -171,8 +171,8 @@ class PruneTrainer(Trainer):
                 training_step that needs it.
             reestimate: Whether batch normalizations get new statistics from these training batches
                 before each validation.
-            output: The folder to write search.yaml, search.csv, search.png and search_curves.csv
-                to. A later search reuses the curves.
+            output: The folder to write search.yaml, search.csv, search.png, search.ckpt and
+                search_curves.csv to. A later search reuses the curves.
             plot: Whether to draw search.png, which needs matplotlib.
         """
         from lightning_prune.cli.searching import search_and_write

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from lightning_prune.engine.groups import Group
 from lightning_prune.post_training.knapsack import Levels
 from lightning_prune.post_training.solving import Solver
 from lightning_prune.post_training.trials import TrialBar, TrialValidator
@@ -83,17 +84,20 @@ class JointTrials:
         """All trials, the dense model first."""
         return tuple(self._known.values())
 
+    def prune(self, levels: Levels) -> list[Group]:
+        """Return copies of the groups with the masks of a choice; a dense group is left out."""
+        return [
+            self._validator.prune(group, curve.sparsities[level])
+            for curve, level in zip(self.solver.curves, levels, strict=True)
+            for group in curve.groups
+            if level
+        ]
+
     def measure(self, levels: Levels, kind: str) -> JointTrial:
         """Return the trial of a choice, which is measured if it is new."""
         if levels not in self._known:
-            pruned = [
-                self._validator.prune(group, curve.sparsities[level])
-                for curve, level in zip(self.solver.curves, levels, strict=True)
-                for group in curve.groups
-                if level
-            ]
             with self._bar.step(f"all together: {kind}"):
-                metric = self._validator.validate(pruned)
+                metric = self._validator.validate(self.prune(levels))
             self._known[levels] = JointTrial(
                 levels=levels,
                 kind=kind,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CURVES = "search_curves.csv"
+CHECKPOINT = "search.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +205,7 @@ def check_search_folder(folder: Path, *, plot: bool) -> list[Path]:
     """Return the files to write; raise ValueError if they cannot be written to the folder."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"need a folder to write to, got the file output='{folder}'")
-    check_output_file(folder / CURVES)
+    for name in (CURVES, CHECKPOINT):
+        check_output_file(folder / name)
     kinds = ("csv", "yaml", "png") if plot else ("csv", "yaml")
     return [check_output_file(folder / f"search.{kind}") for kind in kinds]

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.deploy.files import check_output_file
 from lightning_prune.post_training.calibration import find_pruning_callback
 from lightning_prune.post_training.curves import (
     Curve,
@@ -24,6 +25,7 @@ from lightning_prune.post_training.joint_trials import (
     search_within_limit,
     search_within_tolerance,
 )
+from lightning_prune.post_training.pruned_checkpoint import write_pruned_checkpoint
 from lightning_prune.post_training.search_costs import check_budget, find_limit, make_cost
 from lightning_prune.post_training.search_report import CURVES, SearchReport, check_goal
 from lightning_prune.post_training.sensitivity_report import Mode
@@ -51,6 +53,7 @@ def search_sparsities(
     budget: Budget | None = None,
     ckpt_path: str | Path | None = None,
     folder: str | Path | None = None,
+    output: str | Path | None = None,
     sparsities: Sequence[float] = SEARCH_SPARSITIES,
     trials: int = TRIALS,
     batches: int = BATCHES,
@@ -84,6 +87,8 @@ def search_sparsities(
         ckpt_path: The checkpoint with the weights; by default the model keeps its own weights.
         folder: A folder for the file of the curves. A later search reuses the losses in the file if
             weights, recipe and options are the same. By default no file is written.
+        output: A checkpoint of the pruned model to write, with the new statistics, as `prune_once`
+            writes it; by default no checkpoint is written.
         sparsities: The grid, in (0, 1], rising.
         trials: Largest number of validations with all tensors pruned together.
         batches: Number of training batches for the criterion, and for new statistics.
@@ -99,12 +104,14 @@ def search_sparsities(
     Raises:
         ValueError: If an argument is out of range, neither or both of ``tolerance`` and ``budget``
             are given, the grid does not fit the pattern or cannot reach the budget, there is no
-            `PruningCallback`, or validation does not log ``monitor``.
+            `PruningCallback`, validation does not log ``monitor``, or the output is the input or
+            cannot be written.
     """
     check_goal(tolerance, budget, trials)
     callback = find_pruning_callback(trainer)
     grid = check_grid(sparsities, callback.recipe.pattern)
     check_budget(budget, callback.recipe.pattern)
+    target = None if output is None else check_output_file(output, ckpt_path=ckpt_path)
     validator = begin_trials(
         trainer,
         model,
@@ -131,6 +138,11 @@ def search_sparsities(
         solver = Solver(curves, cost)
         joint = JointTrials(validator, solver, bar, sign=sign, most=trials)
         best = _choose(joint, tolerance, limit)
+        if target is not None:
+            validator.apply(joint.prune(best.levels))
+            write_pruned_checkpoint(
+                trainer, callback.state_key, validator.pruner.state_dict(), target
+            )
     return SearchReport(
         monitor=monitor,
         mode=mode,

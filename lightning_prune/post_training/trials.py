@@ -106,15 +106,31 @@ class TrialValidator:
             pruned: Results of `prune`.
         """
         with keep_tensors(self.model, parameters=False), _masked(pruned):
-            if self.reestimate:
-                reestimate_statistics(
-                    self.trainer,
-                    self.model,
-                    self.datamodule,
-                    batches=self.batches,
-                    train_mode=self.train_mode,
-                )
+            self._refresh_statistics()
             return validate(self.trainer, self.model, self.datamodule)[self.monitor]
+
+    def apply(self, pruned: Sequence[Group]) -> None:
+        """Prune the model itself, as `validate` saw it, and take the masks into the engine.
+
+        Args:
+            pruned: Results of `prune`.
+        """
+        trials = {trial.name: trial for trial in pruned}
+        for group in self.groups:
+            if group.name in trials:
+                group.keep(trials[group.name].alive().to(group.members[0].mask.device))
+        self.pruner.mask_copy(self.model)
+        self._refresh_statistics()
+
+    def _refresh_statistics(self) -> None:
+        if self.reestimate:
+            reestimate_statistics(
+                self.trainer,
+                self.model,
+                self.datamodule,
+                batches=self.batches,
+                train_mode=self.train_mode,
+            )
 
 
 def begin_trials(
