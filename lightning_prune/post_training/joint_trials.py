@@ -129,7 +129,7 @@ def search_within_tolerance(trials: JointTrials, tolerance: float) -> None:
     solver = trials.solver
     _bisect_levels(trials, tolerance)
     least = solver.count_cost(solver.sparsest)
-    first = solver.find_cheapest(tolerance)
+    first = solver.find_cheapest(tolerance + _ROUNDING)
     if trials.left and not trials.measure(first, "knapsack").is_within(tolerance):
         least = solver.count_cost(first)
     for power in _POWERS:

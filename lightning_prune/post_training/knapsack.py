@@ -11,6 +11,8 @@ BUCKETS = 10_000
 Levels = tuple[int, ...]
 """The index of the chosen level of each item."""
 
+_Numbers = NDArray[np.float64]
+
 
 def choose_levels(
     values: Sequence[Sequence[float]],
@@ -24,14 +26,13 @@ def choose_levels(
     .. math:: \min_l \sum_i v_{i, l_i} \quad \text{such that} \quad \sum_i w_{i, l_i} \le W
 
     This is the problem of SPDY, where items are layers and levels are sparsities: Frantar &
-    Alistarh, "SPDY" (2022), https://arxiv.org/abs/2201.13096. The dynamic program counts weights in
-    buckets. It takes items x levels x buckets additions. Each weight above the least of an item is
-    rounded up to whole buckets, so the choice always fits the limit.
+    Alistarh, "SPDY" (2022), https://arxiv.org/abs/2201.13096. The dynamic program goes through the
+    items. It keeps the sums that no other sum beats in both value and weight (Nemhauser & Ullmann,
+    1969). As long as these are at most ``buckets`` sums, the choice is the best.
 
-    If the weights above the least are whole numbers, and the limit leaves at most ``buckets`` of
-    them, then a bucket is 1, and the choice is the best. Otherwise a bucket is the room above the
-    least weights, divided by ``buckets``. Then the choice is at least as good as the best choice
-    for a limit that is smaller by a bucket for each item.
+    Otherwise, the room between the least weights and the limit is divided into buckets, and only
+    the sum of the least value in each bucket is kept. Then the choice is at least as good as the
+    best choice for a limit that is smaller by a bucket for each item.
 
     Args:
         values: The value of each level of each item; the sum is made least.
@@ -62,9 +63,8 @@ def choose_levels(
         np.array([item[level] - base for level in of], dtype=np.float64)
         for item, base, of in zip(weights, least, choices, strict=True)
     ]
-    steps, size = _count_steps(extra, room, buckets)
     items = [np.array([item[n] for n in of]) for item, of in zip(values, choices, strict=True)]
-    chosen = _solve(items, steps, size)
+    chosen = _solve(items, extra, room, buckets)
     return tuple(of[level] for of, level in zip(choices, chosen, strict=True))
 
 
@@ -74,38 +74,33 @@ def _find_choices(values: Sequence[float], weights: Sequence[float]) -> list[int
     return [level for level, pair in pairs if all(map(math.isfinite, pair))]
 
 
-def _count_steps(
-    extra: Sequence[NDArray[np.float64]], room: float, buckets: int
-) -> tuple[list[NDArray[np.int64]], int]:
-    """Return the weights in buckets, rounded up, and the number of buckets in the room."""
-    room = min(room, math.fsum(float(each.max()) for each in extra))
-    is_whole = all(bool((each == np.floor(each)).all()) for each in extra)
-    if room == 0 or (is_whole and room <= buckets):
-        size, bucket = int(room), 1.0
-    else:
-        size, bucket = buckets, room / buckets
-    return [np.ceil(np.minimum(each / bucket, size + 1)).astype(np.int64) for each in extra], size
-
-
 def _solve(
-    values: Sequence[NDArray[np.float64]], steps: Sequence[NDArray[np.int64]], size: int
+    values: Sequence[_Numbers], weights: Sequence[_Numbers], room: float, buckets: int
 ) -> list[int]:
-    """Return the levels with the least sum of values among those whose steps fit the size.
-
-    Of equal sums, the lower level of the later item is chosen.
-    """
-    best = np.zeros(size + 1)  # the least sum of the items so far, by the buckets they may fill
-    taken: list[NDArray[np.intp]] = []
-    for of_item, filled in zip(values, steps, strict=True):
-        sums = np.full((len(of_item), size + 1), np.inf)
-        for level, (value, step) in enumerate(zip(of_item, filled, strict=True)):
-            if step <= size:
-                sums[level, step:] = best[: size + 1 - step] + value
-        taken.append(sums.argmin(axis=0))
-        best = sums.min(axis=0)
-    levels, room = [], size
-    for filled, choice in zip(reversed(steps), reversed(taken), strict=True):
-        level = int(choice[room])
-        levels.append(level)
-        room -= int(filled[level])
+    """Return the levels with the least sum of values among those whose weights fit the room."""
+    value, weight = np.zeros(1), np.zeros(1)
+    steps: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    for of_item, heavy in zip(values, weights, strict=True):
+        before = len(value)
+        sums = (of_item[:, None] + value).ravel()
+        loads = (heavy[:, None] + weight).ravel()
+        kept = _keep_unbeaten(sums, loads, room, buckets)
+        value, weight = sums[kept], loads[kept]
+        steps.append((kept // before, kept % before))
+    levels, place = [], len(value) - 1  # unbeaten sums are ordered: the last has the least value
+    for level, earlier in reversed(steps):
+        levels.append(int(level[place]))
+        place = int(earlier[place])
     return levels[::-1]
+
+
+def _keep_unbeaten(sums: _Numbers, loads: _Numbers, room: float, buckets: int) -> NDArray[np.intp]:
+    """Return the indices of the sums that no lighter sum matches in value, the lightest first."""
+    order = np.lexsort((sums, loads))
+    order = order[loads[order] <= room]
+    lowest = np.minimum.accumulate(sums[order])
+    order = order[np.diff(lowest, prepend=np.inf) < 0]
+    if len(order) <= buckets:
+        return order
+    bucket = np.floor(loads[order] / room * buckets)
+    return order[np.diff(bucket, append=np.inf) > 0]
