@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.limits import Spending
 from lightning_prune.engine.training import Training
@@ -38,6 +39,11 @@ class Readings(ABC):
         for tensor in self._training.tensors:
             tensor.follow_parameter()
         return self._training.tensors
+
+    @property
+    def selection(self) -> Selection:
+        """All parameters of the model, with the groups and what the model multiplies."""
+        return self._training.enrolment.selection
 
     @property
     def groups(self) -> tuple[Group, ...]:
