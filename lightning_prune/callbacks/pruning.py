@@ -14,9 +14,10 @@ from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
-from lightning_prune.callbacks.rewinding import Rewinder
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
+from lightning_prune.callbacks.steering import Steering
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
@@ -28,6 +29,7 @@ from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import Schedule
+from lightning_prune.recipe.tolerance import Tolerance
 from lightning_prune.reporting.pruning import pruning_table
 
 
@@ -51,6 +53,8 @@ class PruningCallback(Callback):
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); null for never.
         rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
+        tolerance: The loss of a validation metric that pruning may cost; null for no limit. Then
+            ``sparsity`` is the most that is tried, and ``schedule`` is left out.
         on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
             ``"warn"`` only: then they are masked again, and training goes on. The callback looks at
             the due points, each ``log_every_n_steps`` batches and at the end.
@@ -79,6 +83,7 @@ class PruningCallback(Callback):
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
         rewind: Rewind | None = None,
+        tolerance: Tolerance | None = None,
         on_revival: Literal["error", "warn"] = "error",
         example: Any = None,
     ) -> None:
@@ -92,6 +97,7 @@ class PruningCallback(Callback):
                 keep_zeros=keep_zeros,
                 regrow=regrow,
                 rewind=rewind,
+                tolerance=tolerance,
                 on_revival=on_revival,
             ),
             example,
@@ -113,7 +119,7 @@ class PruningCallback(Callback):
     def _begin(self, recipe: Recipe, example: Any) -> None:
         self.pruner = Pruner.from_recipe(recipe)
         self.example = example
-        self._rewinder: Rewinder | None = None
+        self._steering: Steering | None = None
         # The state that the next training restores. It is empty for a new training, and None after
         # training has started.
         self._restored_state: dict[str, Any] | None = None
@@ -174,7 +180,8 @@ class PruningCallback(Callback):
             return self._restored_state
         if not self.pruner.tensors:
             return {}
-        snapshot = {"rewind": self._rewinder.state_dict()} if self._rewinder else {}
+        steering = self._steering
+        snapshot = {steering.key: steering.state_dict()} if steering else {}
         return self.pruner.state_dict() | snapshot | describe_shards(self.pruner.tensors)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -182,9 +189,9 @@ class PruningCallback(Callback):
         is_resumed = bool(self._restored_state)
         clocks: Callable[[Schedule], Clock]
         clocks = partial(make_trainer_clock, trainer, is_resumed=is_resumed)
-        rewinder = self._make_rewinder(trainer, is_resumed=is_resumed)
-        if rewinder is not None:
-            clocks = rewinder.make_clock
+        steering = choose_steering(self.pruner, trainer, self._restored_state)
+        if steering is not None:
+            clocks = steering.make_clock
         if self._restored_state:
             if trainer.ckpt_path:  # Lightning has restored the weights too.
                 refuse_other_weights(self._restored_state, pl_module)
@@ -197,9 +204,9 @@ class PruningCallback(Callback):
                 is_trial_step=self._make_trial_check(trainer),
                 example=self.example,
             )
-        if rewinder is not None:
-            rewinder.begin()
-        self._rewinder = rewinder
+        if steering is not None:
+            steering.begin()
+        self._steering = steering
         self._restored_state, self._is_training = None, True
         self._averaged_updates, self._logged_key = None, None
         self._mask_averages(trainer)
@@ -209,13 +216,20 @@ class PruningCallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log again in this epoch: Lightning forgets logged values at the end of an epoch."""
         self._logged_key = None
+        if self._steering is not None:
+            self._steering.on_epoch_start(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the validated model under a tolerance."""
+        if self._is_training and self._steering is not None:
+            self._steering.on_validation_end(pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Update the masks and go back if a round is complete."""
-        if self._rewinder is not None:
-            self._rewinder.on_batch_start(pl_module)
+        """Go back to earlier weights if a round is complete."""
+        if self._steering is not None:
+            self._steering.on_batch_start(pl_module)
 
     # Otherwise a compiled optimizer traces this hook and compiles again at each update.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -266,6 +280,8 @@ class PruningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks; the pruned weights stay zero."""
         self._is_training = False
+        if self._steering is not None:
+            self._steering.end(pl_module)
         self.pruner.detach()
         self._print_table(trainer, "Pruned")
 
@@ -276,14 +292,6 @@ class PruningCallback(Callback):
         self._is_training, self._restored_state = False, self._restored_state or None
         self.pruner.forget_state()
         self.pruner.detach(completed=False)
-
-    def _make_rewinder(self, trainer: Trainer, *, is_resumed: bool) -> Rewinder | None:
-        if self.recipe.rewind is None:
-            return None
-        state = (self._restored_state or {}).get("rewind", {})
-        return Rewinder(
-            self.recipe.rewind, self.pruner, trainer, state=state, is_resumed=is_resumed
-        )
 
     def _make_trial_check(self, trainer: Trainer) -> Callable[[Optimizer], bool]:
         """Return the function that recognizes a step outside training, or a skipped step."""

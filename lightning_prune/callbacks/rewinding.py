@@ -1,7 +1,7 @@
 """Returning to an early step under the masks: lottery tickets and learning-rate rewinding."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
@@ -14,13 +14,14 @@ from lightning_prune.callbacks.snapshots import (
     restore_optimizer,
     restore_tensors,
 )
+from lightning_prune.callbacks.steering import Steering
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import Schedule
 
 
-class Rewinder:
+class Rewinder(Steering):
     """Takes the snapshot of a training and restores it in place after each change of the masks.
 
     The rewinder updates the masks only at the first batch start after a step. So the gradients that
@@ -37,6 +38,8 @@ class Rewinder:
         ValueError: If rewinding does not support the training: several optimizers, averaged
             weights or sharded parameters.
     """
+
+    key: ClassVar[str] = "rewind"
 
     def __init__(
         self,
