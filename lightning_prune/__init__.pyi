@@ -61,6 +61,7 @@ from .recipe.schedules import (
     Schedule as Schedule,
 )
 from .recipe.tensor import PrunedTensor as PrunedTensor
+from .recipe.tolerance import Tolerance as Tolerance
 from .reporting.latency import Latency as Latency
 from .reporting.metrics import Sparsity as Sparsity, sparsity as sparsity
 from .reporting.records import LayerReport as LayerReport, Report as Report

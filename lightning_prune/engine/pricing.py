@@ -31,16 +31,20 @@ def make_limits(recipe: Recipe, model: nn.Module, selection: Selection, example:
     costs: dict[str, Cost] = {}
     limits = []
     for budget in recipe.budgets:
-        costs[budget.unit] = _PRICES[type(budget)](budget, model, selection, example)
+        costs[budget.unit] = make_cost(budget, model, selection, example)
         dense = costs[budget.unit](full)
         limits.append(Limit(budget=budget, cost=costs[budget.unit], dense=dense))
     per = recipe.chosen_allocation.per
     if per is None:
         return Limits(limits)
     if per not in costs:
-        budget = _SAMPLES[per]
-        costs[per] = _PRICES[type(budget)](budget, model, selection, example)
+        costs[per] = make_cost(_SAMPLES[per], model, selection, example)
     return Limits(limits, _find_savings(costs[per], selection))
+
+
+def make_cost(budget: Budget, model: nn.Module, selection: Selection, example: Any) -> Cost:
+    """Return the cost that a budget limits; the arguments are those of `make_limits`."""
+    return _PRICES[type(budget)](budget, model, selection, example)
 
 
 def _find_savings(cost: Cost, selection: Selection) -> dict[str, float]:

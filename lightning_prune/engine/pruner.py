@@ -198,23 +198,20 @@ class Pruner(Readings):
         self._training.inspect()
 
     def update(self, optimizer: Optimizer) -> bool:
-        """Update the masks if an update is due; `before_step` calls this method.
+        """Update the masks if an update is due, and return whether a due point was passed.
 
         Args:
             optimizer: The owner of the tensors.
-
-        Returns:
-            Whether a due point was passed since the last update.
         """
         return self._training.update(optimizer)
 
     def mask(self, optimizer: Optimizer) -> None:
-        """Zero pruned weights, and their statistics in the optimizer.
-
-        Args:
-            optimizer: The owner of the tensors.
-        """
+        """Zero the pruned weights of an optimizer, and their statistics."""
         self._training.mask(optimizer)
+
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Take over masks and due points of an earlier `state_dict`; not the weights."""
+        self._training.go_back(state)
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.engine.candidates import Selection
-from lightning_prune.engine.checkpoint import EMPTY_STATE, describe_tensors
+from lightning_prune.engine.checkpoint import EMPTY_STATE, describe_tensors, return_tensor
 from lightning_prune.engine.earlier_masks import EarlierMasks
 from lightning_prune.engine.enrolment import Enrolment, enroll
 from lightning_prune.engine.limits import Limits
@@ -94,6 +94,11 @@ class Roster:
         for tensor in after - before:
             tensor.mask.apply(tensor.weights)
         self._earlier.note(self._model, enrolment.selection, before - after)
+
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Give the tensors the masks and statistics of an earlier state; others become dense."""
+        for tensor in self.enrolment.selection.tensors:
+            return_tensor(tensor, state)
 
     def collect_masks(self) -> dict[str, Tensor]:
         """Return the masks by name, with the devices and the shards of the parameters."""

@@ -47,7 +47,8 @@ class Training:
         self.roster = Roster(recipe, nn.Module())
         self.is_running = False
         regrow = recipe.regrow.schedule if recipe.regrow else None
-        self.due_points = DuePoints(recipe.schedule, regrow)
+        may_go_back = recipe.tolerance is not None
+        self.due_points = DuePoints(recipe.schedule, regrow, may_go_back=may_go_back)
         self.updates = 0
         self.changed: dict[str, float] = {}
         self._optimizers: list[Optimizer] = []
@@ -99,6 +100,7 @@ class Training:
             clocks=clocks,
             state=state,
             optimizers=len(optimizers),
+            may_go_back=self.due_points.may_go_back,
         )
         enrolment = self.roster.enroll(optimizers, self.due_points.steps)
         self._optimizers = list(optimizers)
@@ -167,6 +169,18 @@ class Training:
             tensor.mask.apply(tensor.weights)
             clear_pruned(optimizer, tensor.parameter, tensor.mask)
         forget_directions(optimizer)
+
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Take over masks, statistics and due points of an earlier state; steps go on."""
+        before = {group.name: group.alive() for group in self.enrolment.selection.groups}
+        self.roster.go_back(state)
+        self.due_points.go_back(state)
+        self._select_again()
+        after = {group.name: group.alive() for group in self.enrolment.selection.groups}
+        self.updates += 1
+        self.changed = {
+            name: float((kept ^ before[name]).float().mean()) for name, kept in after.items()
+        }
 
     def inspect(self) -> None:
         """Look for layers that were replaced, and for pruned weights that are not 0."""
@@ -237,8 +251,6 @@ class Training:
                 return index
         raise ValueError("need one of the optimizers given to attach(), got another one")
 
-    # -- enrolment ---------------------------------------------------------------------------------
-
     def _look_at_model(self) -> None:
         """Select again if the model has other parameters than at the last look."""
         if self.roster.has_other_parameters:
@@ -252,8 +264,6 @@ class Training:
         for index, optimizer in enumerate(self._optimizers):
             self._ownerships[index].look_again(optimizer, waiting)
             self.due_points.look_again(index)
-
-    # -- steps -------------------------------------------------------------------------------------
 
     def _observe(self, optimizer: Optimizer, *, is_due: bool) -> None:
         """Let the criterion observe, and update the masks if due; if either raises, all is undone.

@@ -142,7 +142,13 @@ def calibrate(
         The detached engine.
     """
     given = find_pruning_callback(trainer)
-    recipe = replace(given.recipe, schedule=OneShotSchedule(end=1.0), regrow=None, rewind=None)
+    recipe = replace(
+        given.recipe,
+        schedule=OneShotSchedule(end=1.0),
+        regrow=None,
+        rewind=None,
+        tolerance=None,
+    )
     callback = PruningCallback.from_recipe(recipe, example=given.example)
     shown = batches if needs_batches(recipe.criterion) else 0
     at_once = not recipe.criterion.gathers and model.automatic_optimization

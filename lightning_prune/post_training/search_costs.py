@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.count_costs import make_parameter_cost
-from lightning_prune.engine.pricing import make_limits
+from lightning_prune.engine.pricing import make_cost as price
 from lightning_prune.post_training.solving import Solver
 from lightning_prune.post_training.trials import TrialValidator
 from lightning_prune.recipe.budgets import Budget
@@ -33,7 +33,7 @@ def make_cost(budget: Budget | None, validator: TrialValidator, example: Any) ->
     selection = validator.pruner.selection
     if budget is None:
         return make_parameter_cost(selection)
-    return make_limits([budget], validator.model, selection, example).limits[0].cost
+    return price(budget, validator.model, selection, example)
 
 
 def find_limit(budget: Budget, solver: Solver) -> float:
