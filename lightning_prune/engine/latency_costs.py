@@ -73,6 +73,11 @@ class LatencyCost(Cost):
         """
         return self.dense_ms * interpolate(self._map, self._sum_layers(kept))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the measured latencies, with all corrections."""
+        ms = {group: dict(widths) for group, widths in self.table.ms.items()}
+        return {"latencies": {"ms": ms, "note": self.table.note}}
+
     def dense_parts(self) -> Mapping[str, float]:
         """Return the milliseconds that no group can lower, shared among the dense layers.
 

@@ -96,7 +96,10 @@ class Readings(ABC):
     @property
     def spending(self) -> Spending:
         """The costs that budgets limit, beside the costs that are due; empty without a budget."""
-        return self._training.spending
+        points, enrolment = self._training.due_points, self._training.enrolment
+        owners = {pool.optimizer for pool in enrolment.pools}
+        share = min((points.share(index) for index in owners), default=0.0)
+        return enrolment.limits.measure(enrolment.kept, share)
 
     def target(self, group: Group) -> float:
         """Return the sparsity that is due for a group's pool since the last due point."""

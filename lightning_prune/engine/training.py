@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.engine.gradient_guard import GradientGuard
-from lightning_prune.engine.limits import Spending
+from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
@@ -68,13 +68,6 @@ class Training:
         """The tensors that are pruned, in the order of the model."""
         return self.enrolment.selection.tensors
 
-    @property
-    def spending(self) -> Spending:
-        """The costs that budgets limit, now and since the last due point."""
-        owners = {pool.optimizer for pool in self.enrolment.pools}
-        share = min((self.due_points.share(index) for index in owners), default=0.0)
-        return self.enrolment.limits.measure(self.enrolment.kept, share)
-
     def begin(
         self,
         model: nn.Module,
@@ -83,6 +76,7 @@ class Training:
         clocks: Callable[[Schedule], Clock],
         is_trial_step: Callable[[Optimizer], bool],
         example: Any,
+        latencies: Latencies | None,
         state: Mapping[str, Any] | None,
     ) -> None:
         """Choose the tensors, restore a state, and hook the optimizers."""
@@ -93,6 +87,7 @@ class Training:
             example=example,
             state=state,
             is_over=lambda index: self.due_points.is_over(index),
+            latencies=latencies,
         )
         self.due_points = DuePoints(
             self.due_points.schedule,
@@ -181,6 +176,12 @@ class Training:
         self.changed = {
             name: float((kept ^ before[name]).float().mean()) for name, kept in after.items()
         }
+
+    def correct_latency(self, measured_ms: float) -> None:
+        """Take over a measured latency, and serve the last due points once more."""
+        self.roster.correct_latency(measured_ms)
+        for index in range(len(self._optimizers)):
+            self.due_points.look_again(index)
 
     def inspect(self) -> None:
         """Look for layers that were replaced, and for pruned weights that are not 0."""
