@@ -66,8 +66,8 @@ class PruningCallback(Callback):
             ``"warn"`` only: then they are masked again, and training goes on. The callback looks at
             the due points, each ``log_every_n_steps`` batches and at the end.
         example: For `ChannelPattern` and most budgets, the arguments of the module's ``forward``: a
-            tensor, a tuple, or a dict of named ones. By default the ``example_input_array``, or else
-            the first sample of Lightning's sanity check.
+            tensor, a tuple, or a dict of names. By default the ``example_input_array``, or else the
+            first sample of the sanity check.
 
     Raises:
         ValueError: If an argument is out of range, or two arguments clash.
@@ -138,8 +138,7 @@ class PruningCallback(Callback):
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
         self._averaged_updates: int | None = None
-        # The number of updates, and the groups, at the last log of this epoch.
-        self._logged_key: tuple[int, Sequence[Group]] | None = None
+        self._logged_key: tuple[int, Sequence[Group]] | None = None  # at the last log of the epoch
 
     @property
     def recipe(self) -> Recipe:
