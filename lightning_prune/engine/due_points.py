@@ -61,7 +61,7 @@ class DuePoints:
         self.in_step.remove(index)
         self._steps[index] += 1
 
-    def look_again(self, index: int, *, has_joined: bool) -> None:
+    def look_again(self, index: int, *, has_joined: bool = False) -> None:
         """Serve the last due point once more: a new tensor has not seen it.
 
         Args:
