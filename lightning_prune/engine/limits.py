@@ -77,6 +77,10 @@ class Expense:
         """The cost that is due, as a fraction of the cost of the dense model."""
         return self.due / self.limit.dense
 
+    def __str__(self) -> str:
+        """Return the cost beside the final limit, as fractions of the cost of the dense model."""
+        return f"{self.unit} {self.share:.4f} of {self.limit.final / self.limit.dense:.4f}"
+
 
 class Spending(tuple[Expense, ...]):
     """The costs under all budgets."""
