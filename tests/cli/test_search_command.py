@@ -141,7 +141,7 @@ def test_a_wrong_option_is_explained(options, message, search, capsys):
 DEMO = """
 seed_everything: 0
 trainer:
-  max_epochs: 4
+  max_epochs: 2
   devices: 1
   accelerator: cpu
   logger: {class_path: CSVLogger, init_args: {save_dir: logs}}
@@ -158,7 +158,7 @@ def test_the_demo_keeps_to_the_tolerance(project, prune_cli, capsys):
     prune_cli("fit", "--config", "recipe.yaml")
     (checkpoint,) = folder.glob("**/*.ckpt")
     options = ["--ckpt_path", checkpoint, "--monitor", "val_acc", "--mode", "max"]
-    options += ["--tolerance", "0.01", "--sparsities", "[0.5, 0.7, 0.9]", "--trials", "6"]
+    options += ["--tolerance", "0.01", "--sparsities", "[0.5, 0.9]", "--trials", "4"]
     prune_cli("search", "--config", "recipe.yaml", CALLBACK, *options)
     capsys.readouterr()
     accuracies = []
