@@ -131,6 +131,7 @@ def test_training_lands_alike_with_other_options_of_the_trainer(options, tmp_pat
     assert pruning.sparsity == pytest.approx(0.7898, abs=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_steps_that_the_scaler_skips_delay_the_rounds(tmp_path):
     pruning, _, run = fit_within(tmp_path, plugins=[half_precision()], max_epochs=40)
     assert run.trainer.global_step > sum(pruning.pruner.steps)
@@ -160,6 +161,7 @@ def test_training_lands_alike_with_other_answers(recipe, tmp_path):
     assert pruning.sparsity == pytest.approx(0.8232, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_channels_go_back_too(tmp_path):
     class Channels(Fragile):
         example_input_array = torch.zeros(2, 16, device="cpu")
