@@ -23,13 +23,16 @@ class SparsityCheckpoint(ModelCheckpoint):
     .. math:: \max(s, s_{due}) \ge s_{min}
 
     where :math:`s` is the sparsity counted from the masks, and :math:`s_{due}` is the present
-    target; rounding can leave :math:`s` slightly below the target. Checkpoints for resuming are not
+    target; rounding can leave :math:`s` slightly below the target. Under a budget it considers a
+    model whose costs are all within the budgets. Checkpoints for resuming are not
     restricted: ``save_on_exception`` saves any model, and ``save_last`` writes ``last.ckpt`` each
     time a save is due.
 
     Args:
         sparsity: Least sparsity :math:`s_{min}` of a considered model, in [0, 1]; by default the
-            final target of the `PruningCallback`.
+            final target of the `PruningCallback`. Under a budget there is no least sparsity by
+            default.
+        budget_met: Whether a considered model must meet the budgets; by default if there is one.
         **kwargs: The arguments of `ModelCheckpoint`: ``monitor``, ``mode``, ``save_top_k``,
             ``save_last``, ``dirpath``, ``filename``, ``every_n_train_steps`` and so on.
 
@@ -50,11 +53,13 @@ class SparsityCheckpoint(ModelCheckpoint):
     """
 
     @check_arguments
-    def __init__(self, sparsity: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, sparsity: float | None = None, budget_met: bool | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if sparsity is not None and not 0 <= sparsity <= 1:
             raise ValueError(f"need 0 <= sparsity <= 1, got sparsity={sparsity!r}")
-        self.sparsity = sparsity
+        self.sparsity, self.budget_met = sparsity, budget_met
         self._has_considered = False
         # The score of the last validation, and whether the validated model was sparse enough.
         self._validation: tuple[Tensor | None, bool] = (None, False)
@@ -74,6 +79,11 @@ class SparsityCheckpoint(ModelCheckpoint):
         """Refuse a sparsity above the final target."""
         self._has_considered = False
         pruner = find_pruner(self, trainer)
+        if self.budget_met and not pruner.recipe.budgets:
+            raise ValueError(
+                "need a budget to meet, got budget_met=True beside a PruningCallback without a "
+                "budget; write PruningCallback(budget=...)"
+            )
         highest = _find_highest_target(pruner)
         if self._find_least_sparsity(pruner) > highest + _ROUNDING:
             raise ValueError(
@@ -102,7 +112,9 @@ class SparsityCheckpoint(ModelCheckpoint):
         )
         warnings.warn(
             f"{type(self).__name__} has considered no model: reached sparsity "
-            f"{pruner.sparsity:.4f} of {self._find_least_sparsity(pruner):.4f}; {remedy}",
+            f"{pruner.sparsity:.4f} of {self._find_least_sparsity(pruner):.4f}"
+            + "".join(f", {each.unit} {each.share:.4f}" for each in pruner.spending)
+            + f"; {remedy}",
             stacklevel=2,
         )
 
@@ -120,6 +132,8 @@ class SparsityCheckpoint(ModelCheckpoint):
         pruner = find_pruner(self, trainer)
         if self.sparsity is None and not pruner.tensors:  # all weights may still be frozen
             return False
+        if self.budget_met is not False and not pruner.spending.is_met:
+            return False
         return (
             max(pruner.sparsity, pruner.sparsity_target)
             >= self._find_least_sparsity(pruner) - _ROUNDING
@@ -136,11 +150,18 @@ class SparsityCheckpoint(ModelCheckpoint):
         return trainer.callback_metrics.get(self.monitor) if self.monitor else None
 
     def _find_least_sparsity(self, pruner: Pruner) -> float:
-        return pruner.final_sparsity if self.sparsity is None else self.sparsity
+        if self.sparsity is not None:
+            return self.sparsity
+        return 0.0 if pruner.recipe.budgets else pruner.final_sparsity
 
 
 def _find_highest_target(pruner: Pruner) -> float:
-    """Return the final target; the highest target if dense parameters may join later."""
+    """Return the final target; the highest target if dense parameters may join later.
+
+    Under a budget the final sparsity is known when training ends.
+    """
+    if pruner.recipe.budgets:
+        return 1.0
     if not pruner.may_grow:
         return pruner.final_sparsity
     return max(target for target in pruner.recipe.targets.values() if target is not None)

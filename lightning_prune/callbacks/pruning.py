@@ -1,7 +1,6 @@
 """Pruning inside a Lightning Trainer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -10,18 +9,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from rich.console import Console
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
+from lightning_prune.callbacks.latencies import LatencyCheck
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
+from lightning_prune.callbacks.seen_example import SeenExample
+from lightning_prune.callbacks.skipped_steps import will_be_skipped
 from lightning_prune.callbacks.steering import Steering
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
+from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
@@ -37,14 +39,19 @@ class PruningCallback(Callback):
     """Prunes a model gradually while it trains, and lands exactly on target.
 
     The callback logs ``sparsity`` (counted from the masks) and ``sparsity_target`` at each step.
+    Under a budget it also logs the cost and the cost that is due, as fractions of the dense cost:
+    ``macs`` and ``macs_target``, and so on for ``parameters``, ``bytes`` and ``latency``.
     For channels it also logs ``parameter_sparsity``, the fraction of all parameters that removing
     the channels takes away. The callback prints a table when training starts and when training
     ends. Its checkpoints resume sparse, and also load into the plain model without this package.
 
     Args:
-        sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
-            parameter or module names. null leaves a tensor dense; the last glob that matches
-            decides.
+        sparsity: Final fraction of zeros of each pruned tensor, in [0, 1], 0.9 by default; or one
+            for each glob of parameter or module names. null leaves a tensor dense; the last glob
+            that matches decides. Beside a budget it is the most that a tensor may lose.
+        budget: How much as a cost: `MacsBudget`, `ParameterBudget`, `BytesBudget`, `LatencyBudget`,
+            or a list of them, which all hold; null for a sparsity.
+        most: The largest sparsity that any tensor may reach; null for no limit.
         schedule: When; by default `PolynomialSchedule`, from 10 % to 50 % of the training.
         allocation: Where; by default `UniformAllocation` for N:M and channels, else
             `ERKAllocation`.
@@ -58,9 +65,9 @@ class PruningCallback(Callback):
         on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
             ``"warn"`` only: then they are masked again, and training goes on. The callback looks at
             the due points, each ``log_every_n_steps`` batches and at the end.
-        example: For `ChannelPattern`, the arguments of the module's ``forward``: a tensor, a tuple
-            of arguments, or a dict of named arguments. The default is the module's
-            ``example_input_array``; with YAML, use the default.
+        example: For `ChannelPattern` and most budgets, the arguments of the module's ``forward``: a
+            tensor, a tuple, or a dict of names. By default the ``example_input_array``, or else the
+            first sample of the sanity check.
 
     Raises:
         ValueError: If an argument is out of range, or two arguments clash.
@@ -75,7 +82,7 @@ class PruningCallback(Callback):
 
     def __init__(
         self,
-        sparsity: float | dict[str, float | None] = 0.9,
+        sparsity: float | dict[str, float | None] | None = None,
         schedule: Schedule | None = None,
         allocation: Allocation | None = None,
         criterion: Criterion | None = None,
@@ -86,10 +93,14 @@ class PruningCallback(Callback):
         tolerance: Tolerance | None = None,
         on_revival: Literal["error", "warn"] = "error",
         example: Any = None,
+        budget: Budget | list[Budget] | None = None,
+        most: float | None = None,
     ) -> None:
         self._begin(
             Recipe.of(
                 sparsity=sparsity,
+                budget=budget,
+                most=most,
                 schedule=schedule,
                 allocation=allocation,
                 criterion=criterion,
@@ -119,14 +130,15 @@ class PruningCallback(Callback):
     def _begin(self, recipe: Recipe, example: Any) -> None:
         self.pruner = Pruner.from_recipe(recipe)
         self.example = example
+        self._seen = SeenExample()
         self._steering: Steering | None = None
+        self._latency: LatencyCheck | None = None
         # The state that the next training restores. It is empty for a new training, and None after
         # training has started.
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
         self._averaged_updates: int | None = None
-        # The number of updates, and the groups, at the last log of this epoch.
-        self._logged_key: tuple[int, Sequence[Group]] | None = None
+        self._logged_key: tuple[int, Sequence[Group]] | None = None  # at the last log of the epoch
 
     @property
     def recipe(self) -> Recipe:
@@ -182,7 +194,17 @@ class PruningCallback(Callback):
             return {}
         steering = self._steering
         snapshot = {steering.key: steering.state_dict()} if steering else {}
-        return self.pruner.state_dict() | snapshot | describe_shards(self.pruner.tensors)
+        shards = describe_shards(self.pruner.tensors)
+        return self.pruner.state_dict() | snapshot | shards | self._seen.state_dict()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the first call of the model if an example is needed, and none is given."""
+        if self.recipe.needs_example and self.example is None:
+            self._seen.watch(pl_module)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look no longer."""
+        self._seen.stop()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; under every strategy, weights, optimizers and restored states exist only now."""
@@ -196,14 +218,18 @@ class PruningCallback(Callback):
             if trainer.ckpt_path:  # Lightning has restored the weights too.
                 refuse_other_weights(self._restored_state, pl_module)
             self.pruner.load_state_dict(self._restored_state)
-        with self._show_status(trainer):
-            self.pruner.attach(
-                pl_module,
-                trainer.optimizers,
-                clocks=clocks,
-                is_trial_step=self._make_trial_check(trainer),
-                example=self.example,
-            )
+            self._seen.load_state_dict(self._restored_state)
+        example = self._seen.share(trainer) if self.example is None else self.example
+        latency = LatencyCheck(self.pruner, trainer, pl_module, example)
+        self.pruner.attach(
+            pl_module,
+            trainer.optimizers,
+            clocks=clocks,
+            is_trial_step=self._make_trial_check(trainer),
+            example=example,
+            latencies=latency.find_table,
+        )
+        self._latency = latency
         if steering is not None:
             steering.begin()
         self._steering = steering
@@ -238,7 +264,7 @@ class PruningCallback(Callback):
     ) -> None:
         """Pass the step to the engine: the gradients are complete and not yet clipped."""
         self.pruner.follow(trainer.optimizers)
-        if _will_be_skipped(trainer, optimizer):
+        if will_be_skipped(trainer, optimizer):
             self.pruner.skip_step(optimizer)
         else:
             self.pruner.before_step(optimizer)
@@ -260,15 +286,18 @@ class PruningCallback(Callback):
         if self._logged_key == key:
             return
         self._logged_key = key
+        if self._latency is not None:
+            self._latency.check()
         values = {
             "sparsity": self.pruner.sparsity,
             "sparsity_target": self.pruner.sparsity_target,
         }
         if self.recipe.pattern.couples_tensors:
             values["parameter_sparsity"] = self.pruner.parameter_sparsity
-        has_bar = trainer.progress_bar_callback is not None
+        for expense in self.pruner.spending:
+            values |= {expense.unit: expense.share, f"{expense.unit}_target": expense.target}
         for name, value in values.items():
-            is_shown = has_bar and name == "sparsity"
+            is_shown = trainer.progress_bar_callback is not None and name == "sparsity"
             pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(
@@ -290,6 +319,7 @@ class PruningCallback(Callback):
     ) -> None:
         """Remove the hooks; the pruned weights stay zero."""
         self._is_training, self._restored_state = False, self._restored_state or None
+        self._seen.stop()
         self.pruner.forget_state()
         self.pruner.detach(completed=False)
 
@@ -298,7 +328,7 @@ class PruningCallback(Callback):
 
         def is_trial_step(optimizer: Optimizer) -> bool:
             is_finder = self not in trainer.callbacks  # type: ignore[attr-defined]
-            return is_finder or _will_be_skipped(trainer, optimizer)
+            return is_finder or will_be_skipped(trainer, optimizer)
 
         return is_trial_step
 
@@ -315,25 +345,6 @@ class PruningCallback(Callback):
             if average is not None:
                 self.pruner.mask_copy(getattr(average, "module", average))
 
-    def _show_status(self, trainer: Trainer) -> AbstractContextManager[Any]:
-        """Show a message in the terminal while the engine traces channels."""
-        if not (self.recipe.pattern.couples_tensors and trainer.is_global_zero):
-            return nullcontext()
-        return Console().status("finding which channels go together")
-
     def _print_table(self, trainer: Trainer, title: str) -> None:
         if trainer.is_global_zero:
             Console().print(pruning_table(self.pruner, title))
-
-
-def _will_be_skipped(trainer: Trainer, optimizer: Optimizer) -> bool:
-    """Whether the gradient scaler has found infinite gradients and will skip the step."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not scaler.is_enabled():
-        return False
-    state = scaler._per_optimizer_states[id(optimizer)]
-    if state["stage"] is OptState.READY:
-        if not getattr(optimizer, "_step_supports_amp_scaling", False):
-            return True  # Without a loss, Lightning neither unscales nor steps.
-        scaler.unscale_(optimizer)  # A fused optimizer would unscale later than this check.
-    return any(bool(value.item()) for value in state["found_inf_per_device"].values())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.channels.flow import CountedAxis, Flow
 from lightning_prune.channels.labels import Labels
+from lightning_prune.channels.multiplications import Multiplication
 from lightning_prune.channels.operations import StoredTensor
 from lightning_prune.channels.walk import walk
 from lightning_prune.models.calls import Call, make_call
@@ -82,10 +83,13 @@ class Coupling:
     Args:
         groups: The channels that a weight produces, in the order of the model.
         counted_axes: The axes whose lengths may stand as numbers in the model's code.
+        multiplications: The products of a forward pass, in evaluation mode where that can be
+            traced.
     """
 
     groups: tuple[CoupledChannels, ...]
     counted_axes: tuple[CountedAxis, ...]
+    multiplications: tuple[Multiplication, ...]
 
 
 def couple(module: nn.Module, example: Any) -> Coupling:
@@ -112,7 +116,8 @@ def couple(module: nn.Module, example: Any) -> Coupling:
         for counted in flow.counted_axes
     )
     groups = tuple(_group_channels(flow, stored, counted_axes))
-    return Coupling(groups=groups, counted_axes=counted_axes)
+    multiplications = tuple(each.settle(labels) for each in flow.multiplications)
+    return Coupling(groups=groups, counted_axes=counted_axes, multiplications=multiplications)
 
 
 def _trace_modes(module: nn.Module, example: Any) -> list[torch.export.ExportedProgram]:

@@ -12,6 +12,7 @@ from lightning_prune.channels.labels import (
     narrow_expanded_axes,
     spread_along_axis,
 )
+from lightning_prune.channels.multiplications import Multiplication
 from lightning_prune.channels.operations import Operation, StoredTensor, Value
 
 
@@ -43,6 +44,8 @@ class Flow:
         self.output_axes: dict[str, set[int]] = {}
         """For each weight that produces channels, by name: the axes of these channels."""
         self.counted_axes: list[CountedAxis] = []
+        self.multiplications: list[Multiplication] = []
+        """The products of the last graph."""
         self._single_axes: list[tuple[Tensor, int | None]] = []
         self._same_channels: list[Tensor] = []
 

@@ -98,6 +98,20 @@ class Operation:
         stack = list(self.node.meta.get("nn_module_stack", {}).values())
         return stack[-1][0] if stack else None
 
+    def find_parameters(self, keys: Sequence[str | int]) -> frozenset[str]:
+        """Return the names of the parameters that arguments are, or are computed from alone."""
+        is_fed = dict(zip(self._sources, self.is_fed, strict=True))
+        names = [self._names[key] if isinstance(key, int) else key for key in keys]
+        leaves = tree_leaves([self._options.get(name) for name in names])
+        found: set[str] = set()
+        waiting = [leaf for leaf in leaves if not is_fed.get(leaf, True)]
+        for node in waiting:  # it grows on the way
+            value = self._values.get(node)
+            if isinstance(value, StoredTensor) and value.is_parameter:
+                found.add(value.name)
+            waiting += [each for each in node.all_input_nodes if each not in waiting]
+        return frozenset(found)
+
     def run(self, operands: Sequence[Tensor]) -> Any:
         """Run the operation on other tensors, in the place of its tensor arguments."""
         leaves, structure = tree_flatten((self.node.args, self.node.kwargs))

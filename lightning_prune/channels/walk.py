@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from lightning_prune.channels.flow import Flow, Rule
 from lightning_prune.channels.labels import expand_repeats, has_channels
+from lightning_prune.channels.multiplications import find_multiplications
 from lightning_prune.channels.operations import (
     Operation,
     StoredTensor,
@@ -53,6 +54,7 @@ def walk(
         stored: The model's parameters and buffers, by name.
     """
     guess_sizes(program.graph)
+    flow.multiplications.clear()
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     outputs = set(signature.user_outputs)
@@ -126,6 +128,7 @@ def _label_result(
         name = getattr(node.target, "__name__", str(node.target))
         return _keep_arguments_dense(flow, node, values, name)
     operation = Operation(node, values, fed)
+    flow.multiplications += find_multiplications(operation)
     if node.meta.get("val") is None:
         return None  # an operation without a result, such as the check of a shape
     is_repeating = operation.name in _REPEATING

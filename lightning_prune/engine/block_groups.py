@@ -1,13 +1,16 @@
 """Atoms of one tensor that a pattern or rows bound: blocks, N of M, the weights of each row."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.groups import BoundedGroup, TensorGroup
+from lightning_prune.engine.extents import Extent
+from lightning_prune.engine.groups import BoundedGroup
+from lightning_prune.engine.tensor_groups import TensorGroup
 from lightning_prune.models.experts import stack_rows, unstack_rows
 from lightning_prune.tensors.ranking import choose_best_of_slices
 
@@ -25,6 +28,14 @@ class BlockGroup(TensorGroup, BoundedGroup):
     def atoms_kept(self) -> int:
         """Number of atoms that are not pruned."""
         return int(self.alive().sum())
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield the tensor, of which an atom is any part; the first atom is as large as any."""
+        first = torch.zeros_like(self.alive())
+        first.view(-1)[:1] = True
+        for member, weights in self.spread(first):
+            width = int(weights.sum())
+            yield Extent(parameter=member.name, axis=None, covered=member.total, width=width)
 
     @cached_property
     def rows(self) -> int:

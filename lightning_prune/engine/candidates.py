@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_prune.engine.extents import Product
 from lightning_prune.engine.groups import Group
 from lightning_prune.models.experts import find_input_axis, is_fused
 from lightning_prune.models.names import list_names
@@ -44,6 +45,7 @@ class Selection:
             initializes them or gives them to an optimizer.
         groups: The groups of the tensors.
         sizes: Number of weights of each parameter that has a shape, by name.
+        products: The products that the model computes, if channels have been followed through it.
     """
 
     names: tuple[str, ...] = ()
@@ -52,6 +54,7 @@ class Selection:
     unready: frozenset[str] = frozenset()
     groups: tuple[Group, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    products: tuple[Product, ...] = ()
 
     @property
     def may_grow(self) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune.channels.coupling import CoupledChannels, couple
+from lightning_prune.channels.coupling import ChannelPlace, CoupledChannels, couple
 from lightning_prune.channels.shrink import find_unremovable
 from lightning_prune.engine.candidates import (
     Candidate,
@@ -17,10 +17,11 @@ from lightning_prune.engine.candidates import (
     find_candidates,
 )
 from lightning_prune.engine.channel_groups import ChannelGroup
+from lightning_prune.engine.extents import describe_products
 from lightning_prune.models.calls import make_call
 from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.recipe.targets import format_targets
+from lightning_prune.recipe.targets import UNCAPPED, format_target, format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 
 
@@ -68,6 +69,8 @@ def select_channels(
         _refuse_different_targets(group, sparsity)
     pruned = {member.name for group in chosen for member in group.members}
     tensors = {each.name: each.make_tensor() for each in found if each.name in pruned}
+    groups = tuple(_make_group(group, tensors, pattern) for group in chosen)
+    labels = {made.name: each.channels.labels for made, each in zip(groups, chosen, strict=True)}
     return Selection(
         names=tuple(each.name for each in found),
         tensors=tuple(tensors.values()),
@@ -75,18 +78,27 @@ def select_channels(
         unready=frozenset(
             member.name for group, reason in dense if reason.may_pass for member in group.members
         ),
-        groups=tuple(_make_group(group, tensors, pattern) for group in chosen),
+        groups=groups,
         sizes=count_weights(found),
+        products=describe_products(coupling.multiplications, labels),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Coupled:
-    """Channels with the parameters where they lie, the first producer first."""
+    """Channels with the parameters where they lie, the first producer first.
+
+    Args:
+        channels: The channels, with places in parameters only.
+        members: The parameters.
+        producers: The weights that make the channels.
+        buffers: The places in buffers, which hold nothing to prune.
+    """
 
     channels: CoupledChannels
     members: tuple[Candidate, ...]
     producers: tuple[Candidate, ...]
+    buffers: tuple[ChannelPlace, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +116,7 @@ class _Reason:
 
 
 def _find_members(channels: CoupledChannels, by_name: Mapping[str, Candidate]) -> _Coupled:
-    """Return channels with their parameters; buffers hold nothing to prune."""
+    """Return channels with the parameters where they lie."""
     places = tuple(
         replace(place, name=by_name[place.name].name)
         for place in channels.places
@@ -116,6 +128,7 @@ def _find_members(channels: CoupledChannels, by_name: Mapping[str, Candidate]) -
         channels=replace(channels, places=places),
         members=tuple(by_name[name] for name in members),
         producers=tuple(by_name[name] for name in producers),
+        buffers=tuple(place for place in channels.places if place.name not in by_name),
     )
 
 
@@ -126,6 +139,7 @@ def _make_group(
         members=tuple(tensors[member.name] for member in coupled.members),
         pattern=pattern,
         places=coupled.channels.places,
+        buffers=coupled.buffers,
         channels=coupled.channels.size,
         width=coupled.channels.width,
     )
@@ -195,8 +209,9 @@ def _refuse_different_targets(coupled: _Coupled, sparsity: Mapping[str, float | 
     """Raise ValueError if the producers of channels have different sparsities."""
     targets = {producer.name: producer.sparsity for producer in coupled.producers}
     if len(set(targets.values())) > 1:
-        got = ", ".join(f"'{name}': {target}" for name, target in targets.items())
-        lines = {**sparsity, **dict.fromkeys(targets, coupled.producers[0].sparsity)}
+        got = ", ".join(f"'{name}': {format_target(target)}" for name, target in targets.items())
+        given = next(target for target in targets.values() if target != UNCAPPED)
+        lines = {**sparsity, **dict.fromkeys(targets, given)}
         raise ValueError(
             f"need one sparsity for channels that go together, got {got}; to give them one (or, "
             f"with null, to leave them dense), write\n{format_targets(lines)}"

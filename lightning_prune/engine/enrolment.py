@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from lightning_prune.engine.candidates import Selection
+from lightning_prune.engine.division import Division, divide
 from lightning_prune.engine.groups import Group
+from lightning_prune.engine.limits import Limits
 from lightning_prune.engine.pools import Pool, make_pools
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -20,11 +22,36 @@ class Enrolment:
         selection: The tensors and groups, and the reasons why other parameters stay dense.
         pools: The groups; those of a pool share a number to keep.
         plan: The final sparsity of each group by name; None if it depends on the scores.
+        limits: The costs that budgets allow.
+        affordable: The numbers of atoms that budgets let the groups keep in the end, by name,
+            where scores do not matter; empty without a budget.
     """
 
     selection: Selection = field(default_factory=Selection)
     pools: tuple[Pool, ...] = ()
     plan: Mapping[str, float | None] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    affordable: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """The number of atoms that each group keeps, by name."""
+        return {group.name: group.atoms_kept for group in self.selection.groups}
+
+    @property
+    def final_sparsity(self) -> float:
+        """The sparsity that all groups together are due to have in the end.
+
+        Under a budget it is exact where the allocation needs no scores, and else a forecast until
+        the budget is met.
+        """
+        if not self.limits:
+            return self.mean_target(lambda index: 1.0)
+        if self.limits.fits(self.kept, 1.0):
+            return self.sparsity
+        groups = self.selection.groups
+        kept = sum(self.affordable[each.name] / each.total * each.size for each in groups)
+        return 1 - kept / sum(group.size for group in groups)
 
     @property
     def sparsity(self) -> float:
@@ -39,13 +66,38 @@ class Enrolment:
         pruned = sum(tensor.total - tensor.kept for tensor in self.selection.tensors)
         return pruned / sum(self.selection.sizes.values()) if pruned else 0.0
 
+    def limit(self, limits: Limits) -> "Enrolment":
+        """Return the enrolment under other limits, with another plan."""
+        affordable = divide(limits, self.pools, 1.0) if limits else {}
+        plan = {name: final for pool in self.pools for name, final in pool.plan(affordable).items()}
+        return replace(self, limits=limits, affordable=affordable, plan=plan)
+
+    def divide(
+        self, share: float, optimizer: int, shares: Callable[[int], float]
+    ) -> Division | None:
+        """Return what budgets let the pools of an optimizer keep; None without a budget.
+
+        Args:
+            share: The share of the final sparsity that is due.
+            optimizer: The index of the optimizer.
+            shares: The share that has been pruned, by the index of an optimizer.
+        """
+        served = [
+            p for p in self.pools if p.optimizer != optimizer and shares(p.optimizer) >= share
+        ]
+        return Division(self.limits, self.pools, share, served) if self.limits else None
+
     def target(self, group: Group, share: Callable[[int], float]) -> float:
         """Return the sparsity that is due for the pool of a group, as far as floors allow.
+
+        Under a budget the cost is due; then the sparsity is what that has led to.
 
         Args:
             group: A group of the selection.
             share: The share of the final sparsity that is due, by the index of an optimizer.
         """
+        if self.limits:
+            return 1 - group.kept / group.size
         pool = next(pool for pool in self.pools if group in pool.groups)
         return pool.reach(pool.sparsity * share(pool.optimizer))
 
@@ -55,6 +107,8 @@ class Enrolment:
         Args:
             share: The share of the final sparsity that is due, by the index of an optimizer.
         """
+        if self.limits:
+            return self.sparsity
         sizes = [sum(group.size for group in pool.groups) for pool in self.pools]
         due = [pool.reach(pool.sparsity * share(pool.optimizer)) for pool in self.pools]
         pruned = sum(target * size for target, size in zip(due, sizes, strict=True))
@@ -69,6 +123,7 @@ def enroll(
     present: Mapping[str, nn.Parameter],
     restore: Callable[[PrunedTensor], None],
     is_fresh: Callable[[PrunedTensor], bool],
+    make_limits: Callable[[Selection], Limits],
 ) -> Enrolment:
     """Enroll a selection; tensors under pruning do not change, even if this raises.
 
@@ -79,10 +134,12 @@ def enroll(
         present: The parameters of the present model, under each name that they have.
         restore: Gives a new tensor the saved mask and state.
         is_fresh: Whether a tensor has no saved mask.
+        make_limits: Returns the costs that budgets allow.
 
     Raises:
-        ValueError: If `keep_zeros` finds a group without a weight that is not 0, a saved mask keeps
-            no weight of a group, or a row that must keep a weight has none.
+        ValueError: If a budget cannot be reached, `keep_zeros` finds a group without a weight that
+            is not 0, a saved mask keeps no weight of a group, or a row that must keep a weight has
+            none.
     """
     owners = {t: (t.optimizer, t.is_trained) for t in before.selection.tensors}
     try:
@@ -93,13 +150,16 @@ def enroll(
         if recipe.keep_zeros:
             _keep_zeros([g for g in selection.groups if fresh.intersection(g.members)])
         _refuse_lost_rows(selection.groups)
-        pools = make_pools(selection.groups, recipe.chosen_allocation)
-        plan = {name: final for pool in pools for name, final in pool.plan().items()}
+        limits = make_limits(selection) if selection.groups else Limits()
+        limits.check(selection.groups)
+        allocation, by_glob = recipe.chosen_allocation, not recipe.budgets
+        pools = make_pools(selection.groups, allocation, limits.savings, by_glob=by_glob)
+        enrolment = Enrolment(selection=selection, pools=pools).limit(limits)
     except BaseException:
         for tensor, owner in owners.items():
             tensor.optimizer, tensor.is_trained = owner
         raise
-    return Enrolment(selection=selection, pools=pools, plan=plan)
+    return enrolment
 
 
 def merge_selection(

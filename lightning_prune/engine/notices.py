@@ -26,7 +26,7 @@ def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
         warnings.warn(f"nothing was pruned: {reasons}", stacklevel=3)
     owners = {tensor.optimizer for tensor in selection.tensors}
     is_over = all(due_points.last_pruning(index) == schedule.end for index in owners)
-    final = enrolment.mean_target(lambda index: 1.0)
+    final = enrolment.final_sparsity
     if final > 0 and not is_over and not due_points.may_go_back:
         warnings.warn(
             f"training stopped before the schedule's end={schedule.end} ({schedule.unit}): "

@@ -1,8 +1,8 @@
 """Pools: the groups that share a number to keep, and how it is divided among them."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,10 +22,13 @@ class Pool:
     Args:
         groups: At least one, in the order of the model.
         allocation: How the number to keep is divided among them.
+        savings: The cost that an atom saves for each of the weights in the atom, by the name of the
+            group; empty if the allocation reads no savings.
     """
 
     groups: tuple[Group, ...]
     allocation: Allocation
+    savings: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -52,12 +55,20 @@ class Pool:
         floors = sum(group.floor for group in self.groups)
         return min(target, 1 - floors / sum(group.total for group in self.groups))
 
-    def plan(self) -> Mapping[str, float | None]:
-        """Return the final sparsity of each group; None where it depends on the scores."""
+    def plan(self, affordable: Mapping[str, int]) -> Mapping[str, float | None]:
+        """Return the final sparsity of each group; None where it depends on the scores.
+
+        Args:
+            affordable: The numbers of atoms that budgets let the groups keep in the end; empty
+                without a budget.
+        """
         if self.allocation.needs_scores:
             return dict.fromkeys(group.name for group in self.groups)
-        shares = self._share_out(None, self.sparsity)
-        return {group.name: 1 - share.keep / atoms.total for group, atoms, share in shares}
+        keeps = affordable
+        if not affordable:
+            atoms = self.read_bounds(self.sparsity)
+            keeps = self.round_keeps(self._share_out(atoms, self.sparsity), atoms)
+        return {group.name: 1 - keeps[group.name] / group.total for group in self.groups}
 
     def is_satisfied(self, target: float, *, was_due_before: bool) -> bool:
         """Whether no more is kept than due, and nowhere more than the pattern holds.
@@ -83,26 +94,99 @@ class Pool:
             target: The sparsity that is due now, in [0, 1].
             scores: The scores of the members.
         """
-        for group, atoms, share in self._share_out(scores, target):
-            yield group, group.choose(atoms, share)
+        atoms = self._read(scores, target)
+        yield from self._choose(atoms, self._share_out(atoms, target))
+
+    def read_bounds(self, target: float = 0.0) -> dict[str, Atoms]:
+        """Return the atoms of each group without scores, for an allocation that needs none.
+
+        Args:
+            target: The sparsity that is due, in [0, 1].
+        """
+        return self._read(None, target)
+
+    def clamp_due(self, atoms: Mapping[str, Atoms], target: float) -> int:
+        """Return the number of atoms to keep at a sparsity, between floors and caps.
+
+        Args:
+            atoms: The atoms of each group.
+            target: The sparsity, in [0, 1].
+        """
+        floor = sum(of_group.floor for of_group in atoms.values())
+        cap = sum(of_group.cap for of_group in atoms.values())
+        return min(max(self._due(target), floor), cap)
+
+    def round_keeps(
+        self, shares: Mapping[str, Share], atoms: Mapping[str, Atoms]
+    ) -> dict[str, int]:
+        """Return the numbers that groups keep where an allocation gives them shares.
+
+        Args:
+            shares: The shares of the allocation, by name.
+            atoms: The atoms of each group.
+        """
+        return {
+            group.name: min(group.round_keep(shares[group.name].keep), atoms[group.name].cap)
+            for group in self.groups
+        }
+
+    def choose_keeps(
+        self, keeps: Mapping[str, int], scores: Scores
+    ) -> Iterator[tuple[Group, Tensor | Cut]]:
+        """Yield each group with the choice of a number of atoms.
+
+        Args:
+            keeps: The number of each group, between floor and cap.
+            scores: The scores of the members.
+        """
+        for group in self.groups:
+            yield group, group.choose(group.atoms(scores, 0.0), Share(keep=keeps[group.name]))
+
+    def choose_most(
+        self, fits: Callable[[Mapping[str, int]], bool], scores: Scores
+    ) -> tuple[dict[str, int], Iterator[tuple[Group, Tensor | Cut]]]:
+        """Return the largest numbers of kept atoms that fit, and the choices of these atoms.
+
+        Args:
+            fits: Whether numbers of kept atoms, by name, are within the budgets.
+            scores: The scores of the members.
+        """
+        atoms = self._read(scores, 0.0)
+        bounds = {name: of_group.cap for name, of_group in atoms.items()}
+
+        def fits_rounded(keeps: Mapping[str, int]) -> bool:
+            return fits(
+                {g.name: min(g.round_keep(keeps[g.name]), bounds[g.name]) for g in self.groups}
+            )
+
+        shares = self.allocation.share_out_most(atoms, fits_rounded)
+        _check_shares(self.allocation, atoms, shares, sum(share.keep for share in shares.values()))
+        return self.round_keeps(shares, atoms), self._choose(atoms, shares)
+
+    def _choose(
+        self, atoms: dict[str, Atoms], shares: Mapping[str, Share]
+    ) -> Iterator[tuple[Group, Tensor | Cut]]:
+        """Yield each group with the choice of its share, rounded; atoms are let go in turn."""
+        keeps = self.round_keeps(shares, atoms)
+        for group in self.groups:
+            share = Share(keep=keeps[group.name], threshold=shares[group.name].threshold)
+            yield group, group.choose(atoms.pop(group.name), share)
 
     def _due(self, target: float) -> int:
         return compute_keep(sum(group.total for group in self.groups), target)
 
-    def _share_out(
-        self, scores: Scores | None, target: float
-    ) -> Iterator[tuple[Group, Atoms, Share]]:
-        """Yield each group with its atoms and its share of the number to keep."""
+    def _read(self, scores: Scores | None, target: float) -> dict[str, Atoms]:
         atoms = {group.name: group.atoms(scores, target) for group in self.groups}
-        floor = sum(of_group.floor for of_group in atoms.values())
-        cap = sum(of_group.cap for of_group in atoms.values())
-        due = min(max(self._due(target), floor), cap)
+        for name, of_group in atoms.items():
+            of_group.saving = self.savings.get(name, 1.0)
+        return atoms
+
+    def _share_out(self, atoms: Mapping[str, Atoms], target: float) -> Mapping[str, Share]:
+        """Return the shares of the number to keep at a sparsity."""
+        due = self.clamp_due(atoms, target)
         shares = self.allocation.share_out(atoms, due)
         _check_shares(self.allocation, atoms, shares, due)
-        for group in self.groups:
-            of_group, share = atoms.pop(group.name), shares[group.name]
-            keep = min(group.round_keep(share.keep), of_group.cap)
-            yield group, of_group, Share(keep=keep, threshold=share.threshold)
+        return shares
 
 
 def _check_shares(
@@ -130,11 +214,26 @@ def _undo_rounding(group: Group, kept: int) -> int:
     return bisect_left(range(group.total + 1), kept, key=group.round_keep)
 
 
-def make_pools(groups: Sequence[Group], allocation: Allocation) -> tuple[Pool, ...]:
-    """Return the pools of groups: each group alone if the allocation shares no budget."""
-    pooled: dict[tuple[str, int, bool, str], list[Group]] = {}
+def make_pools(
+    groups: Sequence[Group], allocation: Allocation, savings: Mapping[str, float], *, by_glob: bool
+) -> tuple[Pool, ...]:
+    """Return the pools of groups: each group alone if the allocation shares no number to keep.
+
+    An isomorphic allocation has a pool for each kind of group.
+
+    Args:
+        groups: All groups.
+        allocation: How a pool divides a number to keep.
+        savings: As in `Pool`.
+        by_glob: Whether groups of different globs are in different pools.
+    """
+    pooled: dict[tuple[str, int, bool, str, str], list[Group]] = {}
     for group in groups:
         alone, first = "" if allocation.shares_budget else group.name, group.members[0]
-        key = first.glob, group.optimizer, first.is_trained, alone
+        kind = group.kind if allocation.isomorphic else ""
+        key = first.glob if by_glob else "", group.optimizer, first.is_trained, alone, kind
         pooled.setdefault(key, []).append(group)
-    return tuple(Pool(groups=tuple(some), allocation=allocation) for some in pooled.values())
+    return tuple(
+        Pool(groups=tuple(together), allocation=allocation, savings=savings)
+        for together in pooled.values()
+    )

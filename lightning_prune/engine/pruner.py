@@ -4,15 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.checkpoint import VERSION, copy_state
-from lightning_prune.engine.groups import Group
+from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_early_end
+from lightning_prune.engine.readings import Readings
 from lightning_prune.engine.training import Training
 from lightning_prune.recipe.allocations import Allocation
+from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
@@ -20,19 +22,21 @@ from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Schedule
 from lightning_prune.recipe.targets import SparsityTargets
-from lightning_prune.recipe.tensor import PrunedTensor
 
 
-class Pruner:
+class Pruner(Readings):
     """Prunes a model gradually in any PyTorch loop.
 
     Between ``backward()`` and ``optimizer.step()`` call `before_step`; the rest happens in a hook
     of the optimizer. Masks are applied to the parameters in place, so the model stays plain.
 
     Args:
-        sparsity: Final fraction of zeros of each pruned tensor, in [0, 1]; or one for each glob of
-            parameter or module names. None leaves a tensor dense; the last glob that matches
-            decides.
+        sparsity: Final fraction of zeros of each pruned tensor, in [0, 1], 0.9 by default; or one
+            for each glob of parameter or module names. None leaves a tensor dense; the last glob
+            that matches decides. Beside a budget it is the most that a tensor may lose.
+        budget: How much as a cost: `MacsBudget`, `ParameterBudget`, `BytesBudget`, `LatencyBudget`,
+            or several of them, which all hold; None for a sparsity.
+        most: The largest sparsity that any tensor may reach; None for no limit.
         schedule: When; `PolynomialSchedule` by default.
         allocation: Where; by default `UniformAllocation` for N:M and channels, else
             `ERKAllocation`.
@@ -66,7 +70,9 @@ class Pruner:
     def __init__(
         self,
         *,
-        sparsity: SparsityTargets = 0.9,
+        sparsity: SparsityTargets | None = None,
+        budget: Budget | Sequence[Budget] | None = None,
+        most: float | None = None,
         schedule: Schedule | None = None,
         allocation: Allocation | None = None,
         criterion: Criterion | None = None,
@@ -78,6 +84,8 @@ class Pruner:
         self._begin(
             Recipe.of(
                 sparsity=sparsity,
+                budget=budget,
+                most=most,
                 schedule=schedule,
                 allocation=allocation,
                 criterion=criterion,
@@ -100,87 +108,6 @@ class Pruner:
         self._training = Training(recipe)
         self._pending: dict[str, Any] | None = None  # the state that the next attach() restores
 
-    @property
-    def recipe(self) -> Recipe:
-        """All answers."""
-        return self._training.recipe
-
-    @property
-    def updates(self) -> int:
-        """Number of updates that were due since `attach`."""
-        return self._training.updates
-
-    @property
-    def changed(self) -> Mapping[str, float]:
-        """Share of each group that the last update changed, by name."""
-        return self._training.changed
-
-    @property
-    def tensors(self) -> tuple[PrunedTensor, ...]:
-        """The tensors that are pruned, in the order of the model."""
-        for tensor in self._training.tensors:
-            tensor.follow_parameter()
-        return self._training.tensors
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """The groups that are ranked: each tensor alone, or channels with all their tensors."""
-        return self._training.enrolment.selection.groups
-
-    @property
-    def dense(self) -> Mapping[str, str]:
-        """The reason why each other parameter, or the channels that it makes, stays dense."""
-        return self._training.enrolment.selection.dense
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Number of weights of each parameter of the model that has a shape, by name."""
-        return self._training.enrolment.selection.sizes
-
-    @property
-    def may_grow(self) -> bool:
-        """Whether dense parameters may join later: unfrozen, initialized or given an optimizer."""
-        return self._training.enrolment.selection.may_grow
-
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """The masks by parameter name; True keeps. Device and shards are those of parameters."""
-        return self._training.roster.collect_masks()
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the weights, or channels, under pruning that is zero: counted from masks."""
-        return self._training.enrolment.sparsity
-
-    @property
-    def parameter_sparsity(self) -> float:
-        """Fraction of the weights of all parameters of the model that is pruned."""
-        return self._training.enrolment.parameter_sparsity
-
-    @property
-    def sparsity_target(self) -> float:
-        """The value that `sparsity` is due to have since the last due point, before rounding."""
-        return self._training.enrolment.mean_target(self._training.due_points.share)
-
-    @property
-    def final_sparsity(self) -> float:
-        """The value that `sparsity` is due to have at the schedule's end, before rounding."""
-        return self._training.enrolment.mean_target(lambda index: 1.0)
-
-    def target(self, group: Group) -> float:
-        """Return the sparsity that is due for a group's pool since the last due point."""
-        return self._training.enrolment.target(group, self._training.due_points.share)
-
-    @property
-    def steps(self) -> list[int]:
-        """The completed steps of each optimizer, those before a resume included."""
-        return self._training.due_points.steps
-
-    @property
-    def plan(self) -> Mapping[str, float | None]:
-        """The final sparsity of each group; None where only the training will tell."""
-        return self._training.enrolment.plan
-
     @check_arguments
     def attach(
         self,
@@ -192,6 +119,7 @@ class Pruner:
         clocks: Callable[[Schedule], Clock] | None = None,
         is_trial_step: Callable[[Optimizer], bool] = lambda optimizer: False,
         example: Any = None,
+        latencies: Latencies | None = None,
     ) -> None:
         """Choose the tensors, restore the state that `load_state_dict` was given, and begin.
 
@@ -209,6 +137,8 @@ class Pruner:
                 finder's. It is masked, not counted.
             example: For `ChannelPattern`, what the model's ``forward`` takes: a tensor, a tuple of
                 arguments, or a dict of named ones; by default its ``example_input_array``.
+            latencies: For `LatencyBudget`, a `LatencyTable`, or a function that measures it for the
+                groups that are pruned (a `Selection`), as `measure_latency_table` does.
 
         Raises:
             ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
@@ -224,6 +154,7 @@ class Pruner:
             clocks=clocks or partial(make_clock, steps=steps, steps_per_epoch=steps_per_epoch),
             is_trial_step=is_trial_step,
             example=example,
+            latencies=latencies,
             state=self._pending,
         )
         self._training, self._pending = training, None
@@ -286,6 +217,18 @@ class Pruner:
     def go_back(self, state: Mapping[str, Any]) -> None:
         """Take over masks and due points of an earlier `state_dict`; not the weights."""
         self._training.go_back(state)
+
+    def correct_latency(self, measured_ms: float) -> None:
+        """Take over the latency of the shrunk model, which was measured whole.
+
+        The predictions of `LatencyBudget` become exact there. If the model is then too slow, the
+        next step prunes on.
+
+        Args:
+            measured_ms: The latency in milliseconds, in proportion to that of the dense model in
+                the table: ``dense_ms`` over the measured speedup.
+        """
+        self._training.correct_latency(measured_ms)
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.

@@ -50,11 +50,12 @@ def select(
         groups = tuple(_make_group(tensor, recipe.pattern) for tensor in selection.tensors)
         selection = replace(selection, groups=groups)
     for tensor in selection.tensors:
+        tensor.most = recipe.cap(tensor.sparsity)
         if tensor.shard is not None:
             _refuse_shards(tensor.name, _answers_on_tensors(recipe))
     scored = [tensor for tensor in selection.tensors if tensor.is_scored]
     _refuse_misfits(scored, model, recipe)
-    if not recipe.chosen_allocation.shares_budget:
+    if not (recipe.budgets or recipe.chosen_allocation.shares_budget):
         _refuse_unreachable(selection.groups, recipe)
     if not selection.tensors and not selection.may_grow:
         raise ValueError(_explain_nothing(selection.dense))

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.engine.gradient_guard import GradientGuard
+from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
@@ -75,6 +76,7 @@ class Training:
         clocks: Callable[[Schedule], Clock],
         is_trial_step: Callable[[Optimizer], bool],
         example: Any,
+        latencies: Latencies | None,
         state: Mapping[str, Any] | None,
     ) -> None:
         """Choose the tensors, restore a state, and hook the optimizers."""
@@ -85,6 +87,7 @@ class Training:
             example=example,
             state=state,
             is_over=lambda index: self.due_points.is_over(index),
+            latencies=latencies,
         )
         self.due_points = DuePoints(
             self.due_points.schedule,
@@ -175,6 +178,12 @@ class Training:
             for name, kept in after.items()
         }
 
+    def correct_latency(self, measured_ms: float) -> None:
+        """Take over a measured latency, and serve the last due points once more."""
+        self.roster.correct_latency(measured_ms)
+        for index in range(len(self._optimizers)):
+            self.due_points.look_again(index)
+
     def inspect(self) -> None:
         """Look for layers that were replaced, and for pruned weights that are not 0."""
         self._look_at_model()
@@ -191,10 +200,12 @@ class Training:
         index, points = self.index(optimizer), self.due_points
         pruning, regrowing = points.next_pruning(index), points.next_regrowth(index)
         regrow, was_due_before = self.recipe.regrow, points.was_pruned(index, pruning)
+        share = None if pruning is None else self.recipe.schedule(pruning)
         due = Due(
-            pruned=None if pruning is None else self.recipe.schedule(pruning),
+            pruned=share,
             exchanged=regrow.share_at(regrowing) if regrow and regrowing is not None else None,
             was_due_before=was_due_before,
+            division=None if share is None else self.enrolment.divide(share, index, points.share),
         )
         pools = [pool for pool in self.enrolment.pools if pool.optimizer == index]
         update_masks(self.recipe, pools, optimizer, due)
@@ -242,8 +253,6 @@ class Training:
                 return index
         raise ValueError("need one of the optimizers given to attach(), got another one")
 
-    # -- enrolment ---------------------------------------------------------------------------------
-
     def _look_at_model(self) -> None:
         """Select again if the model has other parameters than at the last look."""
         if self.roster.has_other_parameters:
@@ -257,8 +266,6 @@ class Training:
         for index, optimizer in enumerate(self._optimizers):
             self._ownerships[index].look_again(optimizer, waiting)
             self.due_points.look_again(index)
-
-    # -- steps -------------------------------------------------------------------------------------
 
     def _observe(self, optimizer: Optimizer, *, is_due: bool) -> None:
         """Let the criterion observe, and update the masks if due; if either raises, all is undone.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_prune.engine.division import Division
 from lightning_prune.engine.groups import Cut, Group, Scores
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.pools import Pool
@@ -23,11 +24,13 @@ class Due:
         pruned: Share of the final sparsity that is due; None if no pruning is.
         exchanged: Share of the kept atoms that regrowth exchanges; None if it is not due.
         was_due_before: Whether this pruning was already applied before a resume.
+        division: The atoms that budgets let the pools keep; None without a budget.
     """
 
     pruned: float | None
     exchanged: float | None = None
     was_due_before: bool = False
+    division: Division | None = None
 
 
 def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, due: Due) -> None:
@@ -76,10 +79,14 @@ def _choose(
     if due.pruned is None:
         return []
     target = pool.sparsity * due.pruned
-    if pool.is_satisfied(target, was_due_before=due.was_due_before):
+    if due.division is None:
+        is_satisfied = pool.is_satisfied(target, was_due_before=due.was_due_before)
+    else:
+        is_satisfied = due.division.is_satisfied
+    if is_satisfied:
         return []
     scores = book.read(pool.tensors, _first_criterion(recipe, pool))
-    return list(pool.choose(target, scores))
+    return list(due.division.choose(pool, scores) if due.division else pool.choose(target, scores))
 
 
 def _choose_exchanges(

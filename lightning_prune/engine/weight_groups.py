@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.groups import Cut, Scores, TensorGroup
+from lightning_prune.engine.extents import Extent
+from lightning_prune.engine.groups import Cut, Scores
 from lightning_prune.engine.scores import TensorScores
+from lightning_prune.engine.tensor_groups import TensorGroup
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.parts import Part
@@ -36,6 +38,10 @@ class WeightGroup(TensorGroup):
     def atoms_kept(self) -> int:
         """Number of weights that are not pruned, also of other processes."""
         return self.members[0].kept
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield the tensor, of which a weight is any entry."""
+        yield Extent(parameter=self.name, axis=None, covered=self.total, width=1)
 
     @property
     def rows(self) -> int:

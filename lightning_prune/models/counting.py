@@ -2,61 +2,23 @@
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_prune.models.calls import Call
 from lightning_prune.models.compiled import run_uncompiled
+from lightning_prune.models.multiplying import count_macs, find_factors, moves, multiplies
 from lightning_prune.models.names import owner_of, plain_name
 from lightning_prune.models.trees import find_tensors
 from lightning_prune.models.undisturbed import use_plain_kernels
-
-aten = torch.ops.aten
-
-# Which arguments an operation multiplies with each other.
-_FACTORS: dict[Any, tuple[int, ...]] = {
-    aten.mm: (0, 1),
-    aten.bmm: (0, 1),
-    aten.mv: (0, 1),
-    aten.dot: (0, 1),
-    aten.addmm: (1, 2),
-    aten.addmv: (1, 2),
-    aten.baddbmm: (1, 2),
-    aten.convolution: (0, 1),
-    aten._convolution: (0, 1),
-    aten.mkldnn_rnn_layer: (0, 1, 2),
-    aten._scaled_dot_product_flash_attention_for_cpu: (0, 1, 2),
-    aten._scaled_dot_product_flash_attention: (0, 1, 2),
-    aten._scaled_dot_product_efficient_attention: (0, 1, 2),
-    aten._scaled_dot_product_cudnn_attention: (0, 1, 2),
-}
-# Operations that look up or move matrices, and multiply nothing.
-_MOVING = {
-    aten.cat,
-    aten.copy_,
-    aten.embedding,
-    aten._embedding_bag,
-    aten._embedding_bag_forward_only,
-    aten.gather,
-    aten.index,
-    aten.index_put,
-    aten.index_put_,
-    aten.index_select,
-    aten.native_group_norm,
-    aten.native_layer_norm,
-    aten.select_scatter,
-    aten.slice_scatter,
-    aten.stack,
-    aten._fused_rms_norm,
-}
 
 
 @dataclass(kw_only=True)
@@ -82,17 +44,37 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Factors:
+    """The multiplications of a forward pass by the factors that they read.
+
+    Attributes:
+        parameters: By the name of the parameter whose entries are those of the factor: the
+            parameter itself, or the weight that views, slices, transposes or a parametrization
+            make of the parameter. A fraction where slices are used unequally often.
+        computed: Those by other weights, made of parameters, such as the product of two matrices;
+            by the name of the layer.
+        activations: Those of activations with each other; by the name of the running module.
+    """
+
+    parameters: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
+    computed: dict[str, Fraction] = field(default_factory=lambda: defaultdict(Fraction))
+    activations: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pass:
     """The work of a whole forward pass.
 
     Args:
         work: By the name of the module that holds the weights, or that works without weights.
+        factors: All multiplications, by the factors.
         used: Names of the modules whose parameters took part.
         peak: The most bytes of activations that were alive at once, the input included.
         constant: Whether zeros keep all outputs from changing with the input.
     """
 
     work: Mapping[str, Work]
+    factors: Factors
     used: Set[str]
     peak: int
     constant: bool
@@ -126,11 +108,13 @@ class _Origin:
 
     Args:
         layer: Name of the layer whose parameters made the bytes; None if an input took part.
+        parameters: The parameters whose entries these are, with the share of each.
         varies: Whether they change with the input of the model.
         would_vary: Whether they would change if no weight were zero.
     """
 
     layer: str | None = None
+    parameters: Mapping[str, Fraction] = field(default_factory=dict)
     varies: bool = False
     would_vary: bool = False
 
@@ -145,14 +129,18 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = {layer: plain_name(name) for name, layer in module.named_modules()}
         self.work: dict[str, Work] = defaultdict(Work)
+        self.factors = Factors()
         self.origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.running: list[str] = []
         self.used: set[str] = set()
         self.alive = self.peak = 0
         for buffer in module.buffers():
             self.origins[buffer.untyped_storage()] = _Origin()
-        for name, parameter in module.named_parameters():
-            self.origins[parameter.untyped_storage()] = _Origin(layer=owner_of(plain_name(name)))
+        for raw, parameter in module.named_parameters():
+            name = plain_name(raw)
+            self.origins[parameter.untyped_storage()] = _Origin(
+                layer=owner_of(name), parameters={name: Fraction(1)}
+            )
 
     def begin(self, inputs: Any, stack: ExitStack) -> None:
         """Observe until the stack is closed."""
@@ -167,7 +155,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the counts of the whole pass."""
         ends = [self._origin(tensor) for tensor in find_tensors(outputs)]
         constant = any(end.would_vary for end in ends) and not any(end.varies for end in ends)
-        return Pass(work=self.work, used=self.used, peak=self.peak, constant=constant)
+        return Pass(
+            work=self.work, factors=self.factors, used=self.used, peak=self.peak, constant=constant
+        )
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:
         self.running.append(self.names[module])
@@ -184,23 +174,27 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         keywords = dict(kwargs or {})
         packet = getattr(func, "overloadpacket", func)
-        if packet not in _FACTORS and packet not in flop_registry:
+        if not multiplies(packet):
             with self:
                 decomposed = func.decompose(*args, **keywords)
             if decomposed is not NotImplemented:
                 return decomposed
-        origin = self._join_origins(find_tensors((args, keywords)))
+        sources = find_tensors((args, keywords))
+        origin = self._join_origins(sources)
         outputs = func(*args, **keywords)
         name = running = self.running[-1] if self.running else ""
         if origin.layer is not None:
             name = origin.layer
-        if packet in _FACTORS or packet in flop_registry:
-            self._multiply(packet, args, keywords, outputs, self.work[name], origin)
+        if multiplies(packet):
+            self._multiply(packet, args, keywords, outputs, name, origin)
         elif origin.would_vary and _may_multiply(func, args, keywords, self):
             self.work[name].unknown.append(str(packet))
         else:
             name = running
-        self._note_outputs(find_tensors(outputs), origin, self.work[name])
+        results = find_tensors(outputs)
+        if results and not multiplies(packet) and not origin.would_vary:
+            origin.parameters = self._find_parameters(sources, results[0].numel())
+        self._note_outputs(results, origin, self.work[name])
         return outputs
 
     def _join_origins(self, tensors: Sequence[Tensor]) -> _Origin:
@@ -213,6 +207,25 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             varies=any(source.varies for source in sources),
             would_vary=any(source.would_vary for source in sources),
         )
+
+    def _find_parameters(self, sources: Sequence[Tensor], size: int) -> Mapping[str, Fraction]:
+        """Return the parameters whose entries are those of a result, with the share of each.
+
+        They are those of the first source of the same size, as `torch.mul` has it, or of all
+        sources, side by side, as `torch.cat` has them, or of the only parameter there is.
+        """
+        made = [(tensor.numel(), self._origin(tensor).parameters) for tensor in sources]
+        made = [(number, parameters) for number, parameters in made if parameters]
+        for number, parameters in made:
+            if number == size or all(parameters == others for _, others in made):
+                return parameters
+        if sum(number for number, _ in made) != size:
+            return {}
+        shares: dict[str, Fraction] = defaultdict(Fraction)
+        for number, parameters in made:
+            for name, share in parameters.items():
+                shares[name] += share * number / size
+        return shares
 
     def _note_outputs(self, outputs: Sequence[Tensor], origin: _Origin, work: Work) -> None:
         """Remember the origin of an operation's outputs, and the state of memory after it."""
@@ -232,20 +245,32 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any],
         keywords: Mapping[str, Any],
         outputs: Any,
-        work: Work,
+        name: str,
         origin: _Origin,
     ) -> None:
         """Add an operation's multiplications; if all are by zero, the result varies no more."""
-        macs = _macs(packet, args, keywords, outputs)
-        factors = [args[index] for index in _FACTORS.get(packet, ())]
+        macs = count_macs(packet, args, keywords, outputs)
+        factors = find_factors(packet, args)
         weights = [factor for factor in factors if self.made_of_weights(factor)]
         entries = sum(weight.numel() for weight in weights)
         kept = sum(int(weight.count_nonzero()) for weight in weights)
-        work.macs += macs
-        work.effective += macs * kept // entries if entries else macs
+        self.work[name].macs += macs
+        self.work[name].effective += macs * kept // entries if entries else macs
         if entries and not kept:
             added = [t for t in find_tensors((args, keywords)) if not any(t is f for f in factors)]
             origin.varies = any(self._origin(tensor).varies for tensor in added)
+        for weight in weights if entries else ():
+            self._note_factor(weight, Fraction(macs * weight.numel(), entries), name)
+        if not entries:
+            self.factors.activations[name] += macs
+
+    def _note_factor(self, weight: Tensor, macs: Fraction, layer: str) -> None:
+        """Note the multiplications by a weight, for each parameter whose entries these are."""
+        parameters = self._origin(weight).parameters
+        for name, share in parameters.items():
+            self.factors.parameters[name] += macs * share
+        if not parameters:
+            self.factors.computed[layer] += macs
 
     def made_of_weights(self, tensor: Tensor) -> bool:
         """Whether a tensor was made of parameters, and no input took part."""
@@ -268,23 +293,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive -= size
 
 
-def _macs(packet: Any, args: Sequence[Any], keywords: Mapping[str, Any], outputs: Any) -> int:
-    if packet is aten.mkldnn_rnn_layer:
-        steps = args[0].numel() // args[0].shape[-1]
-        return int(steps * (args[1].numel() + args[2].numel()))
-    if packet in (aten.mv, aten.addmv, aten.dot):
-        return int(args[_FACTORS[packet][0]].numel())
-    if packet is aten._scaled_dot_product_flash_attention_for_cpu:
-        packet = aten._scaled_dot_product_flash_attention
-    formula: Callable[..., int] = flop_registry[packet]
-    return formula(*args, **keywords, out_val=outputs) // 2
-
-
 def _may_multiply(
     func: Any, args: Sequence[Any], keywords: Mapping[str, Any], counter: _Counter
 ) -> bool:
     """Whether an unknown operation may multiply an activation by a matrix of weights."""
-    if func.overloadpacket in _MOVING or torch.Tag.pointwise in func.tags:
+    if moves(func.overloadpacket) or torch.Tag.pointwise in func.tags:
         return False
     return any(
         tensor.ndim > 1 and counter.made_of_weights(tensor)

@@ -46,12 +46,16 @@ class CallRecorder:
 
     def stop(self) -> None:
         """Give the module its ``forward`` back."""
-        if vars(self._module).get("forward") is not self:
-            return
-        if self._before is None:
-            del self._module.forward
-        else:
-            self._module.forward = self._before
+        top = vars(self._module).get("forward")
+        if top is self:
+            if self._before is None:
+                del self._module.forward
+            else:
+                self._module.forward = self._before
+        while isinstance(top, CallRecorder):
+            if top._before is self:  # a recorder that came later
+                top._before, top.__wrapped__ = self._before, self.__wrapped__
+            top = top._before
 
     def _record_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(self.calls) < self._limit:

@@ -1,7 +1,7 @@
 """All answers together, as a frozen record."""
 
 from abc import ABCMeta
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import yaml
 
 from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.allocations import Allocation
+from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
 from lightning_prune.recipe.regrowth import Regrow
@@ -25,8 +26,12 @@ class Recipe:
     Args:
         sparsity: How much: the final fraction of zeros of each pruned tensor, in [0, 1], or a
             fraction for each glob of parameter or module names. None leaves a tensor dense; the
-            last glob that matches decides.
+            last glob that matches decides. By default 0.9. Beside a budget it is the most that each
+            tensor may lose, by default all but an atom.
         schedule: When the masks change.
+        budget: How much, as a cost that may remain; of several budgets all hold. None for a
+            sparsity.
+        most: The largest sparsity that any tensor may reach, in [0, 1]; None for no limit.
         allocation: Where weights are pruned; None for the `Pattern.default_allocation`.
         criterion: Which weights are kept.
         pattern: What shape the pruned weights have.
@@ -49,7 +54,9 @@ class Recipe:
         {'encoder': 0.9}
     """
 
-    sparsity: SparsityTargets = 0.9
+    sparsity: SparsityTargets | None = None
+    budget: Budget | Sequence[Budget] | None = None
+    most: float | None = None
     schedule: Schedule = PolynomialSchedule()
     allocation: Allocation | None = None
     criterion: Criterion = MagnitudeCriterion()
@@ -62,6 +69,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)  # and copy the sparsity, so that no caller changes it
+        if self.budget is not None and not self.budgets:
+            raise ValueError(f"need at least one budget, got budget={self.budget}; leave it out")
+        self._check_most()
         for target in self.targets.values():
             if target is not None:
                 self.pattern.check_sparsity(target)
@@ -71,15 +81,38 @@ class Recipe:
         self._refuse_clashes()
 
     @classmethod
-    def of(cls, *, sparsity: SparsityTargets, keep_zeros: bool, **answers: Any) -> "Recipe":
-        """Return the recipe of the answers; None as another answer stands for the default."""
+    def of(cls, *, keep_zeros: bool, **answers: Any) -> "Recipe":
+        """Return the recipe of the answers; None as an answer stands for the default."""
         given = {name: answer for name, answer in answers.items() if answer is not None}
-        return cls(sparsity=sparsity, keep_zeros=keep_zeros, **given)
+        return cls(keep_zeros=keep_zeros, **given)
 
     @property
     def targets(self) -> dict[str, float | None]:
-        """The final sparsity by glob; None for dense."""
-        return check_targets(self.sparsity)
+        """The final sparsity by glob, or beside a budget the most to lose; None for dense."""
+        return check_targets(self.sparsity, has_budget=bool(self.budgets))
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets, all of which hold."""
+        if self.budget is None:
+            return ()
+        return (self.budget,) if isinstance(self.budget, Budget) else tuple(self.budget)
+
+    def cap(self, sparsity: float) -> float:
+        """Return the largest sparsity that a tensor may reach.
+
+        Args:
+            sparsity: The sparsity that the deciding glob gives the tensor.
+        """
+        most = 1.0 if self.most is None else self.most
+        return min(most, sparsity) if self.budgets else most
+
+    @property
+    def needs_example(self) -> bool:
+        """Whether an answer depends on an example of the model's input."""
+        is_priced = self.chosen_allocation.per in ("macs", "latency")
+        is_limited = any(budget.needs_example for budget in self.budgets)
+        return self.pattern.couples_tensors or is_priced or is_limited
 
     @property
     def chosen_allocation(self) -> Allocation:
@@ -108,12 +141,29 @@ class Recipe:
         answers = {field.name: _describe(getattr(self, field.name)) for field in fields(self)}
         return yaml.safe_dump(answers, sort_keys=False)
 
+    def _check_most(self) -> None:
+        """Raise ValueError if ``most`` is out of range, or less than a sparsity asks for."""
+        if self.most is None:
+            return
+        if not 0 <= self.most <= 1:
+            raise ValueError(f"need 0 <= most <= 1, got most={self.most}")
+        asked = max((target or 0.0 for target in self.targets.values()), default=0.0)
+        if not self.budgets and asked > self.most:
+            raise ValueError(f"need most >= sparsity, got most={self.most} and sparsity={asked}")
+
     def _refuse_clashes(self) -> None:
         """Raise ValueError, with both names, if two answers cannot work together."""
         allocation, pattern = self.chosen_allocation, self.pattern
-        if allocation.needs_unsigned_scores and self.criterion.has_signed_scores:
+        units = [budget.unit for budget in self.budgets]
+        if len(set(units)) < len(units):
+            raise ValueError(f"need budgets of different units, got {', '.join(units)}")
+        for budget in self.budgets:
+            _refuse_budget(budget, pattern)
+        divides = allocation.needs_unsigned_scores or allocation.per is not None
+        if divides and self.criterion.has_signed_scores:
+            per = "" if allocation.per is None else f"(per='{allocation.per}')"
             raise ValueError(
-                f"need scores >= 0 for {type(allocation).__name__}, got "
+                f"need scores >= 0 for {type(allocation).__name__}{per}, got "
                 f"criterion={type(self.criterion).__name__}, whose scores can be negative"
             )
         if allocation.needs_single_tensors and pattern.couples_tensors:
@@ -136,12 +186,31 @@ class Recipe:
                 f"need either tolerance or {name}, got both: a round that does not hold goes back "
                 "to earlier masks"
             )
+        if self.tolerance is not None and self.budgets:
+            raise ValueError(
+                "need either tolerance or budget, got both: a budget is reached at any loss"
+            )
         if self.rewind is not None:
             self.rewind.check_schedule(self.schedule)
             if self.regrow is not None:
                 raise ValueError(
                     "need either rewind or regrow, got both: regrowth goes on between rounds"
                 )
+
+
+def _refuse_budget(budget: Budget, pattern: Pattern) -> None:
+    """Raise ValueError if the zeros of a pattern cannot meet a budget."""
+    if pattern.fixes_sparsity:
+        raise ValueError(
+            f"need a pattern that leaves the sparsity open for {budget.describe()}, got "
+            f"pattern={pattern}, which says how much itself; write the sparsity of each tensor"
+        )
+    if budget.needs_removal and not pattern.couples_tensors:
+        raise ValueError(
+            f"need channels that can be removed for {budget.describe()}, got pattern={pattern}: "
+            "zeros in place make neither this file smaller nor a kernel faster; use "
+            "ChannelPattern(), or MacsBudget, ParameterBudget or BytesBudget(file='sparse')"
+        )
 
 
 def _describe(value: Any) -> Any:

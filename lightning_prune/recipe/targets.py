@@ -1,21 +1,38 @@
 """How much: the final sparsity of each parameter, by glob."""
 
+import math
 from collections.abc import Mapping
 
 SparsityTargets = float | Mapping[str, float | None]
 
+DEFAULT_SPARSITY = 0.9
+"""The final sparsity where a user gives neither a sparsity nor a budget."""
 
-def check_targets(sparsity: SparsityTargets) -> dict[str, float | None]:
-    """Return the final sparsity by glob.
+UNCAPPED = math.nextafter(1.0, 0.0)
+"""The most that a tensor may lose beside a budget: all atoms but one."""
+
+
+def check_targets(
+    sparsity: SparsityTargets | None, *, has_budget: bool = False
+) -> dict[str, float | None]:
+    """Return the final sparsity by glob; beside a budget, the most that a tensor may lose.
+
+    Args:
+        sparsity: The answer of the user. By default 0.9; beside a budget, no tensor is capped.
+        has_budget: Whether a budget says how much. Then a glob that the user does not write, and
+            ``*`` unless the user writes it, caps nothing.
 
     Raises:
         ValueError: If a sparsity is not in [0, 1].
     """
+    base: dict[str, float | None] = {"*": UNCAPPED} if has_budget else {}
+    if sparsity is None:
+        return base or {"*": DEFAULT_SPARSITY}
     if not isinstance(sparsity, Mapping):
         return {"*": _check_target(sparsity, f"sparsity={sparsity!r}")}
     if not sparsity:
         raise ValueError("need at least one glob, got sparsity={}")
-    return {
+    return base | {
         glob: None
         if target is None
         else _check_target(target, f"sparsity={{{glob!r}: {target!r}}}")
@@ -30,7 +47,7 @@ def _check_target(target: float, shown: str) -> float:
 
 
 def format_targets(targets: Mapping[str, float | None]) -> str:
-    """Return targets as the lines of a config.
+    """Return targets as the lines of a config; a tensor without a cap needs no line.
 
     Examples:
         >>> print(format_targets({"*": 0.9, "head": None}))
@@ -39,10 +56,14 @@ def format_targets(targets: Mapping[str, float | None]) -> str:
           "head": null
     """
     return "sparsity:" + "".join(
-        f'\n  "{glob}": {format_target(target)}' for glob, target in targets.items()
+        f'\n  "{glob}": {format_target(target)}'
+        for glob, target in targets.items()
+        if target != UNCAPPED
     )
 
 
 def format_target(value: float | None) -> str:
     """Return a target as a config writes it."""
+    if value == UNCAPPED:
+        return "not capped"
     return "null" if value is None else str(value)

@@ -29,6 +29,7 @@ class PrunedTensor:
         shard: Place of the local part in a sharded parameter; None for a whole parameter.
         row_axes: Axes of the rows, output axis first: each index of these axes keeps a weight. With
             no axis the whole tensor is a row. None if all weights may go.
+        most: The largest sparsity that the tensor may reach, in [0, 1].
         is_scored: Whether the criterion observes and scores the tensor. If not, masks of other
             tensors decide: a bias, for example, is pruned with a channel.
         is_trained: Whether an optimizer trains the parameter. If not, the optimizer is only the
@@ -57,6 +58,7 @@ class PrunedTensor:
     input_axis: int | None = None
     shard: Shard | None = None
     row_axes: tuple[int, ...] | None = None
+    most: float = 1.0
     is_scored: bool = True
     is_trained: bool = True
     state: dict[str, Tensor] = field(default_factory=dict)

@@ -39,6 +39,7 @@ def pruning_table(pruner: Pruner, title: str = "") -> Table:
         has_total=True,
         notes=[
             *_model_notes(pruner),
+            *_budget_notes(pruner),
             *_frozen_notes(pruner),
             *_floor_notes(pruner),
             *_dense_notes(pruner),
@@ -119,6 +120,15 @@ def _model_notes(pruner: Pruner) -> list[str]:
     return [f"whole model: {total:,} weights, sparsity {now:.4f}, final {final:.4f}"]
 
 
+def _budget_notes(pruner: Pruner) -> list[str]:
+    """Return a line for each budget: the cost of the dense model, at most, and now."""
+    notes = [str(expense) for expense in pruner.spending]
+    binding = pruner.spending.binding
+    if binding is not None and len(notes) > 1:
+        notes.append(f"the tightest budget is {binding.limit.budget.describe()}")
+    return notes
+
+
 def _frozen_notes(pruner: Pruner) -> list[str]:
     """Return a line on weights that are pruned without training, and on adapters beside them."""
     frozen = [tensor.name for tensor in pruner.tensors if not tensor.is_trained]
@@ -139,7 +149,7 @@ def _floor_notes(pruner: Pruner) -> list[str]:
     )
     size = sum(group.size for group in pruner.groups)
     asked = sum(group.sparsity * group.size for group in pruner.groups)
-    if size and reached < asked / size - 1e-9:
+    if size and reached < asked / size - 1e-9 and not pruner.spending:
         notes.append(
             f"atoms that must stay hold the final sparsity at {reached:.4f}, not {asked / size:.4f}"
         )

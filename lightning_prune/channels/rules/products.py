@@ -23,6 +23,7 @@ from lightning_prune.channels.labels import (
     narrow_expanded_axes,
     spread_along_axis,
 )
+from lightning_prune.channels.multiplications import shape_of, split_equation
 from lightning_prune.channels.operations import Operation, StoredTensor, Value
 from lightning_prune.channels.rules.pointwise import (
     Outcome,
@@ -66,7 +67,7 @@ class _Equation:
 def matmul(flow: Flow, operation: Operation) -> Value:
     """Exact as any product (`_multiply`): rows times columns, for each matrix of a batch."""
     operands = [operation[0], operation[1]]
-    ranks = [len(_shape_of(operand)) for operand in operands]
+    ranks = [len(shape_of(operand)) for operand in operands]
     if min(ranks) < 2:
         return None
     batch = ascii_letters[3 : max(ranks) + 1]
@@ -91,24 +92,13 @@ def baddbmm(flow: Flow, operation: Operation) -> Value:
 
 def einsum(flow: Flow, operation: Operation) -> Value:
     """Exact as any product (`_multiply`); for two operands that have each letter once at most."""
-    operands, equation = operation["tensors"], operation.option("equation").replace(" ", "")
-    if not isinstance(operands, list) or len(operands) != 2 or "->" not in equation:
+    letters, operands = split_equation(operation), operation["tensors"]
+    if letters is None or not isinstance(operands, list):
         return None
-    left, result = equation.split("->")
-    terms = left.split(",")
-    unused = "".join(letter for letter in ascii_letters if letter not in equation)
-    ranks = [  # how many axes the dots stand for
-        len(_shape_of(operand)) - len(term.replace("...", ""))
-        for term, operand in zip(terms, operands, strict=True)
-    ]
-    dots = unused[: max(ranks)]
-    terms = [
-        term.replace("...", dots[len(dots) - rank :])
-        for term, rank in zip(terms, ranks, strict=True)
-    ]
+    terms, result = letters
     if any(len(set(term)) < len(term) for term in terms):
         return None
-    return _multiply(flow, operation, terms, result.replace("...", dots), operands)
+    return _multiply(flow, operation, terms, result, operands)
 
 
 def attention(flow: Flow, operation: Operation) -> Value:
@@ -175,7 +165,7 @@ def _multiply(
     """
     lengths: dict[str, int] = {}
     for term, operand in zip(terms, operands, strict=True):
-        for letter, length in zip(term, _shape_of(operand), strict=True):
+        for letter, length in zip(term, shape_of(operand), strict=True):
             lengths[letter] = max(length, lengths.get(letter, 1))
     equation = _Equation(terms=(terms[0], terms[1]), result=result, lengths=lengths)
     for position in (1, 0):
@@ -299,10 +289,6 @@ def _collapse_summed(labels: Tensor, rank: int) -> Tensor:
 def _varying_letters(flow: Flow, equation: _Equation, labels: Tensor) -> list[str]:
     """Return the letters along which labels on the grid belong to different channels."""
     return [equation.grid[axis] for axis in flow.labels.varying_axes(labels)]
-
-
-def _shape_of(value: Value) -> tuple[int, ...]:
-    return tuple(value.shape) if isinstance(value, Tensor | StoredTensor) else ()
 
 
 RULES: dict[str, Rule] = {

@@ -1,0 +1,18 @@
+"""Steps that a gradient scaler skips."""
+
+from lightning.pytorch import Trainer
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
+
+
+def will_be_skipped(trainer: Trainer, optimizer: Optimizer) -> bool:
+    """Whether the gradient scaler has found infinite gradients and will skip the step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return False
+    state = scaler._per_optimizer_states[id(optimizer)]
+    if state["stage"] is OptState.READY:
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            return True  # Without a loss, Lightning neither unscales nor steps.
+        scaler.unscale_(optimizer)  # A fused optimizer would unscale later than this check.
+    return any(bool(value.item()) for value in state["found_inf_per_device"].values())
