@@ -103,6 +103,8 @@ class ToleranceKeeper(Steering):
             self.trainer.validating = True
             loop.run()
             self.trainer.training = True
+        if self._is_first_validation:
+            raise ValueError("need a validation with tolerance, got a validation without batches")
 
     def on_batch_start(self, model: LightningModule) -> None:
         """Go back to the last model that was kept, if the last validation says so."""
@@ -147,8 +149,9 @@ class ToleranceKeeper(Steering):
                 "allows; train longer to try further"
             )
         self._go_back(model)
-        self._rounds.begin_again()
-        self._state["steps"] = self.pruner.steps
+        if self._rounds.phase == "trial":
+            self._rounds.begin_again()
+            self._state["steps"] = self.pruner.steps
         self._say(describe_end(self._rounds, self.pruner.sparsity))
         if self._writes_file:
             self._say(f"written: {self._path}")

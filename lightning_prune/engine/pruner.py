@@ -99,7 +99,7 @@ class Pruner(Readings):
     @classmethod
     @check_arguments
     def from_recipe(cls, recipe: Recipe) -> "Pruner":
-        """Return the engine of a recipe; it leaves rewinding to its caller."""
+        """Return the engine of a recipe; it leaves going back to its caller."""
         pruner = cls.__new__(cls)
         pruner._begin(recipe)
         return pruner

@@ -174,7 +174,8 @@ class Training:
         after = {group.name: group.alive() for group in self.enrolment.selection.groups}
         self.updates += 1
         self.changed = {
-            name: float((kept ^ before[name]).float().mean()) for name, kept in after.items()
+            name: float((kept ^ before.get(name, kept)).float().mean())
+            for name, kept in after.items()
         }
 
     def correct_latency(self, measured_ms: float) -> None:
