@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
-from lightning_prune.callbacks.latencies import LatencyCheck
+from lightning_prune.callbacks.cost_check import CostCheck
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
@@ -132,7 +132,7 @@ class PruningCallback(Callback):
         self.example = example
         self._seen = SeenExample()
         self._steering: Steering | None = None
-        self._latency: LatencyCheck | None = None
+        self._costs: CostCheck | None = None
         # The state that the next training restores. It is empty for a new training, and None after
         # training has started.
         self._restored_state: dict[str, Any] | None = None
@@ -220,16 +220,16 @@ class PruningCallback(Callback):
             self.pruner.load_state_dict(self._restored_state)
             self._seen.load_state_dict(self._restored_state)
         example = self._seen.share(trainer) if self.example is None else self.example
-        latency = LatencyCheck(self.pruner, trainer, pl_module, example)
+        costs = CostCheck(self.pruner, trainer, pl_module, example)
         self.pruner.attach(
             pl_module,
             trainer.optimizers,
             clocks=clocks,
             is_trial_step=self._make_trial_check(trainer),
             example=example,
-            latencies=latency.find_table,
+            latencies=costs.find_table,
         )
-        self._latency = latency
+        self._costs = costs
         if steering is not None:
             steering.begin()
         self._steering = steering
@@ -286,8 +286,8 @@ class PruningCallback(Callback):
         if self._logged_key == key:
             return
         self._logged_key = key
-        if self._latency is not None:
-            self._latency.check()
+        if self._costs is not None:
+            self._costs.check()
         values = {
             "sparsity": self.pruner.sparsity,
             "sparsity_target": self.pruner.sparsity_target,
@@ -313,6 +313,8 @@ class PruningCallback(Callback):
             self._steering.end(pl_module)
         self.pruner.detach()
         self._print_table(trainer, "Pruned")
+        if self._costs is not None:
+            self._costs.print_measured()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -73,11 +73,16 @@ class Expense:
         """The unit of the cost."""
         return self.limit.cost.unit
 
-    def __str__(self) -> str:
-        """Return the cost beside the budget, in words."""
-        limit, unit = self.limit, _WORDS[self.unit]
+    @property
+    def words(self) -> str:
+        """The unit of the cost in words."""
+        return _WORDS[self.unit]
+
+    def describe(self) -> str:
+        """Return the cost beside the budget, in the unit of the cost."""
+        limit, words = self.limit, self.words
         return (
-            f"{limit.budget.describe()}: at most {limit.final:,.6g} of {limit.dense:,.6g} {unit}, "
+            f"{limit.budget.describe()}: at most {limit.final:,.6g} of {limit.dense:,.6g} {words}, "
             f"now {self.cost:,.6g} ({self.share:.4f})"
         )
 

@@ -9,7 +9,7 @@ from lightning_prune.models.calls import make_call
 from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.counting import count
 from lightning_prune.models.undisturbed import keep_generators
-from lightning_prune.tensors.shards import find_shard, local_part, sum_pool
+from lightning_prune.tensors.shards import find_shard, local_part, sum_by_tensor
 
 
 def measure_macs(model: nn.Module, example: Any = None, *, removed: bool) -> int:
@@ -53,4 +53,4 @@ def measure_parameters(model: nn.Module, *, removed: bool) -> int:
     if removed or not parameters:
         return sum(parameter.numel() for parameter in parameters)
     counts = [((local_part(each) != 0).sum().cpu(), find_shard(each)) for each in parameters]
-    return int(sum_pool(counts))
+    return int(sum_by_tensor(counts).sum())

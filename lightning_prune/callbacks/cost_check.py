@@ -1,4 +1,4 @@
-"""Latencies of a model while Lightning trains it: measured before, and again near the end."""
+"""Costs under budgets while Lightning trains: latencies before and near the end, all at the end."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +13,14 @@ from lightning_prune.engine.latency_costs import LARGEST_ERROR
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.budgets import LatencyBudget
 from lightning_prune.reporting.latency_widths import measure_latency_table
+from lightning_prune.reporting.measured_spending import measure_spending
 from lightning_prune.reporting.stopwatch import measure_model_latency
 
 _NEARLY = 0.9  # of the way: from here on an error of the prediction matters
 
 
-class LatencyCheck:
-    """Measures latencies for a `LatencyBudget`, in the first process, for all processes.
+class CostCheck:
+    """Measures what budgets limit; latencies in the first process, for all processes.
 
     Args:
         pruner: The engine.
@@ -75,6 +76,16 @@ class LatencyCheck:
         self.measured_ms = expense.limit.dense / self._measure_speedup(budget)
         if abs(expense.cost - self.measured_ms) > LARGEST_ERROR * self.measured_ms:
             self._pruner.correct_latency(self.measured_ms)
+
+    def print_measured(self) -> None:
+        """Print what the budgets asked for, the cost that was predicted, and what is measured."""
+        is_sharded = any(tensor.shard is not None for tensor in self._pruner.tensors)
+        if not (self._trainer.is_global_zero or is_sharded):
+            return
+        lines = measure_spending(self._pruner, self._module, self._example, self.measured_ms)
+        if self._trainer.is_global_zero:
+            for line in lines:
+                Console().print(line)
 
     def _measure_speedup(self, budget: LatencyBudget) -> float:
         """Return how many times faster the shrunk model is than the model with zeros in place."""

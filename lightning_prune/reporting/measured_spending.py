@@ -1,0 +1,56 @@
+"""What a pruned model really costs, beside what a budget asked for and a cost predicted."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from lightning_prune.channels.shrink import shrink
+from lightning_prune.engine.limits import Expense
+from lightning_prune.engine.measured_bytes import measure_bytes
+from lightning_prune.engine.pruner import Pruner
+from lightning_prune.recipe.budgets import BytesBudget
+from lightning_prune.reporting.measured_costs import measure_macs, measure_parameters
+
+
+def measure_spending(
+    pruner: Pruner, model: nn.Module, example: Any, latency_ms: float | None
+) -> list[str]:
+    """Return a line for each budget: asked, predicted and measured.
+
+    Channels are removed from a copy of the model before.
+
+    Args:
+        pruner: The engine.
+        model: The pruned model; it stays as it is.
+        example: The arguments of ``forward``; None for the module's ``example_input_array``.
+        latency_ms: The measured latency; None if there is none.
+    """
+    if not pruner.spending:
+        return []
+    removed = pruner.recipe.pattern.couples_tensors
+    small = shrink(model, example) if removed else model
+    return list(_compare(pruner, small, example, latency_ms, removed=removed))
+
+
+def _compare(
+    pruner: Pruner, small: nn.Module, example: Any, latency_ms: float | None, *, removed: bool
+) -> Iterator[str]:
+    for expense in pruner.spending:
+        measured = _measure(expense, small, example, latency_ms, removed=removed)
+        if measured is not None:
+            line = f"asked for at most {expense.limit.final:,.6g} {expense.words}, predicted "
+            yield f"{line}{expense.cost:,.6g}, measured {measured:,.6g}"
+
+
+def _measure(
+    expense: Expense, small: nn.Module, example: Any, latency_ms: float | None, *, removed: bool
+) -> float | None:
+    budget = expense.limit.budget
+    if isinstance(budget, BytesBudget):
+        return measure_bytes(small, budget, example)
+    if expense.unit == "macs":
+        return measure_macs(small, example, removed=removed)
+    if expense.unit == "parameters":
+        return measure_parameters(small, removed=removed)
+    return latency_ms
