@@ -120,13 +120,13 @@ class CompressedFileCost(Cost):
             for constant in self._parts.constants:
                 group = self._group_of.get(constant.name)
                 source = self._parts.sources.get(constant.name)
-                values = torch.from_numpy(constant.values)
+                values = constant.values
                 if source is not None:
-                    values = tensors[source.name].detach().float().cpu()
+                    weights = tensors[source.name].detach().float().cpu()
                     if group is not None:
-                        values = values * masks[group.name].cpu()
-                    values = values.permute(source.order)
-                drawn[constant.name] = values.reshape(-1)[:_SAMPLE].numpy().tobytes()
+                        weights = weights * masks[group.name].cpu()
+                    values = weights.permute(source.order).numpy() * source.factor
+                drawn[constant.name] = values.reshape(-1)[:_SAMPLE].tobytes()
             yield drawn
 
 

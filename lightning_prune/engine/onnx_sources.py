@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -14,17 +15,19 @@ from lightning_prune.models.names import named_tensors
 _FUSED_BIAS = "_bias"  # the suffix of a bias that comes from a normalization
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """The parameter or buffer that a constant is made of.
 
     Args:
         name: The name.
         order: The axes of the tensor in the order of the constant.
+        factor: The constant over the tensor, for each index of the first axis; 1 if they are equal.
     """
 
     name: str
     order: tuple[int, ...]
+    factor: "np.ndarray[Any, np.dtype[np.float32]] | float" = 1.0
 
 
 def find_sources(module: nn.Module, constants: Iterable[Constant]) -> dict[str, Source]:
@@ -47,7 +50,11 @@ def find_sources(module: nn.Module, constants: Iterable[Constant]) -> dict[str, 
     for constant in constants:
         shape = constant.values.shape
         if constant.name in arrays and arrays[constant.name].shape == shape:
-            sources[constant.name] = Source(name=constant.name, order=tuple(range(len(shape))))
+            sources[constant.name] = Source(
+                name=constant.name,
+                order=tuple(range(len(shape))),
+                factor=_find_factor(constant.values, arrays[constant.name]),
+            )
         elif (source := _find_equal(constant, arrays)) is not None:
             sources[constant.name] = source
     return sources
@@ -108,6 +115,17 @@ def _follow(before: int, after: int, known: Iterable[tuple[AxisLength, int, int]
             if scaled is not None:
                 return scaled
     return AxisLength(fixed=before)
+
+
+def _find_factor(
+    values: "np.ndarray[Any, Any]", array: "np.ndarray[Any, Any]"
+) -> "np.ndarray[Any, np.dtype[np.float32]] | float":
+    """Return by which factor a normalization has changed the weights of each output channel."""
+    first = (slice(None), *(slice(1) for _ in values.shape[1:]))
+    if np.array_equal(values, array) or not array[first].all():
+        return 1.0
+    factor: np.ndarray[Any, np.dtype[np.float32]] = (values[first] / array[first]).astype("float32")
+    return factor
 
 
 def _find_equal(

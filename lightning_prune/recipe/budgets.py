@@ -144,14 +144,20 @@ class ParameterBudget(_ShareBudget):
 
 @dataclass(frozen=True, kw_only=True)
 class BytesBudget(_ShareBudget):
-    """Bytes of the file that is deployed.
+    """Bytes of the file that is deployed, as the command ``lightning-prune export`` writes it.
+
+    With zeros in place, kept weights and dense parameters count as nonzero, and so do buffers of
+    numbers: their values can change until the end. So the sparse file is never larger than
+    predicted. With channels, the file is that of the shrunk model.
 
     Args:
         keep: Fraction of the dense file's bytes that may remain, in (0, 1).
         at_most: Number of bytes that may remain.
-        file: The file: ``"sparse"`` of `save_sparse`, ``"onnx"`` of `export_onnx`, ``"onnx-int8"``
-            of `quantize_onnx`, or ``"compressed"``, the ONNX file compressed by Zstandard as
-            `file_size` does it.
+        file: The file: ``"sparse"`` is that of `save_sparse`, with the ``state_dict`` of the whole
+            model in the types of training. ``"onnx"`` is that of `export_onnx` in float32,
+            ``"onnx-int8"`` that of `quantize_onnx`: both hold the graph of ``forward``, and shrink
+            with channels only. ``"compressed"`` is the ONNX file in float32 through Zstandard, as
+            `file_size` measures it and as it is downloaded.
 
     Raises:
         ValueError: If neither or both of the first two are given, or an argument is out of range.
