@@ -25,7 +25,7 @@ SECONDS = 300.0
 """Default seconds that the measurement may take."""
 
 _UNIFORM = (0.75, 0.5, 0.25)  # fractions of the channels that all groups keep
-_CHOICES = ((0.75, 0.5, 0.25), (0.5, 0.25), (0.4,))  # fractions that a group keeps alone
+_CHOICES = ((0.75, 0.5, 0.25), (0.5, 0.25), (0.5,))  # fractions that a group keeps alone
 
 
 @check_arguments
