@@ -12,6 +12,8 @@ from .deploy.quantization import quantize_onnx as quantize_onnx
 from .deploy.sparse_file import load_sparse as load_sparse, save_sparse as save_sparse
 from .engine.pruner import Pruner as Pruner
 from .post_training.one_shot import OneShotReport as OneShotReport, prune_once as prune_once
+from .post_training.search_report import SearchReport as SearchReport
+from .post_training.searching import search_sparsities as search_sparsities
 from .post_training.sensitivity import measure_sensitivity as measure_sensitivity
 from .post_training.sensitivity_report import Sensitivity as Sensitivity
 from .recipe.allocations import (
@@ -59,6 +61,7 @@ from .recipe.schedules import (
     Schedule as Schedule,
 )
 from .recipe.tensor import PrunedTensor as PrunedTensor
+from .recipe.tolerance import Tolerance as Tolerance
 from .reporting.latency import Latency as Latency
 from .reporting.metrics import Sparsity as Sparsity, sparsity as sparsity
 from .reporting.records import LayerReport as LayerReport, Report as Report

@@ -16,7 +16,10 @@ from tests.devices import elsewhere
 from tests.processes import processes
 
 pytest.register_assert_rewrite(
-    "tests.callbacks.replicas", "tests.commands", "tests.engine.zero_keeping"
+    "tests.callbacks.replicas",
+    "tests.commands",
+    "tests.engine.zero_keeping",
+    "tests.recipe.atoms",
 )
 
 _COUPLINGS: dict[str, Coupling] = {}

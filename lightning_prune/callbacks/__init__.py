@@ -5,6 +5,7 @@ from lightning_prune.callbacks.distillation import DistillationCallback
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.recipe.rewind import Rewind
+from lightning_prune.recipe.tolerance import Tolerance
 
 __all__ = [
     "DistillationCallback",
@@ -12,4 +13,5 @@ __all__ = [
     "Rewind",
     "SparsityCheckpoint",
     "SparsityMonitor",
+    "Tolerance",
 ]

@@ -77,6 +77,11 @@ def predict_moment(trainer: Trainer, schedule: Schedule, step: int, done: int) -
     return max(epochs / _find_max_epochs(trainer), by_steps)
 
 
+def read_logged_step(trainer: Trainer) -> int:
+    """Return the step that Lightning writes beside a logged metric."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
 def _measure_fraction(trainer: Trainer) -> float:
     if _is_last(trainer):
         return 1.0

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.beside import find_pruner
+from lightning_prune.callbacks.clock import read_logged_step
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
 from lightning_prune.reporting.pruning import pruning_table
@@ -103,7 +104,7 @@ class SparsityMonitor(Callback):
         for board in _find_boards(trainer):
             board.experiment.add_custom_scalars({"pruning": charts})
             text = f"```yaml\n{recipe.to_yaml()}```"
-            board.experiment.add_text("recipe", text, _read_logged_step(trainer))
+            board.experiment.add_text("recipe", text, read_logged_step(trainer))
 
     def on_train_batch_end(
         self,
@@ -130,7 +131,7 @@ class SparsityMonitor(Callback):
             scalars[f"sparsity_target/{group.name}"] = pruner.target(group)
             scalars[f"mask_change/{group.name}"] = pruner.changed.get(group.name, 0.0)
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=_read_logged_step(trainer))
+            logger.log_metrics(scalars, step=read_logged_step(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the first call of the model, as an example for the report."""
@@ -152,7 +153,7 @@ class SparsityMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table and the plot."""
         for board in _find_boards(trainer):
-            step = _read_logged_step(trainer)
+            step = read_logged_step(trainer)
             board.experiment.add_text(
                 "sparsity", pruning_table(find_pruner(self, trainer)).to_markdown(), step
             )
@@ -188,9 +189,9 @@ class SparsityMonitor(Callback):
             warnings.warn(f"no report: {error}", stacklevel=2)
             return
         for board in _find_boards(trainer):
-            board.experiment.add_text("report", measured.to_markdown(), _read_logged_step(trainer))
+            board.experiment.add_text("report", measured.to_markdown(), read_logged_step(trainer))
         for logger in trainer.loggers:
-            logger.log_metrics(_collect_scalars(measured), step=_read_logged_step(trainer))
+            logger.log_metrics(_collect_scalars(measured), step=read_logged_step(trainer))
 
     def _draw_histograms(self, trainer: Trainer) -> None:
         for board in _find_boards(trainer):
@@ -198,7 +199,7 @@ class SparsityMonitor(Callback):
                 if tensor.is_scored:
                     kept = tensor.weights[tensor.mask.kept].float()
                     board.experiment.add_histogram(
-                        f"kept_weights/{tensor.name}", kept, _read_logged_step(trainer)
+                        f"kept_weights/{tensor.name}", kept, read_logged_step(trainer)
                     )
 
     def _record_quality(self, trainer: Trainer, *, is_validated: bool) -> None:
@@ -220,11 +221,6 @@ def _find_boards(trainer: Trainer) -> list[TensorBoardLogger]:
     if not trainer.is_global_zero:
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
-def _read_logged_step(trainer: Trainer) -> int:
-    """Return the step that Lightning writes beside a logged metric."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _collect_scalars(measured: "Report") -> dict[str, float]:

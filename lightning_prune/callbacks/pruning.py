@@ -1,7 +1,6 @@
 """Pruning inside a Lightning Trainer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -13,11 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
-from lightning_prune.callbacks.rewinding import Rewinder
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
+from lightning_prune.callbacks.steering import Steering
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
@@ -30,6 +30,7 @@ from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import Schedule
+from lightning_prune.recipe.tolerance import Tolerance
 from lightning_prune.reporting.pruning import pruning_table
 
 
@@ -58,6 +59,8 @@ class PruningCallback(Callback):
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); null for never.
         rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
+        tolerance: The loss of a validation metric that pruning may cost; null for no limit. Then
+            ``sparsity`` is the most that is tried, and ``schedule`` is left out.
         on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
             ``"warn"`` only: then they are masked again, and training goes on. The callback looks at
             the due points, each ``log_every_n_steps`` batches and at the end.
@@ -87,6 +90,7 @@ class PruningCallback(Callback):
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
         rewind: Rewind | None = None,
+        tolerance: Tolerance | None = None,
         on_revival: Literal["error", "warn"] = "error",
         example: Any = None,
         budget: Budget | list[Budget] | None = None,
@@ -104,6 +108,7 @@ class PruningCallback(Callback):
                 keep_zeros=keep_zeros,
                 regrow=regrow,
                 rewind=rewind,
+                tolerance=tolerance,
                 on_revival=on_revival,
             ),
             example,
@@ -126,7 +131,7 @@ class PruningCallback(Callback):
         self.pruner = Pruner.from_recipe(recipe)
         self.example = example
         self._seen = SeenExample()
-        self._rewinder: Rewinder | None = None
+        self._steering: Steering | None = None
         # The state that the next training restores. It is empty for a new training, and None after
         # training has started.
         self._restored_state: dict[str, Any] | None = None
@@ -187,7 +192,8 @@ class PruningCallback(Callback):
             return self._restored_state
         if not self.pruner.tensors:
             return {}
-        snapshot = {"rewind": self._rewinder.state_dict()} if self._rewinder else {}
+        steering = self._steering
+        snapshot = {steering.key: steering.state_dict()} if steering else {}
         shards = describe_shards(self.pruner.tensors)
         return self.pruner.state_dict() | snapshot | shards | self._seen.state_dict()
 
@@ -205,25 +211,24 @@ class PruningCallback(Callback):
         is_resumed = bool(self._restored_state)
         clocks: Callable[[Schedule], Clock]
         clocks = partial(make_trainer_clock, trainer, is_resumed=is_resumed)
-        rewinder = self._make_rewinder(trainer, is_resumed=is_resumed)
-        if rewinder is not None:
-            clocks = rewinder.make_clock
+        steering = choose_steering(self.pruner, trainer, self._restored_state)
+        if steering is not None:
+            clocks = steering.make_clock
         if self._restored_state:
             if trainer.ckpt_path:  # Lightning has restored the weights too.
                 refuse_other_weights(self._restored_state, pl_module)
             self.pruner.load_state_dict(self._restored_state)
             self._seen.load_state_dict(self._restored_state)
-        with self._show_status(trainer):
-            self.pruner.attach(
-                pl_module,
-                trainer.optimizers,
-                clocks=clocks,
-                is_trial_step=self._make_trial_check(trainer),
-                example=self._seen.share(trainer) if self.example is None else self.example,
-            )
-        if rewinder is not None:
-            rewinder.begin()
-        self._rewinder = rewinder
+        self.pruner.attach(
+            pl_module,
+            trainer.optimizers,
+            clocks=clocks,
+            is_trial_step=self._make_trial_check(trainer),
+            example=self._seen.share(trainer) if self.example is None else self.example,
+        )
+        if steering is not None:
+            steering.begin()
+        self._steering = steering
         self._restored_state, self._is_training = None, True
         self._averaged_updates, self._logged_key = None, None
         self._mask_averages(trainer)
@@ -233,13 +238,20 @@ class PruningCallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log again in this epoch: Lightning forgets logged values at the end of an epoch."""
         self._logged_key = None
+        if self._steering is not None:
+            self._steering.on_epoch_start(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the validated model under a tolerance."""
+        if self._is_training and self._steering is not None:
+            self._steering.on_validation_end(pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Update the masks and go back if a round is complete."""
-        if self._rewinder is not None:
-            self._rewinder.on_batch_start(pl_module)
+        """Go back to earlier weights if a round is complete."""
+        if self._steering is not None:
+            self._steering.on_batch_start(pl_module)
 
     # Otherwise a compiled optimizer traces this hook and compiles again at each update.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -292,6 +304,8 @@ class PruningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks; the pruned weights stay zero."""
         self._is_training = False
+        if self._steering is not None:
+            self._steering.end(pl_module)
         self.pruner.detach()
         self._print_table(trainer, "Pruned")
 
@@ -303,14 +317,6 @@ class PruningCallback(Callback):
         self._seen.stop()
         self.pruner.forget_state()
         self.pruner.detach(completed=False)
-
-    def _make_rewinder(self, trainer: Trainer, *, is_resumed: bool) -> Rewinder | None:
-        if self.recipe.rewind is None:
-            return None
-        state = (self._restored_state or {}).get("rewind", {})
-        return Rewinder(
-            self.recipe.rewind, self.pruner, trainer, state=state, is_resumed=is_resumed
-        )
 
     def _make_trial_check(self, trainer: Trainer) -> Callable[[Optimizer], bool]:
         """Return the function that recognizes a step outside training, or a skipped step."""
@@ -333,12 +339,6 @@ class PruningCallback(Callback):
             average = getattr(callback, "_average_model", None)
             if average is not None:
                 self.pruner.mask_copy(getattr(average, "module", average))
-
-    def _show_status(self, trainer: Trainer) -> AbstractContextManager[Any]:
-        """Show a message in the terminal while the engine traces channels."""
-        if not (self.recipe.pattern.couples_tensors and trainer.is_global_zero):
-            return nullcontext()
-        return Console().status("finding which channels go together")
 
     def _print_table(self, trainer: Trainer, title: str) -> None:
         if trainer.is_global_zero:

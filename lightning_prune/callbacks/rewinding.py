@@ -1,23 +1,27 @@
 """Returning to an early step under the masks: lottery tickets and learning-rate rewinding."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.clock import make_trainer_clock, predict_moment
+from lightning_prune.callbacks.snapshots import (
+    collect_tensors,
+    copy_to_cpu,
+    refuse_unfit_training,
+    restore_optimizer,
+    restore_tensors,
+)
+from lightning_prune.callbacks.steering import Steering
 from lightning_prune.engine.pruner import Pruner
-from lightning_prune.models.names import named_tensors
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import Schedule
-from lightning_prune.tensors.shards import is_sharded
 
 
-class Rewinder:
+class Rewinder(Steering):
     """Takes the snapshot of a training and restores it in place after each change of the masks.
 
     The rewinder updates the masks only at the first batch start after a step. So the gradients that
@@ -35,6 +39,8 @@ class Rewinder:
             weights or sharded parameters.
     """
 
+    key: ClassVar[str] = "rewind"
+
     def __init__(
         self,
         rewind: Rewind,
@@ -45,7 +51,8 @@ class Rewinder:
         is_resumed: bool,
     ) -> None:
         self.rewind, self.pruner, self.trainer = rewind, pruner, trainer
-        _refuse_unfit_training(trainer)
+        _find_only_optimizer(trainer)
+        refuse_unfit_training(trainer, "rewind")
         self._snapshot_step = 0 if trainer.fast_dev_run else rewind.to  # type: ignore[attr-defined]
         self._clock = make_trainer_clock(trainer, pruner.recipe.schedule, is_resumed=is_resumed)
         self._moment = -1.0
@@ -78,7 +85,7 @@ class Rewinder:
                     f"a checkpoint of step {done} with {self._state.get('recipe', 'no rewind')}"
                 )
             state = _find_only_optimizer(self.trainer).state_dict()["state"]
-            initial = _copy(state) if resets_optimizer else {}
+            initial = copy_to_cpu(state) if resets_optimizer else {}
             self._state = {"recipe": self._recipe, "optimizer": initial}
         if self._has_snapshot:
             return
@@ -122,19 +129,20 @@ class Rewinder:
     def _take_snapshot(self, model: LightningModule, optimizer: Optimizer) -> None:
         state = optimizer.state_dict()
         if self.rewind.optimizer == "rewind":
-            self._state["optimizer"] = _copy(state["state"])
-        tensors = _collect_tensors(model) if self.rewind.what == "weights" else {}
+            self._state["optimizer"] = copy_to_cpu(state["state"])
+        tensors = collect_tensors(model, "set to=1") if self.rewind.what == "weights" else {}
         self._state |= {
-            "tensors": _copy(tensors),
-            "groups": _copy(state["param_groups"]),
+            "tensors": copy_to_cpu(tensors),
+            "groups": copy_to_cpu(state["param_groups"]),
             "schedulers": [
-                _copy(scheduler.state_dict()) for scheduler in _list_schedulers(self.trainer)
+                copy_to_cpu(scheduler.state_dict()) for scheduler in _list_schedulers(self.trainer)
             ],
         }
 
     def _restore_snapshot(self, model: LightningModule, optimizer: Optimizer) -> None:
         if self.rewind.what == "weights":
-            _restore_tensors(self._state["tensors"], _collect_tensors(model), self._snapshot_step)
+            origin = f"step {self._snapshot_step} with rewind"
+            restore_tensors(self._state["tensors"], collect_tensors(model, "set to=1"), origin)
         _restore_optimizer(
             self._state["optimizer"], self._state["groups"], optimizer, self._snapshot_step
         )
@@ -142,25 +150,6 @@ class Rewinder:
         for scheduler, state in zip(_list_schedulers(self.trainer), states, strict=True):
             scheduler.load_state_dict(deepcopy(state))
         self.pruner.mask(optimizer)
-
-
-def _restore_tensors(snapshot: dict[str, Tensor], tensors: dict[str, Tensor], to: int) -> None:
-    """Copy the tensors of the snapshot into the present tensors.
-
-    Raises:
-        RuntimeError: If the names or shapes differ.
-    """
-    shapes = {name: tensor.shape for name, tensor in snapshot.items()}
-    for name, shape in {name: tensor.shape for name, tensor in tensors.items()}.items():
-        if shapes.pop(name, None) != shape:
-            shapes[name] = shape
-    if shapes:
-        raise RuntimeError(
-            f"need the parameters and buffers of step {to} with rewind, got other names or shapes "
-            f"now: {', '.join(sorted(shapes))}"
-        )
-    for name, tensor in tensors.items():
-        tensor.detach().copy_(snapshot[name])
 
 
 def _restore_optimizer(
@@ -177,30 +166,7 @@ def _restore_optimizer(
             f"need the optimizer's parameters of step {to} with rewind, got another number of "
             f"parameters now; give the optimizer all parameters before step {to}"
         )
-    # The optimizer changes a loaded state in place.
-    optimizer.load_state_dict(deepcopy({"state": state, "param_groups": groups}))
-    for old, new in zip(before, optimizer.param_groups, strict=True):
-        for key, value in old.items():
-            if isinstance(value, Tensor):  # A compiled step reads the same tensor again.
-                new[key] = value.copy_(new[key])
-
-
-def _refuse_unfit_training(trainer: Trainer) -> None:
-    """Raise ValueError for several optimizers, averaged weights or sharded parameters."""
-    _find_only_optimizer(trainer)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if getattr(callback, "_average_model", None) is not None:
-            raise ValueError(
-                "need a training without averaged weights with rewind, got "
-                f"{type(callback).__name__}, which would average weights from before and after "
-                "going back; remove the callback"
-            )
-    for name, parameter in trainer.lightning_module.named_parameters():
-        if is_sharded(parameter):
-            raise ValueError(
-                f"need whole parameters with rewind, got '{name}' in shards; use DDP or a "
-                "single device"
-            )
+    restore_optimizer(state, groups, optimizer)
 
 
 def _find_only_optimizer(trainer: Trainer) -> Optimizer:
@@ -219,31 +185,5 @@ def _describe_late_snapshot(to: int) -> str:
     )
 
 
-def _collect_tensors(model: LightningModule) -> dict[str, Tensor]:
-    """Return the parameters and buffers by name.
-
-    Raises:
-        ValueError: If a tensor has no shape yet.
-    """
-    tensors = named_tensors(model, remove_duplicate=True)
-    for name, tensor in tensors.items():
-        if is_lazy(tensor):
-            raise ValueError(
-                f"need initialized parameters at the step to rewind to, got '{name}'; set to=1"
-            )
-    return tensors
-
-
 def _list_schedulers(trainer: Trainer) -> list[Any]:
     return [config.scheduler for config in trainer.lr_scheduler_configs]
-
-
-def _copy(value: Any) -> Any:
-    """Return a copy on the CPU that shares no memory with the value."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copy(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copy(inner) for inner in value)
-    return deepcopy(value)

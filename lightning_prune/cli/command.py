@@ -14,11 +14,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short names of imported classes)
 from lightning_prune.cli.errors import explain
+from lightning_prune.cli.loading import adopt_shapes
 from lightning_prune.cli.refusals import describe_refusal
-from lightning_prune.cli.trainer import PruneTrainer, adopt_shapes
+from lightning_prune.cli.trainer import PruneTrainer
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 
-_OURS = ("prune", "sensitivity", "report", "shrink", "export")
+_OURS = ("prune", "sensitivity", "search", "report", "shrink", "export")
 
 
 class PruneArgumentParser(LightningArgumentParser):
@@ -105,6 +106,10 @@ class PruneCLI(LightningCLI):
     def sensitivity(self, **arguments: Any) -> None:
         """Measure how much sparsity each tensor tolerates."""
         self._run(self.trainer.sensitivity, arguments)
+
+    def search(self, **arguments: Any) -> None:
+        """Search the sparsity of each tensor that a tolerance or a budget allows."""
+        self._run(self.trainer.search, arguments)
 
     def report(self, **arguments: Any) -> None:
         """Measure the size, work, memory and latency that pruning has saved."""

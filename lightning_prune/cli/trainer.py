@@ -7,12 +7,12 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
-from lightning_prune.deploy.checkpoints import read_checkpoint, read_lightning_checkpoint
-from lightning_prune.post_training.defaults import BATCHES, SPARSITIES
+from lightning_prune.cli.formats import Format, Precision, check_precision, name_beside
+from lightning_prune.cli.loading import load_weights
+from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
+from lightning_prune.post_training.defaults import BATCHES, SEARCH_SPARSITIES, SPARSITIES, TRIALS
+from lightning_prune.recipe.budgets import Budget
 from lightning_prune.reporting.latency import BLOCKS, THREADS
-
-Format = Literal["onnx", "sparse"]
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 class PruneTrainer(Trainer):
@@ -75,6 +75,7 @@ class PruneTrainer(Trainer):
         tolerance: float = 0.01,
         batches: int = BATCHES,
         train_mode: bool = False,
+        reestimate: bool = False,
         output: str = "sensitivity",
         plot: bool = True,
     ) -> None:
@@ -96,6 +97,8 @@ class PruneTrainer(Trainer):
                 weight changes.
             train_mode: Whether the modules are in train mode during these batches, for a
                 training_step that needs it.
+            reestimate: Whether batch normalizations get new statistics from these training batches
+                before each validation.
             output: The folder to write sensitivity.csv, sensitivity.yaml and sensitivity.png to.
             plot: Whether to draw sensitivity.png, which needs matplotlib.
         """
@@ -120,10 +123,78 @@ class PruneTrainer(Trainer):
             sparsities=sparsities,
             batches=batches,
             train_mode=train_mode,
+            reestimate=reestimate,
         )
         _say(sensitivity.table(tolerance))
         written = sensitivity.write(Path(output), tolerance, plot=plot)
         _say(f"written: {', '.join(map(str, written))}")
+
+    def search(
+        self,
+        model: LightningModule,
+        *,
+        ckpt_path: str,
+        monitor: str,
+        mode: Literal["max", "min"],
+        tolerance: float | None = None,
+        budget: Budget | None = None,
+        datamodule: LightningDataModule | None = None,
+        sparsities: tuple[float, ...] = SEARCH_SPARSITIES,
+        trials: int = TRIALS,
+        batches: int = BATCHES,
+        train_mode: bool = False,
+        reestimate: bool = True,
+        output: str = "search",
+        plot: bool = True,
+    ) -> None:
+        """Search the sparsity of each tensor that a tolerance or a budget allows.
+
+        Prunes each tensor alone, combines the losses, and validates with all tensors pruned. No
+        weight is trained. Writes the result as the 'sparsity' of a config, and as a checkpoint. The
+        config's PruningCallback sets tensors, criterion and pattern.
+
+        Args:
+            model: The model.
+            ckpt_path: The checkpoint, which does not change.
+            monitor: Name of a metric that validation logs, such as val_acc.
+            mode: Whether 'max' or 'min' of the metric is good.
+            tolerance: Largest allowed loss of the metric against the dense model, in the unit of
+                the metric. The search makes the number of parameters least. Give this or budget.
+            budget: Largest cost, such as MacsBudget or ParameterBudget. The search makes the loss
+                of the metric least.
+            datamodule: The data.
+            sparsities: The sparsities that a tensor can get beside 0, in (0, 1], rising.
+            trials: Largest number of validations with all tensors pruned.
+            batches: Number of training batches for new statistics, and for a criterion that needs
+                gradients or inputs. No weight changes.
+            train_mode: Whether the modules are in train mode during these batches, for a
+                training_step that needs it.
+            reestimate: Whether batch normalizations get new statistics from these training batches
+                before each validation.
+            output: The folder to write search.yaml, search.csv, search.png, search.ckpt and
+                search_curves.csv to. A later search reuses the curves.
+            plot: Whether to draw search.png, which needs matplotlib.
+        """
+        from lightning_prune.cli.searching import search_and_write
+
+        search_and_write(
+            self,
+            model,
+            datamodule,
+            folder=Path(output),
+            plot=plot,
+            say=_say,
+            monitor=monitor,
+            mode=mode,
+            tolerance=tolerance,
+            budget=budget,
+            ckpt_path=ckpt_path,
+            sparsities=sparsities,
+            trials=trials,
+            batches=batches,
+            train_mode=train_mode,
+            reestimate=reestimate,
+        )
 
     def report(
         self,
@@ -168,7 +239,7 @@ class PruneTrainer(Trainer):
         check_one_process(self, "to report")
         read_lightning_checkpoint(ckpt_path)
         dense = deepcopy(model)
-        is_shrunk = _load(model, ckpt_path)
+        is_shrunk = load_weights(model, ckpt_path)
         example = find_example(self, model, datamodule, batch_size)
         found = report(
             model.to(self.strategy.root_device),
@@ -213,7 +284,7 @@ class PruneTrainer(Trainer):
         source = Path(ckpt_path)
         beside = source.with_name(f"{source.stem}-shrunk{source.suffix}")
         target = check_output_file(output or beside, ckpt_path=source)
-        _load(model, ckpt_path)
+        load_weights(model, ckpt_path)
         write_shrunk(self, model, datamodule, source=source, output=target, say=_say)
 
     def export(
@@ -251,13 +322,13 @@ class PruneTrainer(Trainer):
         from lightning_prune.post_training.calibration import check_batches, check_one_process
 
         check_batches(batches)
-        _check_precision(format, precision, reduce_range)
+        check_precision(format, precision, reduce_range)
         check_one_process(self, "to export")
         check_libraries(format)
         read_lightning_checkpoint(ckpt_path)
-        beside = _beside(ckpt_path, format, precision)
+        beside = name_beside(ckpt_path, format, precision)
         target = check_output_file(output or beside, ckpt_path=ckpt_path)
-        _load(model, ckpt_path)
+        load_weights(model, ckpt_path)
         if format == "sparse" and precision != "int8":
             write_sparse(self, model, datamodule, output=target, precision=precision, say=_say)
         else:
@@ -271,46 +342,6 @@ class PruneTrainer(Trainer):
                 reduce_range=reduce_range,
                 say=_say,
             )
-
-
-def _check_precision(format: Format, precision: Precision, reduce_range: bool | None) -> None:
-    if format == "sparse" and precision == "int8":
-        raise ValueError("need fp32 or fp16 for a sparse file, got precision=int8")
-    if precision != "int8" and reduce_range is not None:
-        raise ValueError(f"need int8 for reduce_range={reduce_range}, got precision={precision}")
-
-
-def _beside(ckpt_path: str, format: Format, precision: Precision) -> Path:
-    """Return the name of the file to write beside a checkpoint."""
-    source = Path(ckpt_path)
-    suffix = ".safetensors" if format == "sparse" else ".onnx"
-    return source.with_name(source.stem + ("" if precision == "fp32" else f"-{precision}") + suffix)
-
-
-def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
-    """Give a model the shapes of a shrunk checkpoint, and return whether it was shrunk."""
-    checkpoint = read_checkpoint(ckpt_path)
-    if "shrunk_attributes" not in checkpoint:
-        return False
-    from lightning_prune.channels.adoption import adopt
-
-    model.configure_model()
-    adopt(model, checkpoint)
-    return True
-
-
-def _load(model: LightningModule, ckpt_path: str) -> bool:
-    """Load the weights of a checkpoint into a model, and return whether it was shrunk."""
-    model.configure_model()
-    is_shrunk = adopt_shapes(model, ckpt_path)
-    checkpoint = read_lightning_checkpoint(ckpt_path)
-    model.on_load_checkpoint(checkpoint)
-    try:
-        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"need a checkpoint of the model, got {ckpt_path=}; {reason}") from error
-    return is_shrunk
 
 
 def _say(message: RenderableType) -> None:

@@ -13,29 +13,23 @@ from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, need_libraries, replace_file
+from lightning_prune.deploy.sparse_layout import (
+    DTYPES,
+    FORMAT,
+    MASK,
+    PLAIN,
+    VALUES,
+    VERSION,
+    TensorSize,
+    describe,
+    dtype_name,
+    identify,
+    make_metadata,
+    pays_for_mask,
+)
 from lightning_prune.tensors.bits import pack_mask, unpack_mask
 
-_FORMAT = "lightning_prune.sparse"
-_VERSION = "1"
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.float8_e4m3fn,
-        torch.float8_e5m2,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.bool,
-    )
-}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_PLAIN, _MASK, _VALUES = "plain/", "mask/", "values/"
 
 
 @check_arguments
@@ -46,7 +40,8 @@ def save_sparse(
 
     Of a tensor with :math:`N` entries of :math:`b` bytes, :math:`k` of them not zero, the file
     holds a mask of one bit an entry and the packed values, :math:`\lceil N / 8 \rceil + k b` bytes;
-    or the plain tensor, where that is less. An entry without any bit set is zero. So ``-0.0`` is a
+    or the plain tensor, where a mask saves less than the entry in the header takes (about 110
+    bytes). An entry without any bit set is zero. So ``-0.0`` is a
     value like any other, and NaNs keep their payload. Tied tensors are written once.
 
     It is a safetensors file: other readers of this format can list it, and loading executes
@@ -91,19 +86,14 @@ def save_sparse(
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         _refuse_what_no_file_holds(name, tensor)
-        first = first_names.setdefault(_identity(name, tensor), name)
-        if first != name:
-            described[name] = {"same_as": first}
-            continue
-        described[name] = {"dtype": _name(tensor.dtype), "shape": list(tensor.shape)}
-        stored.update(_stored(name, _rounded(name, tensor.detach().cpu(), dtype)))
+        first = first_names.setdefault(identify(name, tensor), name)
+        same_as = None if first == name else first
+        shape = tuple(tensor.shape)
+        described[name] = describe(TensorSize(name, tensor.dtype, shape, 0, same_as))
+        if same_as is None:
+            stored.update(_stored(name, _rounded(name, tensor.detach().cpu(), dtype)))
     description = json.dumps(described)
-    metadata = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "tensors": description,
-        "checksum": _checksum(description, stored),
-    }
+    metadata = make_metadata(description, _checksum(description, stored))
     with replace_file(path) as file:
         file.write_bytes(safetensors.torch.save(stored, metadata))
 
@@ -142,23 +132,22 @@ def _stored(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Return the tensors that the file holds in the place of a tensor, by keys of the file."""
     bits = tensor.flatten().view(_BITS[tensor.element_size()])
     mask = bits != 0
-    values = bits[mask].view(tensor.dtype)
-    bitmap = pack_mask(mask)
-    if bitmap.nbytes + values.nbytes < tensor.nbytes:
-        return {_MASK + name: bitmap, _VALUES + name: values}
-    return {_PLAIN + name: tensor.clone(memory_format=torch.contiguous_format)}
+    size = TensorSize(name, tensor.dtype, tuple(tensor.shape), int(mask.sum()))
+    if pays_for_mask(size):
+        return {MASK + name: pack_mask(mask), VALUES + name: bits[mask].view(tensor.dtype)}
+    return {PLAIN + name: tensor.clone(memory_format=torch.contiguous_format)}
 
 
 def _dense(name: str, entry: Mapping[str, Any], stored: dict[str, Tensor]) -> Tensor:
     """Return a tensor from its parts in the file, and remove these from ``stored``."""
-    dtype, shape = _DTYPES[entry["dtype"]], torch.Size(entry["shape"])
-    if _PLAIN + name in stored:
-        tensor = stored.pop(_PLAIN + name)
+    dtype, shape = DTYPES[entry["dtype"]], torch.Size(entry["shape"])
+    if PLAIN + name in stored:
+        tensor = stored.pop(PLAIN + name)
         _check_type(name, tensor.dtype, dtype)
         if tensor.shape != shape:
             raise ValueError(f"'{name}' is {list(tensor.shape)} and should be {list(shape)}")
         return tensor.to(dtype, copy=True)  # the file is mapped, and may be overwritten
-    bitmap, values = stored.pop(_MASK + name), stored.pop(_VALUES + name)
+    bitmap, values = stored.pop(MASK + name), stored.pop(VALUES + name)
     _check_type(name, values.dtype, dtype)
     entries = math.prod(shape)
     if min(shape, default=0) < 0:
@@ -178,7 +167,9 @@ def _dense(name: str, entry: Mapping[str, Any], stored: dict[str, Tensor]) -> Te
 def _check_type(name: str, found: torch.dtype, dtype: torch.dtype) -> None:
     """Raise ValueError if a tensor is neither in its own type nor rounded."""
     if found not in (dtype, torch.float16, torch.bfloat16):
-        raise ValueError(f"'{name}' is stored as {_name(found)}, and has the type {_name(dtype)}")
+        raise ValueError(
+            f"'{name}' is stored as {dtype_name(found)}, and has the type {dtype_name(dtype)}"
+        )
 
 
 def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -197,11 +188,11 @@ def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
 
 def _checked(metadata: Mapping[str, str], stored: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the description of each tensor; raise ValueError if the file is not intact."""
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") != FORMAT:
         raise ValueError("it is not from save_sparse")
-    if metadata.get("version") != _VERSION:
+    if metadata.get("version") != VERSION:
         raise ValueError(
-            f"it has version {metadata.get('version')}, and this release reads version {_VERSION}"
+            f"it has version {metadata.get('version')}, and this release reads version {VERSION}"
         )
     if metadata.get("checksum") != _checksum(metadata["tensors"], stored):
         raise ValueError("it is damaged: its checksum does not fit its content")
@@ -223,17 +214,10 @@ def _rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     overflows = tensor.isfinite() & rounded.isinf()
     if overflows.any():
         raise ValueError(
-            f"need values that {_name(dtype)} can hold, got '{name}' with "
+            f"need values that {dtype_name(dtype)} can hold, got '{name}' with "
             f"{tensor[overflows].abs().max().item():g}; save without dtype"
         )
     return rounded
-
-
-def _identity(name: str, tensor: Tensor) -> Any:
-    """Return a key that two tensors share if and only if they are tied."""
-    if tensor.numel() == 0:
-        return name
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _refuse_what_no_file_holds(name: str, tensor: Any) -> None:
@@ -242,15 +226,11 @@ def _refuse_what_no_file_holds(name: str, tensor: Any) -> None:
             f"need tensors in a state_dict, plain and of one process, got '{name}' of type "
             f"{type(tensor).__name__}"
         )
-    if _name(tensor.dtype) not in _DTYPES:
+    if dtype_name(tensor.dtype) not in DTYPES:
         raise ValueError(
-            f"need tensors of a type among {', '.join(_DTYPES)}, got '{name}' of type "
-            f"{_name(tensor.dtype)}"
+            f"need tensors of a type among {', '.join(DTYPES)}, got '{name}' of type "
+            f"{dtype_name(tensor.dtype)}"
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _safetensors() -> ModuleType:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_prune.engine.extents import Extent
-from lightning_prune.engine.groups import BoundedGroup, TensorGroup
+from lightning_prune.engine.groups import BoundedGroup
+from lightning_prune.engine.tensor_groups import TensorGroup
 from lightning_prune.models.experts import stack_rows, unstack_rows
 from lightning_prune.tensors.ranking import choose_best_of_slices
 

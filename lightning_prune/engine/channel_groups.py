@@ -24,12 +24,14 @@ class ChannelGroup(BoundedGroup):
 
     Args:
         places: Where the channels lie in each member; a member can have several places.
+        buffers: Where the channels lie in buffers, which hold nothing to prune.
         channels: Number of channels.
         width: Indices along the producers' output axis for each channel, such as the size of an
             attention head.
     """
 
     places: "Sequence[ChannelPlace]"
+    buffers: "Sequence[ChannelPlace]" = ()
     channels: int
     width: int
     _kept: int = field(init=False)
@@ -51,14 +53,46 @@ class ChannelGroup(BoundedGroup):
         return f"{self.members[0].name}[{int(indices[0])}:{int(indices[-1]) + 1}]"
 
     @property
+    def kind(self) -> str:
+        """The classes of the layers where the channels lie, each with the axis, as a sorted list.
+
+        So heads are alike, feed-forward layers are alike, and so are the inner channels of alike
+        blocks. A residual stream lies in other numbers of layers than these.
+
+        Examples:
+            ``"BatchNorm2d[0] Conv2d[0] Conv2d[1]"``, ``"Linear[0] Linear[1] in blocks"``
+        """
+        lies = {
+            (id(member.owner), type(member.owner).__name__, place.axis)
+            for member, place in self._places()
+        }
+        kinds = " ".join(sorted(f"{layer}[{axis}]" for _, layer, axis in lies))
+        return f"{kinds} in blocks" if self.width > 1 else kinds
+
+    @property
     def producers(self) -> tuple[str, ...]:
         """Names of the weights that make the channels."""
         return tuple(dict.fromkeys(place.name for place in self.places if place.is_output))
 
     @property
+    def removable_places(self) -> "Sequence[ChannelPlace]":
+        """Where the channels lie in parameters and buffers."""
+        return (*self.places, *self.buffers)
+
+    @property
     def size(self) -> int:
         """Number of channels, pruned ones included."""
         return self.channels
+
+    @property
+    def weights_per_atom(self) -> float:
+        """Number of weights of a channel in all members that are scored."""
+        weights = 0.0
+        for member, place in self._places():
+            if member.is_scored:
+                covered = int((place.channel_of_index >= 0).sum())
+                weights += member.total * covered / len(place.channel_of_index)
+        return weights / self.channels
 
     @property
     def kept(self) -> int:

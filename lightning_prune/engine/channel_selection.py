@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_prune.channels.coupling import CoupledChannels, couple
+from lightning_prune.channels.coupling import ChannelPlace, CoupledChannels, couple
 from lightning_prune.channels.shrink import find_unremovable
 from lightning_prune.engine.candidates import (
     Candidate,
@@ -86,11 +86,19 @@ def select_channels(
 
 @dataclass(frozen=True, kw_only=True)
 class _Coupled:
-    """Channels with the parameters where they lie, the first producer first."""
+    """Channels with the parameters where they lie, the first producer first.
+
+    Args:
+        channels: The channels, with places in parameters only.
+        members: The parameters.
+        producers: The weights that make the channels.
+        buffers: The places in buffers, which hold nothing to prune.
+    """
 
     channels: CoupledChannels
     members: tuple[Candidate, ...]
     producers: tuple[Candidate, ...]
+    buffers: tuple[ChannelPlace, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +116,7 @@ class _Reason:
 
 
 def _find_members(channels: CoupledChannels, by_name: Mapping[str, Candidate]) -> _Coupled:
-    """Return channels with their parameters; buffers hold nothing to prune."""
+    """Return channels with the parameters where they lie."""
     places = tuple(
         replace(place, name=by_name[place.name].name)
         for place in channels.places
@@ -120,6 +128,7 @@ def _find_members(channels: CoupledChannels, by_name: Mapping[str, Candidate]) -
         channels=replace(channels, places=places),
         members=tuple(by_name[name] for name in members),
         producers=tuple(by_name[name] for name in producers),
+        buffers=tuple(place for place in channels.places if place.name not in by_name),
     )
 
 
@@ -130,6 +139,7 @@ def _make_group(
         members=tuple(tensors[member.name] for member in coupled.members),
         pattern=pattern,
         places=coupled.channels.places,
+        buffers=coupled.buffers,
         channels=coupled.channels.size,
         width=coupled.channels.width,
     )

@@ -107,6 +107,18 @@ def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
     tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
 
 
+def return_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
+    """Give a tensor the mask and the gathered state that it had in an earlier state.
+
+    A tensor without a mask in the state becomes dense.
+    """
+    tensor.regrow_to(torch.ones_like(tensor.mask.kept))
+    tensor.forget_seen()
+    tensor.state = {}
+    if tensor.name in state["masks"]:
+        restore_tensor(tensor, state)
+
+
 def keep_masks(state: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return a state with the masks of these tensors only, with their shapes and statistics."""
     kept = {

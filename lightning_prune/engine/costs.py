@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 from lightning_prune.engine.extents import Axis
 from lightning_prune.engine.groups import Group
@@ -27,6 +28,19 @@ class Cost(ABC):
         Args:
             kept: Number of atoms that each group keeps, by the name of the group; of all groups.
         """
+
+    def corrected(self, kept: Mapping[str, int], measured_ms: float) -> "Cost":
+        """Return the cost after a measurement of the whole model; the same unless it is a latency.
+
+        Args:
+            kept: Number of atoms that each group of the measured model keeps, by name.
+            measured_ms: The measured latency in milliseconds.
+        """
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs to tell the same costs: nothing but measurements."""
+        return {}
 
     @abstractmethod
     def dense_parts(self) -> Mapping[str, float]:

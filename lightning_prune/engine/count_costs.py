@@ -18,7 +18,8 @@ from lightning_prune.models.names import named_parameters, plain_name
 from lightning_prune.models.undisturbed import keep_generators
 from lightning_prune.tensors.shards import is_sharded
 
-_Part = tuple[str, int | Fraction, Sequence[Axis]]
+Part = tuple[str, int | Fraction, Sequence[Axis]]
+"""The name of a part, the number of multiply-adds in the dense model, and the axes."""
 
 
 def make_parameter_cost(selection: Selection) -> AxisCost:
@@ -60,6 +61,20 @@ def make_macs_cost(model: nn.Module, selection: Selection, call: Call) -> AxisCo
     Raises:
         ValueError: If a parameter has no shape yet, or is sharded.
     """
+    return AxisCost("macs", list_macs(model, selection, call))
+
+
+def list_macs(model: nn.Module, selection: Selection, call: Call) -> list[Part]:
+    """Return the multiply-adds of a forward pass in parts, with the axes that shorten each part.
+
+    Args:
+        model: The model; it stays as it is.
+        selection: The parameters and groups of the model.
+        call: The example of the arguments of ``forward``.
+
+    Raises:
+        ValueError: If a parameter has no shape yet, or is sharded.
+    """
     for name, parameter in named_parameters(model).items():
         if is_lazy(parameter):
             _refuse_lazy(name)
@@ -72,12 +87,12 @@ def make_macs_cost(model: nn.Module, selection: Selection, call: Call) -> AxisCo
     with keep_generators(), torch.no_grad():
         factors = count(copy_module(model).eval().requires_grad_(False), call).factors
     products = _name_modules_once(model, selection.products)
-    return AxisCost("macs", _list_parts(factors, products, _find_axes(selection)))
+    return list(_list_parts(factors, products, _find_axes(selection)))
 
 
 def _list_parts(
     factors: Factors, products: Sequence[Product], axes: Mapping[str, Sequence[Axis]]
-) -> Iterator[_Part]:
+) -> Iterator[Part]:
     """Yield the multiplications by each parameter, and those of the activations of each module."""
     of_parameter: dict[str, list[Product]] = defaultdict(list)
     of_module: dict[str, list[Product]] = defaultdict(list)

@@ -16,6 +16,8 @@ class DuePoints:
         clocks: Makes the clock of a schedule; None before training, when nothing can be due.
         state: An earlier `state_dict`; empty if there is none.
         optimizers: Number of optimizers.
+        may_go_back: Whether a training can go back to an earlier due point, so that none is the
+            last.
     """
 
     def __init__(
@@ -26,17 +28,18 @@ class DuePoints:
         clocks: Callable[[Schedule], Clock] | None = None,
         state: Mapping[str, Any] | None = None,
         optimizers: int = 0,
+        may_go_back: bool = False,
     ) -> None:
         state = state or {}
-        self.schedule, self.regrow = schedule, regrow
+        self.schedule, self.regrow, self.may_go_back = schedule, regrow, may_go_back
         self.in_step: set[int] = set()  # between before_step() and the step
         self._clock = clocks(schedule) if clocks else None
         self._regrow_clock = clocks(regrow) if clocks and regrow else None
         self._steps: list[int] = list(state.get("steps", []))[:optimizers]
         self._steps += [0] * (optimizers - len(self._steps))
         self._served: dict[int, float] = {}  # last due point since the start
-        self._pruned = {int(index): point for index, point in state.get("due", {}).items()}
-        self._regrown = {int(index): point for index, point in state.get("regrown", {}).items()}
+        self._pruned = _read_points(state.get("due", {}))
+        self._regrown = _read_points(state.get("regrown", {}))
 
     @property
     def steps(self) -> list[int]:
@@ -47,6 +50,10 @@ class DuePoints:
         """Continue with other or more optimizers: due points are looked up again."""
         self._steps += [0] * (optimizers - len(self._steps))
         self.in_step, self._served = set(), {}
+
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Take over the last due points of an earlier `state_dict`; steps go on."""
+        self._pruned, self._served = _read_points(state["due"]), {}
 
     def complete_step(self, index: int) -> None:
         """Count a step of an optimizer."""
@@ -106,5 +113,11 @@ class DuePoints:
 
     def is_over(self, index: int) -> bool:
         """Whether no later update is due."""
+        if self.may_go_back:
+            return False
         regrown = self.regrow is None or self._regrown.get(index) == self.regrow.end
         return self._served.get(index) == self.schedule.end and regrown
+
+
+def _read_points(saved: Mapping[str, float]) -> dict[int, float]:
+    return {int(index): point for index, point in saved.items()}

@@ -66,6 +66,12 @@ class Enrolment:
         pruned = sum(tensor.total - tensor.kept for tensor in self.selection.tensors)
         return pruned / sum(self.selection.sizes.values()) if pruned else 0.0
 
+    def limit(self, limits: Limits) -> "Enrolment":
+        """Return the enrolment under other limits, with another plan."""
+        affordable = divide(limits, self.pools, 1.0) if limits else {}
+        plan = {name: final for pool in self.pools for name, final in pool.plan(affordable).items()}
+        return replace(self, limits=limits, affordable=affordable, plan=plan)
+
     def divide(
         self, share: float, optimizer: int, shares: Callable[[int], float]
     ) -> Division | None:
@@ -144,18 +150,16 @@ def enroll(
         if recipe.keep_zeros:
             _keep_zeros([g for g in selection.groups if fresh.intersection(g.members)])
         _refuse_lost_rows(selection.groups)
-        pools = make_pools(selection.groups, recipe.chosen_allocation, by_glob=not recipe.budgets)
         limits = make_limits(selection) if selection.groups else Limits()
         limits.check(selection.groups)
-        affordable = divide(limits, pools, 1.0) if limits else {}
-        plan = {name: final for pool in pools for name, final in pool.plan(affordable).items()}
+        allocation, by_glob = recipe.chosen_allocation, not recipe.budgets
+        pools = make_pools(selection.groups, allocation, limits.savings, by_glob=by_glob)
+        enrolment = Enrolment(selection=selection, pools=pools).limit(limits)
     except BaseException:
         for tensor, owner in owners.items():
             tensor.optimizer, tensor.is_trained = owner
         raise
-    return Enrolment(
-        selection=selection, pools=pools, plan=plan, limits=limits, affordable=affordable
-    )
+    return enrolment
 
 
 def merge_selection(

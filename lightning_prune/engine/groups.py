@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
 from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
 from lightning_prune.tensors.shards import Shard, sum_shards
+
+if TYPE_CHECKING:
+    from lightning_prune.channels.coupling import ChannelPlace
 
 Scores = Mapping[str, TensorScores]
 """The scores of an update by the name of the tensor."""
@@ -71,13 +75,28 @@ class Group(ABC):
 
     @property
     @abstractmethod
+    def kind(self) -> str:
+        """A description that groups share if their atoms are alike and may be ranked together."""
+
+    @property
+    @abstractmethod
     def producers(self) -> tuple[str, ...]:
         """Names of the members whose sparsity the group has."""
+
+    @property
+    def removable_places(self) -> "Sequence[ChannelPlace]":
+        """Where the atoms lie in parameters and buffers, if they can be removed; else nowhere."""
+        return ()
 
     @property
     @abstractmethod
     def size(self) -> int:
         """Number of weights, or channels, that sparsity counts, pruned ones included."""
+
+    @property
+    @abstractmethod
+    def weights_per_atom(self) -> float:
+        """Number of weights of which the score of an atom is the mean."""
 
     @property
     @abstractmethod
@@ -281,68 +300,3 @@ class BoundedGroup(Group):
         for member, weights in self.spread(choice):
             member.mask.intersect(weights)
         return {member: member.mask.count() for member in self.members}
-
-
-class TensorGroup(Group):
-    """A group of one tensor."""
-
-    @property
-    def name(self) -> str:
-        """The name of the tensor."""
-        return self.members[0].name
-
-    @property
-    def producers(self) -> tuple[str, ...]:
-        """The name of the tensor."""
-        return (self.name,)
-
-    @property
-    def size(self) -> int:
-        """Number of weights, pruned ones included."""
-        return self.members[0].total
-
-    @property
-    def kept(self) -> int:
-        """Number of weights that are not pruned."""
-        return self.members[0].kept
-
-    @property
-    def changed(self) -> float:
-        """Fraction of the weights that has changed since `forget_changes`."""
-        return self.members[0].changes / self.size
-
-    def forget_changes(self) -> None:
-        """Begin to count changes anew."""
-        self.members[0].changes = 0
-
-    def rank(self, scores: Scores) -> Tensor:
-        """Return a score for each local atom: the mean over its weights."""
-        return self.pattern.to_atoms(self.arrange(scores[self.name].whole))
-
-    def alive(self) -> Tensor:
-        """Return which local atoms are not pruned."""
-        return self._find_any(self.members[0].mask.kept)
-
-    def nonzero(self) -> Tensor:
-        """Return which local atoms have a weight that is not 0."""
-        return self._find_any(self.members[0].weights != 0)
-
-    def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
-        """Yield the tensor with the mask of its weights."""
-        member = self.members[0]
-        shape = tuple(self.arrange(member.output_first(member.weights)).shape)
-        weights = self.pattern.to_entries(atoms, shape)
-        yield member, member.output_first(self.rearrange(weights))
-
-    def arrange(self, weights: Tensor) -> Tensor:
-        """Return a value for each weight, output axis first, in the shape that the pattern sees."""
-        return weights
-
-    def rearrange(self, weights: Tensor) -> Tensor:
-        """Undo `arrange`."""
-        return weights
-
-    def _find_any(self, weights: Tensor) -> Tensor:
-        """Return which atoms have a weight for which a bool tensor is true."""
-        arranged = self.arrange(self.members[0].output_first(weights))
-        return self.pattern.to_atoms(arranged.float()) > 0

@@ -1,11 +1,17 @@
 """Limits: the costs that budgets allow, on the way and at the end."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from lightning_prune.deploy.latency_table import LatencyTable
+from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.groups import Group
 from lightning_prune.recipe.budgets import Budget
+
+Latencies = LatencyTable | Callable[[Selection], LatencyTable]
+"""Measured latencies, or a function that measures those of the groups of a selection."""
 
 _LISTED_PARTS = 5
 
@@ -28,6 +34,10 @@ class Limit:
     def final(self) -> float:
         """The largest cost at the end; the dense cost if the budget allows more."""
         return min(self.budget.limit(self.dense), self.dense)
+
+    def correct(self, kept: Mapping[str, int], measured_ms: float) -> "Limit":
+        """Return the limit with a latency that is exact for a measured model; others stay."""
+        return replace(self, cost=self.cost.corrected(kept, measured_ms))
 
     def due(self, share: float) -> float:
         r"""Return the largest cost on the way: ``dense - share * (dense - final)``.
@@ -89,10 +99,15 @@ class Limits:
 
     Args:
         limits: The limits; none without a budget.
+        savings: The cost that an atom saves for each of the weights in the atom, by the name of the
+            group; empty if the allocation reads no savings.
     """
 
-    def __init__(self, limits: Sequence[Limit] = ()) -> None:
+    def __init__(
+        self, limits: Sequence[Limit] = (), savings: Mapping[str, float] | None = None
+    ) -> None:
         self.limits = tuple(limits)
+        self.savings = savings or {}
 
     def __bool__(self) -> bool:
         """Whether there is a budget."""
@@ -106,6 +121,19 @@ class Limits:
             share: The share of the way that is due, in [0, 1].
         """
         return all(limit.cost(kept) <= limit.due(share) for limit in self.limits)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs to tell the same costs."""
+        return {key: value for each in self.limits for key, value in each.cost.state_dict().items()}
+
+    def correct(self, kept: Mapping[str, int], measured_ms: float) -> "Limits":
+        """Return limits whose latency is exact for a model that was measured whole.
+
+        Args:
+            kept: Number of atoms that each group of the measured model keeps, by name.
+            measured_ms: The latency in milliseconds.
+        """
+        return Limits([limit.correct(kept, measured_ms) for limit in self.limits], self.savings)
 
     def measure(self, kept: Mapping[str, int], share: float) -> "Spending":
         """Return the costs of numbers of kept atoms, beside the costs that are due.

@@ -27,7 +27,7 @@ def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
     owners = {tensor.optimizer for tensor in selection.tensors}
     is_over = all(due_points.last_pruning(index) == schedule.end for index in owners)
     final = enrolment.final_sparsity
-    if final > 0 and not is_over:
+    if final > 0 and not is_over and not due_points.may_go_back:
         warnings.warn(
             f"training stopped before the schedule's end={schedule.end} ({schedule.unit}): "
             f"reached sparsity {enrolment.sparsity:.4f} of {final:.4f}",

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,10 +22,13 @@ class Pool:
     Args:
         groups: At least one, in the order of the model.
         allocation: How the number to keep is divided among them.
+        savings: The cost that an atom saves for each of the weights in the atom, by the name of the
+            group; empty if the allocation reads no savings.
     """
 
     groups: tuple[Group, ...]
     allocation: Allocation
+    savings: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -173,7 +176,10 @@ class Pool:
         return compute_keep(sum(group.total for group in self.groups), target)
 
     def _read(self, scores: Scores | None, target: float) -> dict[str, Atoms]:
-        return {group.name: group.atoms(scores, target) for group in self.groups}
+        atoms = {group.name: group.atoms(scores, target) for group in self.groups}
+        for name, of_group in atoms.items():
+            of_group.saving = self.savings.get(name, 1.0)
+        return atoms
 
     def _share_out(self, atoms: Mapping[str, Atoms], target: float) -> Mapping[str, Share]:
         """Return the shares of the number to keep at a sparsity."""
@@ -209,18 +215,25 @@ def _undo_rounding(group: Group, kept: int) -> int:
 
 
 def make_pools(
-    groups: Sequence[Group], allocation: Allocation, *, by_glob: bool
+    groups: Sequence[Group], allocation: Allocation, savings: Mapping[str, float], *, by_glob: bool
 ) -> tuple[Pool, ...]:
     """Return the pools of groups: each group alone if the allocation shares no number to keep.
+
+    An isomorphic allocation has a pool for each kind of group.
 
     Args:
         groups: All groups.
         allocation: How a pool divides a number to keep.
+        savings: As in `Pool`.
         by_glob: Whether groups of different globs are in different pools.
     """
-    pooled: dict[tuple[str, int, bool, str], list[Group]] = {}
+    pooled: dict[tuple[str, int, bool, str, str], list[Group]] = {}
     for group in groups:
         alone, first = "" if allocation.shares_budget else group.name, group.members[0]
-        key = first.glob if by_glob else "", group.optimizer, first.is_trained, alone
+        kind = group.kind if allocation.isomorphic else ""
+        key = first.glob if by_glob else "", group.optimizer, first.is_trained, alone, kind
         pooled.setdefault(key, []).append(group)
-    return tuple(Pool(groups=tuple(some), allocation=allocation) for some in pooled.values())
+    return tuple(
+        Pool(groups=tuple(together), allocation=allocation, savings=savings)
+        for together in pooled.values()
+    )

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.checkpoint import VERSION, copy_state
+from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_early_end
 from lightning_prune.engine.readings import Readings
 from lightning_prune.engine.training import Training
@@ -118,6 +119,7 @@ class Pruner(Readings):
         clocks: Callable[[Schedule], Clock] | None = None,
         is_trial_step: Callable[[Optimizer], bool] = lambda optimizer: False,
         example: Any = None,
+        latencies: Latencies | None = None,
     ) -> None:
         """Choose the tensors, restore the state that `load_state_dict` was given, and begin.
 
@@ -135,6 +137,8 @@ class Pruner(Readings):
                 finder's. It is masked, not counted.
             example: For `ChannelPattern`, what the model's ``forward`` takes: a tensor, a tuple of
                 arguments, or a dict of named ones; by default its ``example_input_array``.
+            latencies: For `LatencyBudget`, a `LatencyTable`, or a function that measures it for the
+                groups that are pruned (a `Selection`), as `measure_latency_table` does.
 
         Raises:
             ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
@@ -150,6 +154,7 @@ class Pruner(Readings):
             clocks=clocks or partial(make_clock, steps=steps, steps_per_epoch=steps_per_epoch),
             is_trial_step=is_trial_step,
             example=example,
+            latencies=latencies,
             state=self._pending,
         )
         self._training, self._pending = training, None
@@ -198,23 +203,32 @@ class Pruner(Readings):
         self._training.inspect()
 
     def update(self, optimizer: Optimizer) -> bool:
-        """Update the masks if an update is due; `before_step` calls this method.
+        """Update the masks if an update is due, and return whether a due point was passed.
 
         Args:
             optimizer: The owner of the tensors.
-
-        Returns:
-            Whether a due point was passed since the last update.
         """
         return self._training.update(optimizer)
 
     def mask(self, optimizer: Optimizer) -> None:
-        """Zero pruned weights, and their statistics in the optimizer.
+        """Zero the pruned weights of an optimizer, and their statistics."""
+        self._training.mask(optimizer)
+
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Take over masks and due points of an earlier `state_dict`; not the weights."""
+        self._training.go_back(state)
+
+    def correct_latency(self, measured_ms: float) -> None:
+        """Take over the latency of the shrunk model, which was measured whole.
+
+        The predictions of `LatencyBudget` become exact there. If the model is then too slow, the
+        next step prunes on.
 
         Args:
-            optimizer: The owner of the tensors.
+            measured_ms: The latency in milliseconds, in proportion to that of the dense model in
+                the table: ``dense_ms`` over the measured speedup.
         """
-        self._training.mask(optimizer)
+        self._training.correct_latency(measured_ms)
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.

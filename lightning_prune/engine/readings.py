@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.limits import Spending
 from lightning_prune.engine.training import Training
@@ -38,6 +39,11 @@ class Readings(ABC):
         for tensor in self._training.tensors:
             tensor.follow_parameter()
         return self._training.tensors
+
+    @property
+    def selection(self) -> Selection:
+        """All parameters of the model, with the groups and what the model multiplies."""
+        return self._training.enrolment.selection
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -90,7 +96,10 @@ class Readings(ABC):
     @property
     def spending(self) -> Spending:
         """The costs that budgets limit, beside the costs that are due; empty without a budget."""
-        return self._training.spending
+        points, enrolment = self._training.due_points, self._training.enrolment
+        owners = {pool.optimizer for pool in enrolment.pools}
+        share = min((points.share(index) for index in owners), default=0.0)
+        return enrolment.limits.measure(enrolment.kept, share)
 
     def target(self, group: Group) -> float:
         """Return the sparsity that is due for a group's pool since the last due point."""

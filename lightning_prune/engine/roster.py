@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.deploy.latency_table import LatencyTable
 from lightning_prune.engine.candidates import Selection
-from lightning_prune.engine.checkpoint import EMPTY_STATE, describe_tensors
+from lightning_prune.engine.checkpoint import EMPTY_STATE, describe_tensors, return_tensor
 from lightning_prune.engine.earlier_masks import EarlierMasks
 from lightning_prune.engine.enrolment import Enrolment, enroll
-from lightning_prune.engine.limits import Limits
+from lightning_prune.engine.limits import Latencies, Limits
 from lightning_prune.engine.notices import warn_of_lost_masks
 from lightning_prune.engine.selection import select
 from lightning_prune.models.names import named_parameters
@@ -28,6 +29,7 @@ class Roster:
         example: For channels, what ``forward`` takes; None for ``example_input_array``.
         state: The restored state; None for none.
         is_over: Whether no later update is due, by the index of an optimizer.
+        latencies: Measured latencies, or a function that measures them; those of the state win.
 
     Attributes:
         enrolment: The tensors that are pruned now; empty before the first `commit`.
@@ -41,10 +43,13 @@ class Roster:
         example: Any = None,
         state: Mapping[str, Any] | None = None,
         is_over: Callable[[int], bool] = lambda index: True,
+        latencies: Latencies | None = None,
     ) -> None:
         self.enrolment = Enrolment()
         self._recipe, self._model, self._example, self._is_over = recipe, model, example, is_over
         self._earlier = EarlierMasks(state, model)
+        saved = (state or {}).get("latencies")
+        self._latencies = latencies if saved is None else LatencyTable(**saved)
 
     @property
     def has_other_parameters(self) -> bool:
@@ -95,6 +100,18 @@ class Roster:
             tensor.mask.apply(tensor.weights)
         self._earlier.note(self._model, enrolment.selection, before - after)
 
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Give the tensors the masks and statistics of an earlier state; others become dense."""
+        for tensor in self.enrolment.selection.tensors:
+            return_tensor(tensor, state)
+
+    def correct_latency(self, measured_ms: float) -> None:
+        """Take over the latency of the present model, which was measured whole."""
+        limits = self.enrolment.limits.correct(self.enrolment.kept, measured_ms)
+        self.enrolment = self.enrolment.limit(limits)
+        saved = limits.state_dict().get("latencies")
+        self._latencies = self._latencies if saved is None else LatencyTable(**saved)
+
     def collect_masks(self) -> dict[str, Tensor]:
         """Return the masks by name, with the devices and the shards of the parameters."""
         masks = {}
@@ -107,7 +124,8 @@ class Roster:
     def describe_tensors(self) -> dict[str, Any]:
         """Return masks, shapes and states of the tensors, and the restored masks that wait."""
         tensors = self.enrolment.selection.tensors
-        return describe_tensors(tensors, self._earlier.state or EMPTY_STATE)
+        described = describe_tensors(tensors, self._earlier.state or EMPTY_STATE)
+        return described | self.enrolment.limits.state_dict()
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model.
@@ -123,11 +141,11 @@ class Roster:
             tensor.mask.apply(local_part(parameters[tensor.name]))
 
     def _make_limits(self, selection: Selection) -> Limits:
-        if not self._recipe.budgets:
+        if not (self._recipe.budgets or self._recipe.chosen_allocation.per):
             return Limits()
         from lightning_prune.engine.pricing import make_limits  # it imports what traces models
 
-        return make_limits(self._recipe.budgets, self._model, selection, self._example)
+        return make_limits(self._recipe, self._model, selection, self._example, self._latencies)
 
     def _watch(self, enrolment: Enrolment) -> None:
         """Let the criterion hook the tensors that it does not watch yet; none if it raises."""

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.engine.gradient_guard import GradientGuard
-from lightning_prune.engine.limits import Spending
+from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
@@ -47,7 +47,8 @@ class Training:
         self.roster = Roster(recipe, nn.Module())
         self.is_running = False
         regrow = recipe.regrow.schedule if recipe.regrow else None
-        self.due_points = DuePoints(recipe.schedule, regrow)
+        may_go_back = recipe.tolerance is not None
+        self.due_points = DuePoints(recipe.schedule, regrow, may_go_back=may_go_back)
         self.updates = 0
         self.changed: dict[str, float] = {}
         self._optimizers: list[Optimizer] = []
@@ -67,13 +68,6 @@ class Training:
         """The tensors that are pruned, in the order of the model."""
         return self.enrolment.selection.tensors
 
-    @property
-    def spending(self) -> Spending:
-        """The costs that budgets limit, now and since the last due point."""
-        owners = {pool.optimizer for pool in self.enrolment.pools}
-        share = min((self.due_points.share(index) for index in owners), default=0.0)
-        return self.enrolment.limits.measure(self.enrolment.kept, share)
-
     def begin(
         self,
         model: nn.Module,
@@ -82,6 +76,7 @@ class Training:
         clocks: Callable[[Schedule], Clock],
         is_trial_step: Callable[[Optimizer], bool],
         example: Any,
+        latencies: Latencies | None,
         state: Mapping[str, Any] | None,
     ) -> None:
         """Choose the tensors, restore a state, and hook the optimizers."""
@@ -92,6 +87,7 @@ class Training:
             example=example,
             state=state,
             is_over=lambda index: self.due_points.is_over(index),
+            latencies=latencies,
         )
         self.due_points = DuePoints(
             self.due_points.schedule,
@@ -99,6 +95,7 @@ class Training:
             clocks=clocks,
             state=state,
             optimizers=len(optimizers),
+            may_go_back=self.due_points.may_go_back,
         )
         enrolment = self.roster.enroll(optimizers, self.due_points.steps)
         self._optimizers = list(optimizers)
@@ -167,6 +164,24 @@ class Training:
             tensor.mask.apply(tensor.weights)
             clear_pruned(optimizer, tensor.parameter, tensor.mask)
         forget_directions(optimizer)
+
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Take over masks, statistics and due points of an earlier state; steps go on."""
+        before = {group.name: group.alive() for group in self.enrolment.selection.groups}
+        self.roster.go_back(state)
+        self.due_points.go_back(state)
+        self._select_again()
+        after = {group.name: group.alive() for group in self.enrolment.selection.groups}
+        self.updates += 1
+        self.changed = {
+            name: float((kept ^ before[name]).float().mean()) for name, kept in after.items()
+        }
+
+    def correct_latency(self, measured_ms: float) -> None:
+        """Take over a measured latency, and serve the last due points once more."""
+        self.roster.correct_latency(measured_ms)
+        for index in range(len(self._optimizers)):
+            self.due_points.look_again(index)
 
     def inspect(self) -> None:
         """Look for layers that were replaced, and for pruned weights that are not 0."""
@@ -237,8 +252,6 @@ class Training:
                 return index
         raise ValueError("need one of the optimizers given to attach(), got another one")
 
-    # -- enrolment ---------------------------------------------------------------------------------
-
     def _look_at_model(self) -> None:
         """Select again if the model has other parameters than at the last look."""
         if self.roster.has_other_parameters:
@@ -252,8 +265,6 @@ class Training:
         for index, optimizer in enumerate(self._optimizers):
             self._ownerships[index].look_again(optimizer, waiting)
             self.due_points.look_again(index)
-
-    # -- steps -------------------------------------------------------------------------------------
 
     def _observe(self, optimizer: Optimizer, *, is_due: bool) -> None:
         """Let the criterion observe, and update the masks if due; if either raises, all is undone.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune.engine.extents import Extent
-from lightning_prune.engine.groups import Cut, Scores, TensorGroup
+from lightning_prune.engine.groups import Cut, Scores
 from lightning_prune.engine.scores import TensorScores
+from lightning_prune.engine.tensor_groups import TensorGroup
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.parts import Part

@@ -121,8 +121,9 @@ def _judge_layer(layer: Any) -> Effect:
     Such a layer may compute another weight from its weight, as weight standardization does: Qiao et
     al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization" (2019),
     https://arxiv.org/abs/1903.10520. The weights that read the first input of each group are set to
-    0. Then no output may depend on these inputs. A layer with a single input in each group, or one
-    that takes other arguments than a layer of torch, is not judged.
+    0. Then no output may depend on these inputs. In a depthwise convolution, where each group has a
+    single input, all positions of a kernel but one are set to 0. Then an input may reach a single
+    position of each output. A layer that takes other arguments than a layer of torch is not judged.
     """
     kind = next((each for each in type(layer).__mro__ if each in _LAYERS), None)
     names = [name for name in _FORWARDS if hasattr(kind, name)]
@@ -131,27 +132,42 @@ def _judge_layer(layer: Any) -> Effect:
         return Effect()
     try:
         with torch.no_grad(), keep_generators(seed=0):
-            depends = _depends_on_pruned_inputs(layer)
+            is_lost = (_depends_on_pruned_inputs if layer.weight.shape[1] > 1 else _spreads)(layer)
     except Exception:  # any code of a user: the layer is not to be called alone
         return Effect()
-    return Effect(why_lost=f"zeros do not survive {type(layer).__name__}" if depends else None)
+    return Effect(why_lost=f"zeros do not survive {type(layer).__name__}" if is_lost else None)
 
 
 def _depends_on_pruned_inputs(layer: Any) -> bool:
     """Whether outputs of a layer depend on inputs whose weights are all 0."""
     weight = layer.weight
-    if weight.shape[1] < 2:
-        return False
     values = {id(each): _draw(each) for each in layer.parameters(recurse=False)}
     values[id(weight)][:, 0] = 0
-    stand_in = _copy_shells(layer, values, training=False)
-    groups, dtype = getattr(layer, "groups", 1), values[id(weight)].dtype
-    shape = (1, groups * weight.shape[1], *(4 * size for size in weight.shape[2:]))
-    inputs = torch.rand(shape, dtype=dtype, device="cpu").to(weight.device)
+    stand_in, inputs = _copy_shells(layer, values, training=False), _draw_inputs(layer)
     others = inputs.clone()
     others[:, :: weight.shape[1]] += 1
     before, after = stand_in.forward(inputs), stand_in.forward(others)  # without hooks
     return not torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+
+
+def _spreads(layer: Any) -> bool:
+    """Whether an input reaches several positions of an output through a single nonzero weight."""
+    values = {id(each): _draw(each) for each in layer.parameters(recurse=False)}
+    values[id(layer.weight)].flatten(1)[:, 1:] = 0
+    stand_in, inputs = _copy_shells(layer, values, training=False), _draw_inputs(layer)
+    others = inputs.clone()
+    middle = others
+    for size in inputs.shape[2:]:
+        middle = middle.select(2, size // 2)
+    middle += 1
+    change = (stand_in.forward(others) - stand_in.forward(inputs)).abs().flatten(2)
+    return bool(((change > 1e-4 * change.max()).sum(2) > 1).any())
+
+
+def _draw_inputs(layer: Any) -> Tensor:
+    weight, groups = layer.weight, getattr(layer, "groups", 1)
+    shape = (1, groups * weight.shape[1], *(4 * size for size in weight.shape[2:]))
+    return torch.rand(shape, dtype=_widen(weight).dtype, device="cpu").to(weight.device)
 
 
 def _find_making(holder: nn.Module, attribute: str) -> _Making | None:

@@ -142,14 +142,20 @@ def calibrate(
         The detached engine.
     """
     given = find_pruning_callback(trainer)
-    recipe = replace(given.recipe, schedule=OneShotSchedule(end=1.0), regrow=None, rewind=None)
+    recipe = replace(
+        given.recipe,
+        schedule=OneShotSchedule(end=1.0),
+        regrow=None,
+        rewind=None,
+        tolerance=None,
+    )
     callback = PruningCallback.from_recipe(recipe, example=given.example)
     shown = batches if needs_batches(recipe.criterion) else 0
     at_once = not recipe.criterion.gathers and model.automatic_optimization
     try:
         with unchanged(model), quiet(*_EXPECTED_WARNINGS):
             model.train(train_mode)
-            fitting = _trainer_like(
+            fitting = similar_trainer(
                 trainer,
                 _Calibration(callback, shown, then),
                 max_steps=max(trainer.max_steps, shown, 1) if trainer.max_steps > 0 else -1,
@@ -182,6 +188,13 @@ class HoldingOptimizer(Optimizer):
             return closure()
 
 
+def hold_weights(trainer: Trainer, model: LightningModule) -> None:
+    """Replace the optimizers of a fit that has begun by optimizers that change nothing."""
+    trainer.strategy.optimizers = [HoldingOptimizer(o) for o in trainer.optimizers]
+    if model.automatic_optimization:
+        trainer.strategy.lr_scheduler_configs = []
+
+
 class _Calibration(Callback):
     """Lets the engine observe the first batches of a fit, then ends the fit."""
 
@@ -196,10 +209,8 @@ class _Calibration(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the optimizers by those that change nothing, and attach the engine."""
         if trainer.num_training_batches < self.batches:
-            raise ValueError(_describe_shortage(self.batches, int(trainer.num_training_batches)))
-        trainer.strategy.optimizers = [HoldingOptimizer(o) for o in trainer.optimizers]
-        if pl_module.automatic_optimization:
-            trainer.strategy.lr_scheduler_configs = []
+            raise ValueError(describe_shortage(self.batches, int(trainer.num_training_batches)))
+        hold_weights(trainer, pl_module)
         self.pruner.attach(
             pl_module,
             trainer.optimizers,
@@ -235,7 +246,7 @@ class _Calibration(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to score with fewer batches than requested."""
         if not self.concluded:
-            raise ValueError(_describe_shortage(self.batches, self.seen))
+            raise ValueError(describe_shortage(self.batches, self.seen))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks."""
@@ -253,7 +264,7 @@ class _Calibration(Callback):
         trainer.should_stop = True
 
 
-def _trainer_like(trainer: Trainer, callback: Callback, **arguments: Any) -> Trainer:
+def similar_trainer(trainer: Trainer, callback: Callback, **arguments: Any) -> Trainer:
     """Return a Trainer with the device, precision and length of training of another."""
     device = trainer.strategy.root_device
     return Trainer(
@@ -285,7 +296,8 @@ def quiet(*warned: str) -> Iterator[None]:
         yield
 
 
-def _describe_shortage(batches: int, found: int) -> str:
+def describe_shortage(batches: int, found: int) -> str:
+    """Return the error for an epoch with fewer batches than requested."""
     return (
         f"need at least batches={batches} training batches in an epoch, got {found}; "
         "ask for fewer batches"

@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +12,14 @@ from torch import Tensor
 from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.old_names import refuse_old_names
+from lightning_prune.recipe.proportions import divide_in_proportion
 from lightning_prune.tensors import ranking
+from lightning_prune.tensors.parts import Part
 from lightning_prune.tensors.ranking import Share
+from lightning_prune.tensors.samples import find_last
+
+Fits = Callable[[Mapping[str, int]], bool]
+"""Whether numbers to keep, by the name of the tensor, fit; never true again as they grow."""
 
 
 class Allocation(ABC):
@@ -29,6 +35,9 @@ class Allocation(ABC):
         needs_unsigned_scores: Whether the allocation needs scores that are not negative.
         needs_single_tensors: Whether the allocation refuses atoms that span several tensors.
         works_on_shards: Whether sharded tensors get the same numbers as whole tensors.
+        per: Unit of `Atoms.saving`, the cost by which the allocation divides scores; then it needs
+            scores that are not negative. None if it reads no savings.
+        isomorphic: Whether groups share a number to keep only with groups of the same kind.
     """
 
     shares_budget: ClassVar[bool] = True
@@ -36,6 +45,8 @@ class Allocation(ABC):
     needs_unsigned_scores: ClassVar[bool] = False
     needs_single_tensors: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
+    per: Literal["macs", "parameters", "latency"] | None = None
+    isomorphic: bool = False
 
     def __post_init__(self) -> None:
         """Raise TypeError if a field has the wrong type; a subclass calls this method first."""
@@ -60,25 +71,26 @@ class Allocation(ABC):
         """
         return {name: Share(keep=keep) for name, keep in self(atoms, due).items()}
 
-    def share_out_most(
-        self, atoms: Mapping[str, Atoms], fits: Callable[[Mapping[str, int]], bool]
-    ) -> dict[str, Share]:
-        """Return the shares of the largest number to keep that fits; at least the floors.
+    def share_out_most(self, atoms: Mapping[str, Atoms], fits: Fits) -> dict[str, Share]:
+        """Return the shares of the largest number to keep that fits.
+
+        The engine calls this method for a budget. By default it divides about 25 numbers in turn.
+        An allocation that finds the number in the scores overrides it.
 
         Args:
             atoms: The atoms of each tensor of the pool, by name, in the order of the model.
-            fits: Whether numbers to keep, by name, are within a budget.
+            fits: Whether numbers to keep, by name, fit. As they grow, they never fit again.
+
+        Returns:
+            The shares; those of the least number, the sum of the floors, if none fits.
         """
-        fewer = sum(tensor.floor for tensor in atoms.values())
-        more = sum(tensor.cap for tensor in atoms.values()) + 1
-        while more - fewer > 1:
-            middle = (more + fewer) // 2
-            shares = self.share_out(atoms, middle)
-            if fits({name: share.keep for name, share in shares.items()}):
-                fewer = middle
-            else:
-                more = middle
-        return self.share_out(atoms, fewer)
+        floor = sum(tensor.floor for tensor in atoms.values())
+        cap = sum(tensor.cap for tensor in atoms.values())
+
+        def fits_at(due: int) -> bool:
+            return fits({name: share.keep for name, share in self.share_out(atoms, due).items()})
+
+        return self.share_out(atoms, find_last(range(floor + 1, cap + 1), fits_at))
 
     def __init_subclass__(cls) -> None:
         """Refuse the names of 0.1.0, which the engine would silently ignore."""
@@ -99,18 +111,35 @@ class UniformAllocation(Allocation):
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Divide ``due`` among the tensors in proportion to the numbers of atoms."""
-        return _divide_in_proportion(
+        return divide_in_proportion(
             atoms, {name: float(tensor.total) for name, tensor in atoms.items()}, due
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalAllocation(Allocation):
-    """Keep the best atoms of all tensors together.
+    r"""Keep the best atoms of all tensors together.
 
     With `MagnitudeCriterion` this is the global magnitude pruning of Han et al., "Learning both
     Weights and Connections" (2015), https://arxiv.org/abs/1506.02626. The name comes from Blalock
     et al. (2020), https://arxiv.org/abs/2003.03033.
+
+    With ``per``, an atom that saves more is pruned sooner. Atoms are ranked by
+
+    .. math:: \mathrm{score}(u) = \frac{s_u}{c_u}
+
+    Here :math:`s` is the score of the criterion, and :math:`c` is the cost that the atom saves. If
+    the score is the loss that pruning the atom adds, this rule is the greedy solution of the
+    knapsack problem of Shen et al., "Structural Pruning via Latency-Saliency Knapsack" (2022),
+    https://arxiv.org/abs/2210.06659. An atom that saves nothing goes last. Scores must not be
+    negative: divided by a large cost, a bad score would rise towards 0.
+
+    Args:
+        per: The cost that divides scores: ``"macs"``, ``"parameters"`` or ``"latency"`` that an
+            atom saves. None ranks by scores alone.
+        isomorphic: Whether to rank groups only against groups of the same kind, such as heads
+            against heads: Fang et al., "Isomorphic Pruning for Vision Models" (2024),
+            https://arxiv.org/abs/2407.04616. Each kind then has the same sparsity.
 
     Examples:
         >>> from lightning_prune.recipe.atoms import TensorAtoms
@@ -122,10 +151,15 @@ class GlobalAllocation(Allocation):
         >>> pool = {"a": atoms(9.0, 8.0, 7.0), "b": atoms(0.3, 0.2, 0.1)}
         >>> GlobalAllocation()(pool, due=4)
         {'a': 3, 'b': 1}
+        >>> pool["a"].saving = 100.0
+        >>> GlobalAllocation(per="macs")(pool, due=4)
+        {'a': 1, 'b': 3}
     """
 
     needs_scores: ClassVar[bool] = True
     works_on_shards: ClassVar[bool] = True
+    per: Literal["macs", "parameters", "latency"] | None = None
+    isomorphic: bool = False
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best atoms of the pool each tensor has."""
@@ -133,8 +167,27 @@ class GlobalAllocation(Allocation):
 
     def share_out(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, Share]:
         """Return the same numbers, with the threshold that divides each tensor."""
+        if self.per is not None:
+            return self.share_out_most(atoms, lambda keep: sum(keep.values()) <= due)
         shares = ranking.share_out([tensor.part for tensor in atoms.values()], due)
         return dict(zip(atoms, shares, strict=True))
+
+    def share_out_most(self, atoms: Mapping[str, Atoms], fits: Fits) -> dict[str, Share]:
+        """Return the shares of the largest number to keep that fits, by a single search."""
+        if self.per is None:
+            return _search(atoms, [tensor.part for tensor in atoms.values()], fits)
+        paid = {name: tensor for name, tensor in atoms.items() if tensor.saving > 0}
+        free = {name: tensor for name, tensor in atoms.items() if name not in paid}
+        floors = {name: tensor.floor for name, tensor in paid.items()}
+        caps = {name: tensor.cap for name, tensor in free.items()}
+        if fits({**floors, **caps}):
+            parts = _divide_by_savings(paid)
+            found = _search(paid, parts, lambda keep: fits({**caps, **keep}))
+        else:  # a sparsity can ask for more than all atoms that save a cost
+            parts = [tensor.part for tensor in free.values()]
+            found = _search(free, parts, lambda keep: fits({**floors, **keep}))
+        keeps = {**floors, **caps, **{name: share.keep for name, share in found.items()}}
+        return {name: Share(keep=keeps[name]) for name in atoms}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +211,12 @@ class LAMPAllocation(Allocation):
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best atoms of the rescaled pool each tensor has."""
-        rescaled = {
-            name: tensor.rescore(rescale_lamp(tensor.scores.masked_fill(~tensor.allowed, 0)))
-            for name, tensor in atoms.items()
-        }
-        return GlobalAllocation()(rescaled, due)
+        return GlobalAllocation()(_rescale_pool(atoms), due)
+
+    def share_out_most(self, atoms: Mapping[str, Atoms], fits: Fits) -> dict[str, Share]:
+        """Return the shares of the largest number to keep that fits, by a single search."""
+        shares = GlobalAllocation().share_out_most(_rescale_pool(atoms), fits)
+        return {name: Share(keep=share.keep) for name, share in shares.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +254,7 @@ class ERKAllocation(Allocation):
             name: tensor.total * (sum(tensor.shape) / math.prod(tensor.shape)) ** self.scale
             for name, tensor in atoms.items()
         }
-        return _divide_in_proportion(atoms, proportions, due)
+        return divide_in_proportion(atoms, proportions, due)
 
 
 def rescale_lamp(scores: Tensor) -> Tensor:
@@ -221,47 +275,32 @@ def rescale_lamp(scores: Tensor) -> Tensor:
     return torch.empty_like(rescaled).scatter_(0, order, rescaled).view(scores.shape)
 
 
-def _divide_in_proportion(
-    atoms: Mapping[str, Atoms], proportions: Mapping[str, float], due: int
-) -> dict[str, int]:
-    """Divide ``due`` in the given proportions, between floors and caps, to the last atom."""
-    bounds = {name: (tensor.floor, tensor.cap) for name, tensor in atoms.items()}
-    exact = _solve_shares(bounds, proportions, due)
-    keep = {name: math.floor(share * (1 + 1e-12) + 1e-9) for name, share in exact.items()}
-    by_remainder = sorted(keep, key=lambda name: keep[name] - exact[name])
-    room = [name for name in by_remainder if keep[name] < bounds[name][1]]
-    for name in room[: due - sum(keep.values())]:
-        keep[name] += 1
-    return keep
+def _rescale_pool(atoms: Mapping[str, Atoms]) -> dict[str, Atoms]:
+    return {
+        name: tensor.rescore(rescale_lamp(tensor.scores.masked_fill(~tensor.allowed, 0)))
+        for name, tensor in atoms.items()
+    }
 
 
-def _solve_shares(
-    bounds: Mapping[str, tuple[int, int]], proportions: Mapping[str, float], due: int
-) -> dict[str, float]:
-    """Return shares of ``due`` in the given proportions, between floors and caps.
+def _divide_by_savings(atoms: Mapping[str, Atoms]) -> list[Part]:
+    """Return the scores to rank, divided by the savings, in units of the smallest saving."""
+    least = min((tensor.saving for tensor in atoms.values()), default=1.0)
+    return [tensor.part.scale(least / tensor.saving) for tensor in atoms.values()]
 
-    The sum of the shares grows with the common factor. The sum is linear between the factors where
-    a tensor reaches a floor or a cap. So find the piece that holds ``due``, then solve for the
-    factor.
+
+def _search(atoms: Mapping[str, Atoms], parts: Sequence[Part], fits: Fits) -> dict[str, Share]:
+    """Return the shares of the largest number to keep that fits, or those of the floors.
+
+    Args:
+        atoms: The atoms of each tensor, by name; they give floors and caps.
+        parts: The values to rank, in the same order.
+        fits: Whether numbers to keep, by name, fit.
     """
+    floor = sum(tensor.floor for tensor in atoms.values())
+    cap = sum(tensor.cap for tensor in atoms.values())
 
-    def clamp(factor: float) -> dict[str, float]:
-        return {
-            name: min(max(factor * proportions[name], floor), cap)
-            for name, (floor, cap) in bounds.items()
-        }
+    def fits_between(counts: Sequence[int]) -> bool:
+        total = sum(counts)
+        return total <= floor or (total <= cap and fits(dict(zip(atoms, counts, strict=True))))
 
-    turns = {bound / proportions[name] for name, both in bounds.items() for bound in both} | {0.0}
-    below = (turn for turn in sorted(turns) if sum(clamp(turn).values()) <= due)
-    start = max(below, default=0.0)
-    shares = clamp(start)
-    free = [
-        name
-        for name, (floor, cap) in bounds.items()
-        if floor / proportions[name] <= start < cap / proportions[name]
-    ]
-    if free:
-        taken = sum(shares[name] for name in bounds if name not in free)
-        factor = (due - taken) / sum(proportions[name] for name in free)
-        shares |= {name: min(factor * proportions[name], bounds[name][1]) for name in free}
-    return shares
+    return dict(zip(atoms, ranking.share_out_most(parts, fits_between), strict=True))

@@ -21,6 +21,8 @@ class Atoms(ABC):
         total: Number of atoms of the whole tensor, including pruned atoms.
         floor: Least number that the whole tensor can keep.
         cap: Largest number that the whole tensor can keep.
+        saving: The cost that each atom saves if it is pruned, at least 0, in the unit of
+            `Allocation.per`; the engine sets it.
     """
 
     shape: tuple[int, ...]
@@ -28,6 +30,7 @@ class Atoms(ABC):
     total: int
     floor: int
     cap: int
+    saving: float = 1.0
 
     @property
     @abstractmethod
@@ -51,9 +54,11 @@ class Atoms(ABC):
 
     def rescore(self, scores: Tensor) -> "Atoms":
         """Return the same atoms with other scores, for example scores that tensors can compare."""
-        return TensorAtoms(
+        atoms = TensorAtoms(
             shape=self.shape, scores=scores, protected=self.protected, allowed=self.allowed
         )
+        atoms.saving = self.saving
+        return atoms
 
     @property
     def part(self) -> Part:

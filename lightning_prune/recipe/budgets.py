@@ -180,6 +180,8 @@ class LatencyBudget(Budget):
         runtime: ``"onnx"`` for ONNX Runtime, or ``"torch"``.
         threads: Number of threads that an operation may use on CPU.
         batch_size: Number of samples of the measured input; by default as in the example.
+        table: CSV file of measured latencies, a `LatencyTable`. `PruningCallback` reads it if it
+            exists, and else measures and writes it. None measures at each start.
 
     Raises:
         ValueError: If neither or both of the first two are given, or an argument is out of range.
@@ -191,6 +193,7 @@ class LatencyBudget(Budget):
     runtime: Literal["onnx", "torch"] = "onnx"
     threads: int = 1
     batch_size: int | None = None
+    table: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError unless exactly one of the first two arguments is given, in range."""

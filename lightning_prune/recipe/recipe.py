@@ -16,6 +16,7 @@ from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
 from lightning_prune.recipe.targets import SparsityTargets, check_targets
+from lightning_prune.recipe.tolerance import Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Recipe:
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How pruned weights grow back elsewhere (RigL, SET); None for never.
         rewind: The step to which each round of the schedule goes back; None for no rewinding.
+        tolerance: The loss of a metric that pruning may cost; None for no limit. The rounds of the
+            tolerance take the place of the schedule.
         on_revival: Whether pruned weights that other code has changed are an "error", or "warn"
             only: then they are masked again, and training goes on.
 
@@ -61,6 +64,7 @@ class Recipe:
     keep_zeros: bool = False
     regrow: Regrow | None = None
     rewind: Rewind | None = None
+    tolerance: Tolerance | None = None
     on_revival: Literal["error", "warn"] = "error"
 
     def __post_init__(self) -> None:
@@ -71,6 +75,9 @@ class Recipe:
         for target in self.targets.values():
             if target is not None:
                 self.pattern.check_sparsity(target)
+        if self.tolerance is not None:
+            schedule = self.tolerance.choose_schedule(self.schedule)
+            object.__setattr__(self, "schedule", schedule)
         self._refuse_clashes()
 
     @classmethod
@@ -103,7 +110,9 @@ class Recipe:
     @property
     def needs_example(self) -> bool:
         """Whether an answer depends on an example of the model's input."""
-        return self.pattern.couples_tensors or any(each.needs_example for each in self.budgets)
+        is_priced = self.chosen_allocation.per in ("macs", "latency")
+        is_limited = any(budget.needs_example for budget in self.budgets)
+        return self.pattern.couples_tensors or is_priced or is_limited
 
     @property
     def chosen_allocation(self) -> Allocation:
@@ -126,6 +135,7 @@ class Recipe:
             keep_zeros: false
             regrow: null
             rewind: null
+            tolerance: null
             on_revival: error
         """
         answers = {field.name: _describe(getattr(self, field.name)) for field in fields(self)}
@@ -149,9 +159,11 @@ class Recipe:
             raise ValueError(f"need budgets of different units, got {', '.join(units)}")
         for budget in self.budgets:
             _refuse_budget(budget, pattern)
-        if allocation.needs_unsigned_scores and self.criterion.has_signed_scores:
+        divides = allocation.needs_unsigned_scores or allocation.per is not None
+        if divides and self.criterion.has_signed_scores:
+            per = "" if allocation.per is None else f"(per='{allocation.per}')"
             raise ValueError(
-                f"need scores >= 0 for {type(allocation).__name__}, got "
+                f"need scores >= 0 for {type(allocation).__name__}{per}, got "
                 f"criterion={type(self.criterion).__name__}, whose scores can be negative"
             )
         if allocation.needs_single_tensors and pattern.couples_tensors:
@@ -163,6 +175,20 @@ class Recipe:
             raise ValueError(
                 f"need a pattern inside single tensors for Regrow, got pattern="
                 f"{type(pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
+            )
+        self._refuse_two_ways_back()
+
+    def _refuse_two_ways_back(self) -> None:
+        """Raise ValueError if two of rewinding, regrowth and a tolerance are asked for."""
+        if self.tolerance is not None and (self.rewind is not None or self.regrow is not None):
+            name = "regrow" if self.rewind is None else "rewind"
+            raise ValueError(
+                f"need either tolerance or {name}, got both: a round that does not hold goes back "
+                "to earlier masks"
+            )
+        if self.tolerance is not None and self.budgets:
+            raise ValueError(
+                "need either tolerance or budget, got both: a budget is reached at any loss"
             )
         if self.rewind is not None:
             self.rewind.check_schedule(self.schedule)

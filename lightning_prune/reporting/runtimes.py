@@ -44,64 +44,70 @@ def measure_latencies(
         bar.update(task, description=f"dense and pruned in turns, {contest.runtime}")
         latencies.append(measure_latency(contest, blocks, lambda: bar.advance(task)))
 
-    with torch.inference_mode(), _use_threads(threads):
-        measure(_in_torch(dense, pruned, call, threads))
+    device = call.tensors[0].device.type if call.tensors else "cpu"
+    modules = (dense, pruned)
+    with torch.inference_mode(), use_threads(threads):
+        calls = [open_in_torch(module, make_call(module, call)) for module in modules]
+        measure(_make_contest("torch", device, threads, *calls))
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         note = f"need {' and '.join(missing)}: pip install 'lightning-prune[export]'"
         return tuple(latencies), (f"not measured in ONNX Runtime: {note}",)
     bar.update(task, description="writing ONNX files")
     try:
-        with tempfile.TemporaryDirectory() as folder, quiet_export():
-            measure(_in_onnx_runtime(dense, pruned, call, threads, Path(folder)))
+        calls = [open_in_onnx_runtime(module, call, threads) for module in modules]
+        measure(_make_contest("ONNX Runtime", "cpu", threads, *calls))
     except Exception as error:  # of the exporter, or of the model's own code
         return tuple(latencies), (f"not measured in ONNX Runtime: {describe_error(error)}",)
     return tuple(latencies), ()
 
 
-def _in_torch(dense: nn.Module, pruned: nn.Module, call: Call, threads: int) -> Contest:
+def open_in_torch(module: nn.Module, call: Call) -> Callable[[], object]:
+    """Return a function that calls a module and waits for the result."""
     device = call.tensors[0].device if call.tensors else torch.device("cpu")
 
-    def run(module: nn.Module, call: Call) -> None:
+    def run() -> None:
         module(*call.arguments, **call.keywords)
         if device.type != "cpu":
             torch.accelerator.synchronize()
 
-    return Contest(
-        runtime="torch",
-        device=device.type,
-        threads=threads,
-        dense=partial(run, dense, make_call(dense, call)),
-        pruned=partial(run, pruned, call),
-    )
+    return run
 
 
-def _in_onnx_runtime(
-    dense: nn.Module, pruned: nn.Module, call: Call, threads: int, folder: Path
-) -> Contest:
+def open_in_onnx_runtime(module: nn.Module, call: Call, threads: int) -> Callable[[], object]:
+    """Return a function that runs a module in ONNX Runtime.
+
+    Args:
+        module: Changed: moved to the CPU in float32.
+        call: The arguments of ``forward``.
+        threads: Threads that an operation may use.
+    """
     call = move_to_cpu(call)
     arrays = [tensor.numpy() for tensor in call.tensors]
-
-    def session(module: nn.Module, path: Path) -> Callable[[], object]:
+    with tempfile.TemporaryDirectory() as folder, quiet_export():
+        path = Path(folder) / "module.onnx"
         write_program(trace(unwrap_compiled(module).cpu().float(), call), path)
-        opened = open_session(path, threads=threads)
-        names = [node.name for node in opened.get_inputs()]
-        return partial(opened.run, None, dict(zip(names, arrays, strict=True)))
-
-    return Contest(
-        runtime="ONNX Runtime",
-        device="cpu",
-        threads=threads,
-        dense=session(dense, folder / "dense.onnx"),
-        pruned=session(pruned, folder / "pruned.onnx"),
-    )
+        session = open_session(path, threads=threads)
+    names = [node.name for node in session.get_inputs()]
+    return partial(session.run, None, dict(zip(names, arrays, strict=True)))
 
 
 @contextmanager
-def _use_threads(threads: int) -> Iterator[None]:
+def use_threads(threads: int) -> Iterator[None]:
+    """Let operations of torch use a number of threads on CPU, inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _make_contest(
+    runtime: str,
+    device: str,
+    threads: int,
+    dense: Callable[[], object],
+    pruned: Callable[[], object],
+) -> Contest:
+    return Contest(runtime=runtime, device=device, threads=threads, dense=dense, pruned=pruned)

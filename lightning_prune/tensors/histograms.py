@@ -5,29 +5,52 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.parts import Part, Sizes, to_array, to_tensor
-from lightning_prune.tensors.shards import sum_pool
+from lightning_prune.tensors.parts import Part, Sizes, Threshold, to_array, to_tensor
+from lightning_prune.tensors.samples import Fits, find_last
+from lightning_prune.tensors.shards import sum_by_tensor
 
 _DIGIT = 8  # each pass over the shards finds this many bits
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def search_histograms(pool: Sequence[Part], keep: int, sizes: Sizes) -> float:
-    """Return the ``keep``-th highest value of sharded tensors, by histograms of the bits."""
+def search_histograms(pool: Sequence[Part], fits: Fits, sizes: Sizes) -> list[Threshold]:
+    """Find the highest value of sharded tensors that does not fit, by histograms of the bits.
+
+    The histograms are summed over the processes before ``fits`` is asked, so all processes find
+    the same.
+    """
     dtypes = (piece.dtype for part in pool for piece in part.read(1 << 40))
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     bits = dtype.itemsize * 8
-    known, top, left = 0, bits, keep  # the bits of the key from `top` on are known
+    known, top = 0, bits  # the bits of the key from `top` on are known
+    above = at = torch.zeros(len(pool), dtype=torch.int64, device="cpu")
     while top:
         shift = max(top - _DIGIT, 0)
-        counts = sum_pool(
-            (_count_digits(part, dtype, known, top, shift, sizes), part.shard) for part in pool
+        counts = sum_by_tensor(
+            [(_count_digits(part, dtype, known, top, shift, sizes), part.shard) for part in pool]
         )
-        digit = len(counts) - 1 - int((counts.flip(0).cumsum(0) < left).sum())
-        left -= int(counts[digit + 1 :].sum())
+        digit, above, at = _choose_digit(counts, above, fits)
         known, top = known << (top - shift) | digit, shift
     key = torch.tensor(known - (1 << bits - 1), dtype=_INTEGERS[dtype], device="cpu")
-    return float(_order_bits(key).view(dtype))
+    value = float(_order_bits(key).view(dtype))
+    return [
+        Threshold(value=value, above=number, at=equal)
+        for number, equal in zip(above.tolist(), at.tolist(), strict=True)
+    ]
+
+
+def _choose_digit(counts: Tensor, above: Tensor, fits: Fits) -> tuple[int, Tensor, Tensor]:
+    """Return the highest digit that does not fit, and the numbers of keys above it and at it.
+
+    Args:
+        counts: Number of keys with each digit, ``(tensors, digits)``.
+        above: Number of keys of each tensor above all digits.
+        fits: Whether numbers to keep fit.
+    """
+    downwards = counts.flip(1)
+    higher = above[:, None] + downwards.cumsum(1) - downwards
+    place = find_last(range(counts.shape[1]), lambda place: fits(higher[:, place].tolist()))
+    return counts.shape[1] - 1 - place, higher[:, place], downwards[:, place]
 
 
 def _count_digits(

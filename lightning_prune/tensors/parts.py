@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class Sizes:
 
     piece: int = 3 << 15
     launch: int = 1 << 24
-    sorted: int = 1 << 16
+    sorted: int = 1 << 18
     held: int = 1 << 19
     spread: float = 3.0
     uses_numpy: bool = True
@@ -99,6 +99,10 @@ class Part:
             return (flatten_wide(scores[rows])[::stride] for rows in pieces)
 
         return cls(read=read, size=size, shard=shard)
+
+    def scale(self, factor: float) -> "Part":
+        """Return the part with each value times a positive factor."""
+        return replace(self, read=lambda stride: (piece * factor for piece in self.read(stride)))
 
 
 def slice_pieces(tensor: Tensor, sizes: Sizes = SIZES) -> Iterator[slice]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide
+from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import Shard
 from lightning_prune.tensors.thresholds import cut_pieces, divide_local, find_thresholds
 
@@ -140,33 +141,64 @@ def share_out(pool: Sequence[Part], keep: int, sizes: Sizes = SIZES) -> list[Sha
         >>> [share.keep for share in share_out(pool, 2)]
         [1, 1]
     """
-    shares = _share_out(pool, keep, sizes)
-    low = [i for i, part in enumerate(pool) if shares[i].keep < part.least]
-    if not low:
+
+    def fits(counts: Sequence[int]) -> bool:
+        return sum(counts) <= keep
+
+    free = [replace(part, least=0) for part in pool]
+    shares = _share_out(free, fits, sizes, by_total=True)
+    if all(share.keep >= part.least for part, share in zip(pool, shares, strict=True)):
         return shares
-    others = [i for i in range(len(pool)) if i not in low]
-    left = keep - sum(pool[i].least for i in low)
-    shares = [Share(keep=part.least) for part in pool]
-    rest = share_out([pool[i] for i in others], left, sizes)
-    for index, share in zip(others, rest, strict=True):
-        shares[index] = share
-    return shares
+    return share_out_most(pool, fits, sizes)
 
 
-def _share_out(pool: Sequence[Part], keep: int, sizes: Sizes) -> list[Share]:
-    """Divide ``keep`` among the tensors without least numbers."""
-    if keep <= 0:
-        return [Share(keep=0) for _ in pool]
-    if keep >= sum(part.size for part in pool):
+def share_out_most(pool: Sequence[Part], fits: Fits, sizes: Sizes = SIZES) -> list[Share]:
+    """Divide as many of the highest values of all tensors among the tensors as fit.
+
+    The order of the values is that of `share_out`.
+
+    Args:
+        pool: The tensors.
+        fits: Whether numbers to keep fit. It must be true of the least numbers.
+        sizes: Sizes of the pieces of the search.
+
+    Examples:
+        >>> pool = [Part.of(torch.tensor([1.0, 2.0])), Part.of(torch.tensor([2.0, 0.0, 2.0]))]
+        >>> [share.keep for share in share_out_most(pool, lambda keep: 3 * keep[0] + keep[1] <= 5)]
+        [1, 2]
+    """
+    return _share_out(pool, fits, sizes, by_total=False)
+
+
+def _share_out(pool: Sequence[Part], fits: Fits, sizes: Sizes, *, by_total: bool) -> list[Share]:
+    """Divide the highest values that fit; ``by_total`` is that of `find_thresholds`."""
+    least = [part.least for part in pool]
+
+    def raise_to_least(counts: Sequence[int]) -> Sequence[int]:
+        return list(map(max, least, counts)) if any(least) else counts
+
+    if fits([part.size for part in pool]):
         return [Share(keep=part.size) for part in pool]
-    thresholds = find_thresholds(pool, keep, sizes)
-    left = keep - sum(threshold.above for threshold in thresholds)
-    shares = []
+    thresholds = find_thresholds(
+        pool, lambda counts: fits(raise_to_least(counts)), sizes, by_total=by_total
+    )
+    numbers = range(1, sum(threshold.at for threshold in thresholds) + 1)
+    ties = find_last(numbers, lambda n: fits(raise_to_least(_take_ties(thresholds, n))))
+    keeps = raise_to_least(_take_ties(thresholds, ties))
+    return [
+        Share(keep=keep, threshold=threshold if threshold.divides_at(keep) else None)
+        for keep, threshold in zip(keeps, thresholds, strict=True)
+    ]
+
+
+def _take_ties(thresholds: Sequence[Threshold], ties: int) -> list[int]:
+    """Count in each tensor the values above, and the first equal values of all tensors."""
+    counts = []
     for threshold in thresholds:
-        ties = min(left, threshold.at)
-        shares.append(Share(keep=threshold.above + ties, threshold=threshold))
-        left -= ties
-    return shares
+        taken = min(ties, threshold.at)
+        counts.append(threshold.above + taken)
+        ties -= taken
+    return counts
 
 
 def count_best_local(scores: Tensor, keep: int, shard: Shard | None) -> int:

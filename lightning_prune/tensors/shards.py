@@ -164,17 +164,6 @@ def sum_by_tensor(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
     return table
 
 
-def sum_pool(counts: Iterable[tuple[Tensor, Shard | None]]) -> Tensor:
-    """Sum the counts over all tensors and parts, with a message a layout."""
-    by_layout: dict[tuple[ProcessGroup, ...], tuple[Tensor, Shard | None]] = {}
-    for count, shard in counts:
-        layout = shard.groups if shard else ()
-        before = by_layout.get(layout)
-        by_layout[layout] = (count if before is None else before[0] + count, shard)
-    sums = [sum_shards(count, shard).cpu() for count, shard in by_layout.values()]
-    return torch.stack(sums).sum(0)
-
-
 def sum_replicas(tensors: Iterable[Tensor]) -> None:
     """Sum tensors in place over the processes, which have gathered them from different data.
 

@@ -1,6 +1,5 @@
 """Thresholds: the values that divide the best scores of tensors from the rest."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,35 +17,35 @@ from lightning_prune.tensors.parts import (
     to_array,
     to_tensor,
 )
-from lightning_prune.tensors.shards import sum_by_tensor
+from lightning_prune.tensors.samples import Fits, Sample
 
 
-def find_thresholds(pool: Sequence[Part], keep: int, sizes: Sizes = SIZES) -> list[Threshold]:
-    """Find the ``keep``-th highest value of all tensors together, and how it divides each tensor.
+def find_thresholds(
+    pool: Sequence[Part], fits: Fits, sizes: Sizes = SIZES, *, by_total: bool = False
+) -> list[Threshold]:
+    """Find the highest value that does not fit, and how it divides each tensor.
 
-    A sample gives a bracket around the value. A pass counts the values above the bracket and holds
-    the few values inside. The search repeats on the held values until it can sort them. This is the
-    idea of Floyd & Rivest, "Expected time bounds for selection" (1975),
+    All higher values of all tensors fit together; with the equal values they do not.
+
+    A sample of each tensor gives a bracket around the value. A pass counts the values above the
+    bracket and holds the few values inside. The search repeats on the held values until it can sort
+    them. This is the idea of Floyd & Rivest, "Expected time bounds for selection" (1975),
     https://doi.org/10.1145/360680.360691. The search reads a sample, then rarely needs more than a
-    single pass. It needs memory for a piece and for about a hundredth of the values. Shards send no
+    single pass. It needs memory for a piece and for a few hundredths of the values. Shards send no
     values, but histograms of the bits, from the highest bits down. Those are four histograms of 2
-    KiB each in single precision, at any size of the tensors.
+    KiB each for a tensor in single precision, at any size of the tensor.
 
     Args:
         pool: The tensors.
-        keep: A rank, from 1 to the number of all values.
+        fits: Whether numbers to keep fit. It must be true of zeros, and false of all values.
         sizes: Sizes of the pieces of the search.
+        by_total: Whether only the sum of the numbers decides. Then the search is a little faster.
     """
-    field = _Field(pool, sizes)
     if any(part.shard is not None for part in pool):
-        return field.count(search_histograms(pool, keep, sizes))
+        return search_histograms(pool, fits, sizes)
+    field = _Field(pool, fits, sizes, by_total=by_total)
     while True:
-        sample, is_all = field.sample()
-        rank = keep - int(field.above.sum())
-        if is_all:
-            return field.count(float(sample[rank - 1]))
-        low, high = _bracket(sample, rank / field.size, sizes.spread)
-        found = field.step(low, high, rank)
+        found = field.step()
         if found is not None:
             return found
 
@@ -69,7 +68,7 @@ def divide_local(
         The value, and the number; None to keep all equal values of the tensor.
     """
     if threshold is None or not threshold.divides_at(keep):
-        (threshold,) = find_thresholds([part], keep, sizes)
+        (threshold,) = find_thresholds([part], lambda counts: counts[0] < keep, sizes)
     ties = keep - threshold.above
     if ties == threshold.at:
         return threshold.value, None
@@ -81,7 +80,7 @@ def divide_local(
         start += len(piece)
     order = -part.shard.find_indices_at(torch.cat(places)).double()  # the lower index comes first
     indices = Part.of(order, part.shard, size=threshold.at, sizes=sizes)
-    (last,) = find_thresholds([indices], ties, sizes)
+    (last,) = find_thresholds([indices], lambda counts: counts[0] < ties, sizes)
     return threshold.value, int((order >= last.value).sum())
 
 
@@ -113,81 +112,86 @@ class _Field:
     Attributes:
         low: The lower bound; None for no bound.
         high: The higher bound; None for no bound.
-        sizes: Number of values of the field in each tensor, over all processes.
-        above: Number of values above the field in each tensor, over all processes.
+        sizes: Number of values of the field in each tensor.
+        above: Number of values above the field in each tensor.
     """
 
-    def __init__(self, pool: Sequence[Part], limits: Sizes) -> None:
+    def __init__(self, pool: Sequence[Part], fits: Fits, limits: Sizes, *, by_total: bool) -> None:
         self.low: float | None = None  # an infinite bound would exclude infinities
         self.high: float | None = None
-        self.sizes = torch.tensor([part.size for part in pool], device="cpu")
-        self.above = torch.zeros_like(self.sizes)
+        self.sizes = np.array([part.size for part in pool])
+        self.above = np.zeros_like(self.sizes)
         self._pool = pool
+        self._ask = fits
+        self._by_total = by_total
         self._limits = limits
         self._is_double = False
         self._held: list[Any] | None = None  # the values of each tensor, if they are few
         self._between: list[Any] | None = None  # the values between the bounds of the last split
 
-    @property
-    def size(self) -> int:
-        """Number of values of the field in all tensors."""
-        return int(self.sizes.sum())
+    def step(self) -> list[Threshold] | None:
+        """Return the thresholds if they are found; else narrow the field and return None."""
+        size = int(self.sizes.sum())
+        is_all = size <= self._limits.sorted
+        values = self._sample(1 if is_all else size // (2 * round(size ** (2 / 3))) | 1)
+        if self._by_total:
+            sample = Sample([np.concatenate(values)], np.array([size]))
+        else:
+            sample = Sample(values, self.sizes)
+        if not is_all:
+            return self._narrow_to(*sample.bracket(self._fits, self._limits.spread))
+        value = sample.find(self._fits)
+        counts = [[(of_tensor > value).sum(), (of_tensor == value).sum()] for of_tensor in values]
+        return self._divide(value, *np.array(counts).T)
 
-    def sample(self) -> tuple[Any, bool]:
-        """Return values at even distances in descending order, and whether these are all values."""
-        is_all = self.size <= self._limits.sorted
-        stride = 1 if is_all else self.size // (2 * round(self.size ** (2 / 3))) | 1
-        chosen: list[Tensor] = []
+    def _sample(self, stride: int) -> list[Any]:
+        """Return values of each tensor, at even distances."""
+        by_tensor = []
         for index in range(len(self._pool)):
-            values = map(to_tensor, self._read(index, stride))
             # A view would hold the memory of the whole tensor, so copy.
-            chosen += (piece.to("cpu", copy=True) for piece in values)
-        self._is_double |= any(piece.dtype == torch.float64 for piece in chosen)
-        return np.sort(torch.cat(chosen).numpy())[::-1], is_all
+            values = [to_tensor(piece).to("cpu", copy=True) for piece in self._read(index, stride)]
+            by_tensor.append(torch.cat(values).numpy())
+        self._is_double |= any(values.dtype == np.float64 for values in by_tensor)
+        return by_tensor
 
-    def step(self, low: float, high: float, rank: int) -> list[Threshold] | None:
-        """Return the thresholds if a bound is the value; else narrow the field and return None.
+    def _fits(self, above: Any) -> bool:
+        """Whether numbers of field values fit, with all values above the field."""
+        if self._by_total:
+            return self._ask([int(self.above.sum() + above.sum())])
+        return self._ask((self.above + above).tolist())
 
-        Args:
-            low: The lower bound.
-            high: The higher bound.
-            rank: The rank of the value in the field.
-        """
+    def _narrow_to(self, low: float, high: float) -> list[Threshold] | None:
+        """Return the thresholds if a bound is the value; else narrow the field and return None."""
         above, at_high, between, at_low = self._split(low, high)
-        if rank <= above.sum():
+        if not self._fits(above):
             self._narrow(high, self.high, above * 0, above)
-        elif rank <= (above + at_high).sum():
+        elif not self._fits(above + at_high):
             return self._divide(high, above, at_high)
-        elif rank <= (above + at_high + between).sum():
+        elif not self._fits(above + at_high + between):
             self._narrow(low, high, above + at_high, between, is_between=True)
-        elif rank <= (above + at_high + between + at_low).sum():
+        elif not self._fits(above + at_high + between + at_low):
             return self._divide(low, above + at_high + between, at_low)
         else:
             higher = above + at_high + between + at_low
             self._narrow(self.low, low, higher, self.sizes - higher)
         return None
 
-    def count(self, value: float) -> list[Threshold]:
-        """Return the thresholds at a value, from counts in every tensor."""
-        counts = [(self._count(i, value), part.shard) for i, part in enumerate(self._pool)]
-        return self._divide(value, *sum_by_tensor(counts).T)
-
-    def _split(self, low: float, high: float) -> Tensor:
+    def _split(self, low: float, high: float) -> Any:
         """Count in each tensor the values above ``high``, at ``high``, between, and at ``low``."""
         counts, held = [], 0
         self._between = []
-        for index, part in enumerate(self._pool):
-            local_counts, between = self._split_local(index, low, high)
+        for index in range(len(self._pool)):
+            of_tensor, between = self._split_tensor(index, low, high)
             held += len(between)
             if held > self._limits.held:
                 self._between = None
             if self._between is not None:
                 self._between.append(between)
-            counts.append((torch.from_numpy(local_counts), part.shard))
-        return sum_by_tensor(counts).T
+            counts.append(of_tensor)
+        return np.stack(counts, axis=1)
 
-    def _split_local(self, index: int, low: float, high: float) -> tuple[Any, Any]:
-        """Make the same counts in a local part, and return the values between."""
+    def _split_tensor(self, index: int, low: float, high: float) -> tuple[Any, Any]:
+        """Make the same counts in a tensor, and return the values between."""
         counts = np.zeros(4, dtype=np.int64)
         near: list[Tensor] = []
         between: list[Tensor] = []
@@ -214,8 +218,8 @@ class _Field:
         self,
         low: float | None,
         high: float | None,
-        higher: Tensor,
-        sizes: Tensor,
+        higher: Any,
+        sizes: Any,
         *,
         is_between: bool = False,
     ) -> None:
@@ -232,20 +236,12 @@ class _Field:
         self.above = self.above + higher
         self._held = self._between if is_between else None
 
-    def _divide(self, value: float, higher: Tensor, at: Tensor) -> list[Threshold]:
+    def _divide(self, value: float, higher: Any, at: Any) -> list[Threshold]:
         """Return thresholds from the numbers of field values above and at a value."""
-        above = (self.above + higher).tolist()
         return [
             Threshold(value=value, above=number, at=equal)
-            for number, equal in zip(above, at.tolist(), strict=True)
+            for number, equal in zip((self.above + higher).tolist(), at.tolist(), strict=True)
         ]
-
-    def _count(self, index: int, value: float) -> Tensor:
-        counts = torch.zeros(2, dtype=torch.int64, device="cpu")
-        for values in self._read(index):
-            counts[0] += count_true(values > value)
-            counts[1] += count_true(values == value)
-        return counts
 
     def _read(self, index: int, stride: int = 1) -> Iterator[Any]:
         """Yield the local values of a tensor in the field, in pieces."""
@@ -263,12 +259,3 @@ class _Field:
 
     def _to_array(self, values: Tensor) -> Any:
         return to_array(values, self._limits)
-
-
-def _bracket(sample: Any, share: float, spread: float) -> tuple[float, float]:
-    """Return two values of a descending sample that likely enclose the end of the best share."""
-    size = len(sample)
-    margin = spread * math.sqrt(size * share * (1 - share)) + 1
-    low = min(math.ceil(size * share + margin), size - 1)
-    high = max(math.floor(size * share - margin) - 1, 0)
-    return float(sample[low]), float(sample[high])

@@ -9,7 +9,7 @@ from lightning_prune import Allocation
 from lightning_prune.recipe.atoms import TensorAtoms
 from lightning_prune.tensors import ranking
 from tests.conftest import answers_under_contract
-from tests.recipe.atoms import make_pools
+from tests.recipe.atoms import assert_finds_the_most, make_pools
 
 
 @pytest.mark.parametrize("kind", answers_under_contract(Allocation))
@@ -47,3 +47,9 @@ def test_an_allocation_is_monotone_once_caps_are_what_is_kept(kind, pool, data):
     }
     second = kind()(shrunk, data.draw(st.integers(floor, sum(first.values()))))
     assert all(second[name] <= first[name] for name in pool)
+
+
+@pytest.mark.parametrize("kind", answers_under_contract(Allocation))
+@given(pool=make_pools(), data=st.data())
+def test_the_most_that_fits_is_what_bisection_by_numbers_to_keep_finds(kind, pool, data):
+    assert_finds_the_most(kind(), pool, data)

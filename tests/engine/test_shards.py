@@ -29,6 +29,7 @@ from lightning_prune import (
     UniformAllocation,
     UnstructuredPattern,
 )
+from lightning_prune.engine.scores import ScoreBook
 from lightning_prune.tensors.bits import unpack_mask
 from lightning_prune.tensors.shards import local_part
 
@@ -143,6 +144,42 @@ def test_four_processes_choose_the_masks_of_one(layout, four):
     whole = masks_by_recipe()
     for masks in four(masks_by_recipe, layout):
         assert_same(RECIPES, whole, masks)
+
+
+LIMITS = (0.0, 1_000.0, 12_345.0, 1e9)
+
+
+def most_that_fit(layout):
+    """Return the numbers to keep under a cost, in which the first tensor weighs most."""
+    net = layout(make_net())
+    pruner = Pruner(schedule=OneShotSchedule(end=1, unit="step"))
+    pruner.attach(net, torch.optim.SGD(net.parameters(), lr=0.1), steps=2)
+    weights = dict(zip((group.name for group in pruner.groups), (50.0, 1.0, 9.0), strict=True))
+    scores = ScoreBook(()).read(pruner.tensors, MagnitudeCriterion())
+    atoms = {group.name: group.atoms(scores, 0.5) for group in pruner.groups}
+    for name, of_group in atoms.items():
+        of_group.saving = weights[name]
+
+    def keep_within(limit, allocation):
+        def fits(keep):
+            return sum(weights[name] * number for name, number in keep.items()) <= limit
+
+        shares = allocation.share_out_most(atoms, fits)
+        return {name: share.keep for name, share in shares.items()}
+
+    allocations = (GlobalAllocation(), GlobalAllocation(per="macs"), ERKAllocation())
+    return [keep_within(*pair) for pair in itertools.product(LIMITS, allocations)]
+
+
+@SHOWS
+@pytest.mark.parametrize(
+    ("world", "layout"), [("two", by_fsdp), ("two", by_tensor), ("four", by_both)]
+)
+def test_processes_find_the_most_that_fits_as_one_process_does(world, layout, request):
+    whole = most_that_fit(lambda net: net)
+    assert len({tuple(keep.values()) for keep in whole}) == 8
+    for found in request.getfixturevalue(world)(most_that_fit, layout):
+        assert found == whole
 
 
 def regrown(layout):

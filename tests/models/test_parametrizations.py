@@ -148,12 +148,25 @@ class WithMask(nn.Linear):
     [
         (lambda: Standardized(8, 4, 3), "zeros do not survive Standardized"),
         (lambda: Standardized(8, 4, 1, groups=2), "zeros do not survive Standardized"),
+        (lambda: Standardized(4, 4, 3, groups=4), "zeros do not survive Standardized"),
+        (lambda: Standardized(4, 8, (1, 3), groups=4), "zeros do not survive Standardized"),
         (lambda: Centered(8, 4, 3), "zeros do not survive Centered"),
         (lambda: Padded(8, 4, 3), None),
+        (lambda: Padded(4, 8, 3, stride=2, dilation=2, groups=4), None),
         (lambda: Scaled(8, 4), None),
         (lambda: WithMask(8, 4), None),
     ],
-    ids=["standardized", "grouped", "inside", "padded", "scaled", "of two arguments"],
+    ids=[
+        "standardized",
+        "grouped",
+        "depthwise",
+        "depthwise and flat",
+        "inside",
+        "padded",
+        "padded and depthwise",
+        "scaled",
+        "of two arguments",
+    ],
 )
 def test_zeros_are_judged_in_a_layer_that_computes_another_weight_in_forward(make, reason, dtype):
     layer = make().to(dtype)

@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 
 from lightning_prune.tensors import ranking
 from lightning_prune.tensors.parts import Part, Sizes
+from lightning_prune.tensors.shards import Shard
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 TINY = 1e-40  # a denormal in single precision
@@ -37,9 +38,13 @@ SIZED = [(dtype, Sizes()) for dtype in DTYPES] + [(torch.float32, sizes) for siz
 
 def shares(parts, keep, **sizes):
     """Return how many of the best are in each part; the thresholds must divide there."""
-    found = ranking.share_out(parts, keep, **sizes)
-    assert all(s.threshold is None or s.threshold.divides_at(s.keep) for s in found)
-    return [share.keep for share in found]
+    return checked(ranking.share_out(parts, keep, **sizes))
+
+
+def checked(shares):
+    """Return the numbers to keep, where the thresholds must divide."""
+    assert all(s.threshold is None or s.threshold.divides_at(s.keep) for s in shares)
+    return [share.keep for share in shares]
 
 
 def test_ranking_meets_the_reference(vectors):
@@ -90,6 +95,88 @@ def test_a_tensor_keeps_its_least_as_if_its_best_were_protected(pool, data):
     keep = data.draw(st.integers(len(pool), sum(sizes)))
     expected = [int(part.sum()) for part in twin(torch.cat(protected), keep).split(sizes)]
     assert shares([least_of(scores, 1) for scores in tensors], keep) == expected
+
+
+def alone_in_a_shard(scores):
+    """Return the shard of a tensor that a single process holds whole."""
+    return Shard(shape=tuple(scores.shape), positions=(torch.arange(len(scores)),), groups=())
+
+
+def keeps_in_order(tensors, least):
+    """Return the numbers to keep of each tensor as one value after the other is kept."""
+    values = [
+        (not protected, -value, tensor)
+        for tensor, (scores, few) in enumerate(zip(tensors, least, strict=True))
+        for value, protected in zip(scores.tolist(), twin(scores, few).tolist(), strict=True)
+    ]
+    owners = [tensor for *_, tensor in sorted(values)]
+    start = sum(least)
+    return [
+        [owners[:keep].count(tensor) for tensor in range(len(tensors))]
+        for keep in range(start, len(owners) + 1)
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "sizes"), SIZED)
+@given(pool=st.lists(lists, min_size=1, max_size=4), data=st.data())
+def test_the_most_that_fits_is_the_last_number_whose_shares_fit(dtype, sizes, pool, data):
+    tensors = [torch.tensor(numbers, dtype=dtype) for numbers in pool]
+    least = [data.draw(st.integers(0, min(2, len(scores)))) for scores in tensors]
+    shards = [data.draw(st.sampled_from([None, alone_in_a_shard(t)])) for t in tensors]
+    parts = [
+        dataclasses.replace(Part.of(scores, shard, sizes=sizes), least=few)
+        for scores, shard, few in zip(tensors, shards, least, strict=True)
+    ]
+    weights = [data.draw(st.sampled_from([0.0, 1.0, 3.0, 1000.0])) for _ in tensors]
+    costs = {cost(weights, keeps): keeps for keeps in keeps_in_order(tensors, least)}
+    most = data.draw(st.sampled_from(list(costs)))
+    found = ranking.share_out_most(parts, lambda keeps: cost(weights, keeps) <= most, sizes)
+    assert checked(found) == costs[most]
+
+
+def cost(weights, keeps):
+    return sum(weight * keep for weight, keep in zip(weights, keeps, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["normal", "few values", "half -inf"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_many_values_are_divided_as_many_as_fit(kind, share):
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(size, generator=generator) for size in (200_000, 100_000, 7, 100_000)]
+    if kind == "few values":
+        tensors = [values.round() for values in tensors]
+    elif kind == "half -inf":
+        for values in tensors:
+            values[torch.rand(len(values), generator=generator) < 0.5] = -math.inf
+    weights = [1.0, 500.0, 100_000.0, 0.0]
+    most = share * cost(weights, map(len, tensors))
+    parts = [Part.of(values) for values in tensors]
+
+    def fits(keeps):
+        return cost(weights, keeps) <= most
+
+    keeps = checked(ranking.share_out_most(parts, fits))
+    assert keeps == shares(parts, sum(keeps))
+    assert fits(keeps)
+    assert not fits(shares(parts, sum(keeps) + 1))
+
+
+def test_no_pass_is_made_for_each_trial():
+    passes, trials = [], []
+    scores = torch.rand(400_000)
+
+    def read(stride):
+        passes.append(stride)
+        return Part.of(scores).read(stride)
+
+    def fits(keeps):
+        trials.append(keeps)
+        return keeps[0] <= 123_456
+
+    (share,) = ranking.share_out_most([Part(read=read, size=len(scores))], fits)
+    assert share.keep == 123_456
+    assert len(trials) > 30
+    assert sum(1 / stride for stride in passes) < 1.1  # a sample, and all values once
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

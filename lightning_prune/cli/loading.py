@@ -1,0 +1,33 @@
+"""The weights of a checkpoint in the config's model, also with the shapes of a shrunk model."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule
+
+from lightning_prune.deploy.checkpoints import read_checkpoint, read_lightning_checkpoint
+
+
+def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
+    """Give a model the shapes of a shrunk checkpoint, and return whether it was shrunk."""
+    checkpoint = read_checkpoint(ckpt_path)
+    if "shrunk_attributes" not in checkpoint:
+        return False
+    from lightning_prune.channels.adoption import adopt
+
+    model.configure_model()
+    adopt(model, checkpoint)
+    return True
+
+
+def load_weights(model: LightningModule, ckpt_path: str) -> bool:
+    """Load the weights of a checkpoint into a model, and return whether it was shrunk."""
+    model.configure_model()
+    is_shrunk = adopt_shapes(model, ckpt_path)
+    checkpoint = read_lightning_checkpoint(ckpt_path)
+    model.on_load_checkpoint(checkpoint)
+    try:
+        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"need a checkpoint of the model, got {ckpt_path=}; {reason}") from error
+    return is_shrunk
