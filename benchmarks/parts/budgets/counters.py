@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune import BytesBudget, export_onnx, file_size, report, save_sparse
+from lightning_prune import Budget, BytesBudget, export_onnx, report, save_sparse
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Counts = dict[str, int]
 
 
-def count_macs(model: nn.Module, example: Tensor) -> Counts:
+def count_macs(model: nn.Module, example: Tensor, budget: Budget) -> Counts:
     """Return the multiply-adds by nonzero weights, by `report`, torch and Torch-Pruning.
 
     The other two do not see zeros. So the work of each layer counts times the fraction of the
@@ -34,7 +35,7 @@ def count_macs(model: nn.Module, example: Tensor) -> Counts:
     return counts
 
 
-def count_parameters(model: nn.Module, example: Tensor) -> Counts:
+def count_parameters(model: nn.Module, example: Tensor, budget: Budget) -> Counts:
     """Return the parameters that are not zero, by `report` and by torch."""
     return {
         "report": report(model, example, latency=False).total.nonzeros,
@@ -42,15 +43,16 @@ def count_parameters(model: nn.Module, example: Tensor) -> Counts:
     }
 
 
-def count_bytes(model: nn.Module, example: Tensor, budget: BytesBudget, folder: Path) -> Counts:
-    """Return the bytes of the file on disk that a budget names."""
-    if budget.file == "sparse":
-        file = folder / "model.safetensors"
-        save_sparse(model, file)
+def count_bytes(model: nn.Module, example: Tensor, budget: BytesBudget) -> Counts:
+    """Return the bytes of the file that a budget names: sparse or ONNX."""
+    with tempfile.TemporaryDirectory() as folder:
+        if budget.file == "sparse":
+            file = Path(folder) / "model.safetensors"
+            save_sparse(model, file)
+        else:
+            file = Path(folder) / "model.onnx"
+            export_onnx(model, file, example=example)
         return {"disk": file.stat().st_size}
-    file = folder / "model.onnx"
-    export_onnx(model, file, example=example)
-    return {"disk": file_size(file).zstd if budget.file == "compressed" else file.stat().st_size}
 
 
 def import_torch_pruning() -> ModuleType | None:

@@ -52,13 +52,16 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-def build_without_zeros(build: Callable[[float], nn.Module], scale: float) -> nn.Module:
-    """Return a network without a zero among the parameters: a bias of 0 would hide an error."""
+def build_as_trained(build: Callable[[float], nn.Module], scale: float) -> nn.Module:
+    """Return a network in which no parameter is zero, and no two parameters are equal.
+
+    A bias of 0 would not be counted, and an ONNX file holds equal parameters once.
+    """
     torch.manual_seed(0)
     model = build(scale).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter[parameter == 0] = 0.001
+            parameter += 0.001 * torch.randn_like(parameter)
     return model
 
 
