@@ -7,6 +7,7 @@ from .callbacks.pruning import PruningCallback as PruningCallback
 from .channels.adoption import adopt as adopt, shrunk_state as shrunk_state
 from .channels.shrink import shrink as shrink
 from .deploy.compression import FileSize as FileSize, file_size as file_size
+from .deploy.latency_table import LatencyTable as LatencyTable
 from .deploy.onnx import OnnxFile as OnnxFile, export_onnx as export_onnx
 from .deploy.quantization import quantize_onnx as quantize_onnx
 from .deploy.sparse_file import load_sparse as load_sparse, save_sparse as save_sparse
@@ -63,6 +64,7 @@ from .recipe.schedules import (
 from .recipe.tensor import PrunedTensor as PrunedTensor
 from .recipe.tolerance import Tolerance as Tolerance
 from .reporting.latency import Latency as Latency
+from .reporting.latency_widths import measure_latency_table as measure_latency_table
 from .reporting.metrics import Sparsity as Sparsity, sparsity as sparsity
 from .reporting.records import LayerReport as LayerReport, Report as Report
 from .reporting.report import report as report

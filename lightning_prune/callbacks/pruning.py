@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
+from lightning_prune.callbacks.latencies import LatencyCheck
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
@@ -65,9 +66,8 @@ class PruningCallback(Callback):
             ``"warn"`` only: then they are masked again, and training goes on. The callback looks at
             the due points, each ``log_every_n_steps`` batches and at the end.
         example: For `ChannelPattern` and most budgets, the arguments of the module's ``forward``: a
-            tensor, a tuple of arguments, or a dict of named arguments. The default is the module's
-            ``example_input_array``, or else the first sample of Lightning's sanity check; with
-            YAML, use the default.
+            tensor, a tuple, or a dict of names. By default the ``example_input_array``, or else the
+            first sample of the sanity check.
 
     Raises:
         ValueError: If an argument is out of range, or two arguments clash.
@@ -132,13 +132,13 @@ class PruningCallback(Callback):
         self.example = example
         self._seen = SeenExample()
         self._steering: Steering | None = None
+        self._latency: LatencyCheck | None = None
         # The state that the next training restores. It is empty for a new training, and None after
         # training has started.
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
         self._averaged_updates: int | None = None
-        # The number of updates, and the groups, at the last log of this epoch.
-        self._logged_key: tuple[int, Sequence[Group]] | None = None
+        self._logged_key: tuple[int, Sequence[Group]] | None = None  # at the last log of the epoch
 
     @property
     def recipe(self) -> Recipe:
@@ -219,13 +219,17 @@ class PruningCallback(Callback):
                 refuse_other_weights(self._restored_state, pl_module)
             self.pruner.load_state_dict(self._restored_state)
             self._seen.load_state_dict(self._restored_state)
+        example = self._seen.share(trainer) if self.example is None else self.example
+        latency = LatencyCheck(self.pruner, trainer, pl_module, example)
         self.pruner.attach(
             pl_module,
             trainer.optimizers,
             clocks=clocks,
             is_trial_step=self._make_trial_check(trainer),
-            example=self._seen.share(trainer) if self.example is None else self.example,
+            example=example,
+            latencies=latency.find_table,
         )
+        self._latency = latency
         if steering is not None:
             steering.begin()
         self._steering = steering
@@ -282,6 +286,8 @@ class PruningCallback(Callback):
         if self._logged_key == key:
             return
         self._logged_key = key
+        if self._latency is not None:
+            self._latency.check()
         values = {
             "sparsity": self.pruner.sparsity,
             "sparsity_target": self.pruner.sparsity_target,
@@ -290,9 +296,8 @@ class PruningCallback(Callback):
             values["parameter_sparsity"] = self.pruner.parameter_sparsity
         for expense in self.pruner.spending:
             values |= {expense.unit: expense.share, f"{expense.unit}_target": expense.target}
-        has_bar = trainer.progress_bar_callback is not None
         for name, value in values.items():
-            is_shown = has_bar and name == "sparsity"
+            is_shown = trainer.progress_bar_callback is not None and name == "sparsity"
             pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(

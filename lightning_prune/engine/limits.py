@@ -14,6 +14,12 @@ Latencies = LatencyTable | Callable[[Selection], LatencyTable]
 """Measured latencies, or a function that measures those of the groups of a selection."""
 
 _LISTED_PARTS = 5
+_WORDS = {
+    "macs": "multiply-adds",
+    "parameters": "parameters",
+    "bytes": "bytes",
+    "latency": "ms",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,20 @@ class Expense:
     def unit(self) -> str:
         """The unit of the cost."""
         return self.limit.cost.unit
+
+    def __str__(self) -> str:
+        """Return the cost beside the budget, in words."""
+        limit, unit = self.limit, _WORDS[self.unit]
+        return (
+            f"{limit.budget.describe()}: at most {limit.final:,.6g} of {limit.dense:,.6g} {unit}, "
+            f"now {self.cost:,.6g} ({self.share:.4f})"
+        )
+
+    @property
+    def way(self) -> float:
+        """The share of the way to the budget that is due, in [0, 1]."""
+        way = self.limit.dense - self.limit.final
+        return (self.limit.dense - self.due) / way if way else 1.0
 
     @property
     def share(self) -> float:
@@ -163,12 +183,12 @@ class Limits:
             limit = self.limits[0]
             raise ValueError(
                 f"need a budget below the cost of the dense model, got {limit.budget.describe()} "
-                f"for {limit.dense:,.6g} {limit.cost.unit}"
+                f"for {limit.dense:,.6g} {_WORDS[limit.cost.unit]}"
             )
 
 
 def _describe_unreachable(limit: Limit, reached: float) -> str:
-    unit, parts = limit.cost.unit, limit.cost.dense_parts()
+    unit, parts = _WORDS[limit.cost.unit], limit.cost.dense_parts()
     costly = sorted(parts, key=lambda name: -parts[name])[:_LISTED_PARTS]
     listed = ", ".join(f"'{name}' {parts[name]:,.6g}" for name in costly if parts[name])
     least = f"{reached:,.6g} {unit}, {reached / limit.dense:.4f} of the dense cost"

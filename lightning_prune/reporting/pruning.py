@@ -122,11 +122,7 @@ def _model_notes(pruner: Pruner) -> list[str]:
 
 def _budget_notes(pruner: Pruner) -> list[str]:
     """Return a line for each budget: the cost of the dense model, at most, and now."""
-    notes = [
-        f"{expense.limit.budget.describe()}: at most {expense.limit.final:,.6g} of "
-        f"{expense.limit.dense:,.6g} {expense.unit}, now {expense.cost:,.6g} ({expense.share:.4f})"
-        for expense in pruner.spending
-    ]
+    notes = [str(expense) for expense in pruner.spending]
     binding = pruner.spending.binding
     if binding is not None and len(notes) > 1:
         notes.append(f"the tightest budget is {binding.limit.budget.describe()}")
