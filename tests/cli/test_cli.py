@@ -160,6 +160,23 @@ def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
         ("allocation: GlobalAllocation", "rewind: {to: 1.5}", "need to as a whole number, got to="),
         ("allocation: GlobalAllocation", "regrow: {criterion: NMPattern}", "got criterion='NMPat"),
         ("toy.Data", "{class_path: toy.Data, init_args: {batch_size: x}}", "got batch_size='x'"),
+        *(
+            ("allocation: GlobalAllocation", f"budget: {wrong}", message)
+            for wrong, message in (
+                ("{class_path: MacBudget}", "did you mean 'MacsBudget'? It can be: BytesBudget, "),
+                ("{class_path: MacsBudget, init_args: {kep: 1}}", "did you mean 'keep'? It can be"),
+                ("[{class_path: MacBudget}]", "need budget[0] as a Budget (BytesBudget, "),
+                ("[{class_path: MacsBudget, init_args: {kep: 1}}]", "did you mean 'keep'?"),
+                ("MacsBudget", "need exactly one of keep and at_most in MacsBudget, got keep=None"),
+                ("{class_path: MacsBudget, init_args: {keep: 2}}", "write at_most=2"),
+                ("0.5", "need budget as a Budget (BytesBudget, "),
+                ("[]", "need at least one budget, got budget=[]; leave it out"),
+                (
+                    "{class_path: MacsBudget, init_args: {keep: 0.5}}",
+                    "MacsBudget(keep=0.5), got pattern=NMPattern(n=1, m=4), which says how much",
+                ),
+            )
+        ),
     ],
 )
 def test_a_wrong_config_gets_an_error_that_names_the_candidates(

@@ -19,8 +19,10 @@ from lightning_prune import (
     GradientCriterion,
     LAMPAllocation,
     MagnitudeCriterion,
+    MultiStepSchedule,
     NMPattern,
     OneShotSchedule,
+    ParameterBudget,
     Pruner,
     RandomCriterion,
     Regrow,
@@ -213,6 +215,37 @@ def test_shards_regrow_the_masks_of_one_process(world, layout, request):
 
 
 FURTHER = (GlobalAllocation(), MagnitudeCriterion(), 0.9)
+
+
+def masks_by_budget(shard=lambda net: net):
+    """Return the masks of two updates under a budget of parameters."""
+    masks = []
+    for allocation in (UniformAllocation(), ERKAllocation(), GlobalAllocation()):
+        net = shard(make_net())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        pruner = Pruner(
+            budget=ParameterBudget(keep=0.3),
+            allocation=allocation,
+            most=0.8,
+            schedule=MultiStepSchedule(milestones=(0, 1), unit="step"),
+        )
+        pruner.attach(net, optimizer, steps=2)
+        for _ in range(2):
+            for parameter in net.parameters():
+                parameter.grad = torch.cos(3 * parameter.detach())
+            pruner.before_step(optimizer)
+            optimizer.step()
+        assert pruner.spending.is_met
+        masks.append(masks_of(pruner))
+    return masks
+
+
+@pytest.mark.works_with(SECTION, "A budget of parameters on shards: the masks of one process")
+@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), ("four", by_both)])
+def test_shards_share_a_budget_as_one_process_does(world, layout, request):
+    whole = masks_by_budget()
+    for masks in request.getfixturevalue(world)(masks_by_budget, layout):
+        assert_same(["uniform", "ERK", "global"], whole, masks)
 
 
 def masks_after(state, layout):
