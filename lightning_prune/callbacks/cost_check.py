@@ -9,12 +9,13 @@ from rich.console import Console
 from lightning_prune.channels.shrink import shrink
 from lightning_prune.deploy.latency_table import LatencyTable
 from lightning_prune.engine.candidates import Selection
-from lightning_prune.engine.latency_costs import LARGEST_ERROR
+from lightning_prune.engine.limits import Expense
+from lightning_prune.engine.measured_bytes import measure_bytes
 from lightning_prune.engine.pruner import Pruner
-from lightning_prune.recipe.budgets import LatencyBudget
+from lightning_prune.recipe.budgets import BytesBudget, LatencyBudget
 from lightning_prune.reporting.latency_widths import measure_latency_table
 from lightning_prune.reporting.measured_spending import measure_spending
-from lightning_prune.reporting.stopwatch import measure_model_latency
+from lightning_prune.reporting.stopwatch import contradicts, measure_model_latency
 
 _NEARLY = 0.9  # of the way: from here on an error of the prediction matters
 
@@ -63,19 +64,42 @@ class CostCheck:
         return cast("LatencyTable", shared)
 
     def check(self) -> None:
-        """Measure the shrunk model near the end of the way, and correct predictions that are off.
+        """Measure inexact costs near the end of the way, and correct predictions that are off.
 
         Call it after each update of the masks.
         """
-        expense = next((each for each in self._pruner.spending if each.unit == "latency"), None)
         kept = {group.name: group.kept for group in self._pruner.groups}
-        if expense is None or expense.way < _NEARLY or kept == self._checked:
+        near = [each for each in self._pruner.spending if each.way >= _NEARLY]
+        if kept == self._checked or not any(each.largest_error for each in near):
             return
         self._checked = kept
-        budget = cast("LatencyBudget", expense.limit.budget)
-        self.measured_ms = expense.limit.dense / self._measure_speedup(budget)
-        if abs(expense.cost - self.measured_ms) > LARGEST_ERROR * self.measured_ms:
-            self._pruner.correct_latency(self.measured_ms)
+        for expense in near:
+            if expense.largest_error is not None:
+                self._correct(expense)
+
+    def _correct(self, expense: Expense) -> None:
+        """Measure a cost in the first process; correct it if the prediction is off."""
+        measured, is_off = None, False
+        if self._trainer.is_global_zero:
+            measured, is_off = self._measure(expense)
+        shared: Any = self._trainer.strategy.broadcast((measured, is_off))
+        measured, is_off = shared
+        if expense.unit == "latency":
+            self.measured_ms = measured
+        if is_off:
+            self._pruner.correct_cost(expense.unit, measured)
+
+    def _measure(self, expense: Expense) -> tuple[float, bool]:
+        """Return the measured cost, and whether it shows that the prediction is off."""
+        budget, dense = expense.limit.budget, expense.limit.dense
+        if isinstance(budget, LatencyBudget):
+            shrunk = shrink(self._module, self._example)
+            latency = measure_model_latency(self._module, shrunk, self._example, budget)
+            return dense / latency.speedup, contradicts(latency, dense / expense.cost)
+        assert isinstance(budget, BytesBudget)
+        removed = self._pruner.recipe.pattern.couples_tensors
+        size = measure_bytes(self._module, budget, self._example, removes_channels=removed)
+        return size, abs(expense.cost - size) > (expense.largest_error or 0.0) * size
 
     def print_measured(self) -> None:
         """Print what the budgets asked for, the cost that was predicted, and what is measured."""
@@ -86,13 +110,3 @@ class CostCheck:
         if self._trainer.is_global_zero:
             for line in lines:
                 Console().print(line)
-
-    def _measure_speedup(self, budget: LatencyBudget) -> float:
-        """Return how many times faster the shrunk model is than the model with zeros in place."""
-        speedup = None
-        if self._trainer.is_global_zero:
-            shrunk = shrink(self._module, self._example)
-            latency = measure_model_latency(self._module, shrunk, self._example, budget)
-            speedup = latency.speedup
-        shared: Any = self._trainer.strategy.broadcast(speedup)
-        return cast("float", shared)

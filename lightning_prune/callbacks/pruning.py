@@ -75,9 +75,8 @@ class PruningCallback(Callback):
 
     Examples:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(
-        ...     callbacks=[PruningCallback(sparsity=0.9)], logger=False, accelerator="cpu",
-        ... )
+        >>> pruning = PruningCallback(sparsity=0.9)
+        >>> trainer = Trainer(callbacks=[pruning], logger=False, accelerator="cpu")
     """
 
     def __init__(
@@ -133,8 +132,7 @@ class PruningCallback(Callback):
         self._seen = SeenExample()
         self._steering: Steering | None = None
         self._costs: CostCheck | None = None
-        # The state that the next training restores. It is empty for a new training, and None after
-        # training has started.
+        # What the next training restores: empty for a new training, None once training has started.
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
         self._averaged_updates: int | None = None

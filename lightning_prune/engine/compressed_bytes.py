@@ -2,9 +2,11 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,7 @@ class CompressedFileCost(Cost):
     """
 
     unit: Unit = "bytes"
+    largest_error: ClassVar[float | None] = 0.01
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], call: Call) -> None:
         need_libraries(*LIBRARIES, "zstandard")
@@ -91,6 +94,30 @@ class CompressedFileCost(Cost):
             for group, curve in ((self._group_of[n], c) for n, c in self._curves.items())
         )
         return self._graph + moving + sum(self._shrink(kept).values())
+
+    def corrected(self, kept: Mapping[str, int], measured: float) -> "CompressedFileCost":
+        """Return the cost that is exact for a model that was measured: all parts are scaled.
+
+        Args:
+            kept: Number of atoms that each group of the measured model keeps, by name.
+            measured: The bytes of the measured file.
+        """
+        factor, scaled = measured / self(kept), copy(self)
+        scaled._graph = self._graph * factor
+        scaled._fixed = {name: size * factor for name, size in self._fixed.items()}
+        scaled._curves = {
+            name: [size * factor for size in curve] for name, curve in self._curves.items()
+        }
+        return scaled
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the bytes of all parts, which depend on the weights that were compressed."""
+        return {"graph": self._graph, "fixed": self._fixed, "curves": self._curves}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the bytes of all parts."""
+        self._graph, self._fixed = state["graph"], dict(state["fixed"])
+        self._curves = {name: list(curve) for name, curve in state["curves"].items()}
 
     def dense_parts(self) -> Mapping[str, float]:
         """Return the bytes of each constant that no group makes smaller, and of the graph."""

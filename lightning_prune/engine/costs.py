@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_prune.engine.extents import Axis
 from lightning_prune.engine.groups import Group
@@ -17,9 +17,12 @@ class Cost(ABC):
 
     Attributes:
         unit: Unit of the cost.
+        largest_error: Fraction by which the cost may be off before a measurement corrects it; None
+            for a cost that is exact.
     """
 
     unit: Unit
+    largest_error: ClassVar[float | None] = None
 
     @abstractmethod
     def __call__(self, kept: Mapping[str, int]) -> float:
@@ -29,18 +32,21 @@ class Cost(ABC):
             kept: Number of atoms that each group keeps, by the name of the group; of all groups.
         """
 
-    def corrected(self, kept: Mapping[str, int], measured_ms: float) -> "Cost":
-        """Return the cost after a measurement of the whole model; the same unless it is a latency.
+    def corrected(self, kept: Mapping[str, int], measured: float) -> "Cost":
+        """Return the cost that is exact for a model that was measured; an exact cost is the same.
 
         Args:
             kept: Number of atoms that each group of the measured model keeps, by name.
-            measured_ms: The measured latency in milliseconds.
+            measured: The measured cost.
         """
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs to tell the same costs: nothing but measurements."""
+        """Return what was measured, so that a resumed training tells the same costs."""
         return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take what an earlier training has measured."""
 
     @abstractmethod
     def dense_parts(self) -> Mapping[str, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.division import Division, divide
@@ -37,6 +37,10 @@ class Enrolment:
     def kept(self) -> dict[str, int]:
         """The number of atoms that each group keeps, by name."""
         return {group.name: group.atoms_kept for group in self.selection.groups}
+
+    def find_alive(self) -> dict[str, Tensor]:
+        """Return which local atoms of each group are not pruned, by name."""
+        return {group.name: group.alive() for group in self.selection.groups}
 
     @property
     def final_sparsity(self) -> float:

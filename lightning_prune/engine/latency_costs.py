@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -50,6 +50,7 @@ class LatencyCost(Cost):
     """
 
     unit: Unit = "latency"
+    largest_error: ClassVar[float | None] = LARGEST_ERROR
 
     def __init__(
         self, table: LatencyTable, layers: Sequence[ChannelLayer], totals: Mapping[str, int]
@@ -76,7 +77,7 @@ class LatencyCost(Cost):
     def state_dict(self) -> dict[str, Any]:
         """Return the measured latencies, with all corrections."""
         ms = {group: dict(widths) for group, widths in self.table.ms.items()}
-        return {"latencies": {"ms": ms, "note": self.table.note}}
+        return {"ms": ms, "note": self.table.note}
 
     def dense_parts(self) -> Mapping[str, float]:
         """Return the milliseconds that no group can lower, shared among the dense layers.

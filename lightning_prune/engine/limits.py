@@ -8,7 +8,7 @@ from lightning_prune.deploy.latency_table import LatencyTable
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.groups import Group
-from lightning_prune.recipe.budgets import Budget
+from lightning_prune.recipe.budgets import Budget, Unit
 
 Latencies = LatencyTable | Callable[[Selection], LatencyTable]
 """Measured latencies, or a function that measures those of the groups of a selection."""
@@ -41,9 +41,9 @@ class Limit:
         """The largest cost at the end; the dense cost if the budget allows more."""
         return min(self.budget.limit(self.dense), self.dense)
 
-    def correct(self, kept: Mapping[str, int], measured_ms: float) -> "Limit":
-        """Return the limit with a latency that is exact for a measured model; others stay."""
-        return replace(self, cost=self.cost.corrected(kept, measured_ms))
+    def correct(self, kept: Mapping[str, int], measured: float) -> "Limit":
+        """Return the limit with a cost that is exact for a measured model."""
+        return replace(self, cost=self.cost.corrected(kept, measured))
 
     def due(self, share: float) -> float:
         r"""Return the largest cost on the way: ``dense - share * (dense - final)``.
@@ -69,9 +69,14 @@ class Expense:
     due: float
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """The unit of the cost."""
         return self.limit.cost.unit
+
+    @property
+    def largest_error(self) -> float | None:
+        """Fraction by which the cost may be off before a measurement corrects it; None if exact."""
+        return self.limit.cost.largest_error
 
     @property
     def words(self) -> str:
@@ -153,16 +158,27 @@ class Limits:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to tell the same costs."""
-        return {key: value for each in self.limits for key, value in each.cost.state_dict().items()}
+        return {
+            limit.cost.unit: {"dense": limit.dense, "measured": limit.cost.state_dict()}
+            for limit in self.limits
+            if limit.cost.largest_error is not None
+        }
 
-    def correct(self, kept: Mapping[str, int], measured_ms: float) -> "Limits":
-        """Return limits whose latency is exact for a model that was measured whole.
+    def correct(self, unit: Unit, kept: Mapping[str, int], measured: float) -> "Limits":
+        """Return limits whose cost is exact for a model that was measured whole.
 
         Args:
+            unit: The unit of the cost.
             kept: Number of atoms that each group of the measured model keeps, by name.
-            measured_ms: The latency in milliseconds.
+            measured: The measured cost.
         """
-        return Limits([limit.correct(kept, measured_ms) for limit in self.limits], self.savings)
+        return Limits(
+            [
+                limit.correct(kept, measured) if limit.cost.unit == unit else limit
+                for limit in self.limits
+            ],
+            self.savings,
+        )
 
     def measure(self, kept: Mapping[str, int], share: float) -> "Spending":
         """Return the costs of numbers of kept atoms, beside the costs that are due.

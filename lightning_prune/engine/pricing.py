@@ -29,6 +29,7 @@ def make_limits(
     selection: Selection,
     example: Any,
     latencies: Latencies | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> Limits:
     """Return the limits of budgets, and the savings that the allocation reads.
 
@@ -38,6 +39,7 @@ def make_limits(
         selection: The parameters and groups of the model.
         example: What ``forward`` takes; None for ``example_input_array``.
         latencies: The measured latencies, for a latency.
+        saved: What an earlier training has measured, by unit: `Limits.state_dict`.
 
     Raises:
         ValueError: If a cost needs an example and there is none, or cannot be told.
@@ -46,8 +48,15 @@ def make_limits(
     costs: dict[str, Cost] = {}
     limits = []
     for budget in recipe.budgets:
-        costs[budget.unit] = make_cost(budget, model, selection, example, latencies)
-        dense = costs[budget.unit](full)
+        known = (saved or {}).get(budget.unit)
+        if known is not None and budget.unit == "latency":
+            latencies = LatencyTable(**known["measured"])
+        cost = make_cost(budget, model, selection, example, latencies)
+        dense = cost(full)
+        if known is not None:
+            cost.load_state_dict(known["measured"])
+            dense = known["dense"]
+        costs[budget.unit] = cost
         limits.append(Limit(budget=budget, cost=costs[budget.unit], dense=dense))
     per = recipe.chosen_allocation.per
     if per is None:

@@ -14,7 +14,7 @@ from lightning_prune.engine.notices import warn_of_early_end
 from lightning_prune.engine.readings import Readings
 from lightning_prune.engine.training import Training
 from lightning_prune.recipe.allocations import Allocation
-from lightning_prune.recipe.budgets import Budget
+from lightning_prune.recipe.budgets import Budget, Unit
 from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
@@ -218,17 +218,18 @@ class Pruner(Readings):
         """Take over masks and due points of an earlier `state_dict`; not the weights."""
         self._training.go_back(state)
 
-    def correct_latency(self, measured_ms: float) -> None:
-        """Take over the latency of the shrunk model, which was measured whole.
+    def correct_cost(self, unit: Unit, measured: float) -> None:
+        """Take over a cost that was measured in the present model, with channels removed.
 
-        The predictions of `LatencyBudget` become exact there. If the model is then too slow, the
-        next step prunes on.
+        The predictions become exact there. If the cost is then above the budget, the next step
+        prunes on.
 
         Args:
-            measured_ms: The latency in milliseconds, in proportion to that of the dense model in
+            unit: The unit of the cost: ``"latency"``, or ``"bytes"`` of a compressed file.
+            measured: The measured cost. A latency is in proportion to that of the dense model in
                 the table: ``dense_ms`` over the measured speedup.
         """
-        self._training.correct_latency(measured_ms)
+        self._training.correct_cost(unit, measured)
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model, such as an average of its weights.

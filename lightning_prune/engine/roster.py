@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.deploy.latency_table import LatencyTable
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.checkpoint import EMPTY_STATE, describe_tensors, return_tensor
 from lightning_prune.engine.earlier_masks import EarlierMasks
@@ -15,6 +14,7 @@ from lightning_prune.engine.limits import Latencies, Limits
 from lightning_prune.engine.notices import warn_of_lost_masks
 from lightning_prune.engine.selection import select
 from lightning_prune.models.names import named_parameters
+from lightning_prune.recipe.budgets import Unit
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import lay_out_like, local_part
@@ -48,8 +48,7 @@ class Roster:
         self.enrolment = Enrolment()
         self._recipe, self._model, self._example, self._is_over = recipe, model, example, is_over
         self._earlier = EarlierMasks(state, model)
-        saved = (state or {}).get("latencies")
-        self._latencies = latencies if saved is None else LatencyTable(**saved)
+        self._latencies, self._saved_costs = latencies, (state or {}).get("costs", {})
 
     @property
     def has_other_parameters(self) -> bool:
@@ -110,12 +109,10 @@ class Roster:
         for tensor in self.enrolment.selection.tensors:
             return_tensor(tensor, state)
 
-    def correct_latency(self, measured_ms: float) -> None:
-        """Take over the latency of the present model, which was measured whole."""
-        limits = self.enrolment.limits.correct(self.enrolment.kept, measured_ms)
+    def correct_cost(self, unit: Unit, measured: float) -> None:
+        """Take over a cost that was measured in the present model."""
+        limits = self.enrolment.limits.correct(unit, self.enrolment.kept, measured)
         self.enrolment = self.enrolment.limit(limits)
-        saved = limits.state_dict().get("latencies")
-        self._latencies = self._latencies if saved is None else LatencyTable(**saved)
 
     def collect_masks(self) -> dict[str, Tensor]:
         """Return the masks by name, with the devices and the shards of the parameters."""
@@ -130,7 +127,7 @@ class Roster:
         """Return masks, shapes and states of the tensors, and the restored masks that wait."""
         tensors = self.enrolment.selection.tensors
         described = describe_tensors(tensors, self._earlier.state or EMPTY_STATE)
-        return described | self.enrolment.limits.state_dict()
+        return described | {"costs": self.enrolment.limits.state_dict()}
 
     def mask_copy(self, model: nn.Module) -> None:
         """Zero the pruned weights in a copy of the model.

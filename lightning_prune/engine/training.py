@@ -19,6 +19,7 @@ from lightning_prune.engine.revival import describe_revival, find_revived, repor
 from lightning_prune.engine.roster import Roster
 from lightning_prune.engine.update import Due, update_masks
 from lightning_prune.engine.zero_keeper import ZeroKeeper
+from lightning_prune.recipe.budgets import Unit
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import Schedule
@@ -167,20 +168,19 @@ class Training:
 
     def go_back(self, state: Mapping[str, Any]) -> None:
         """Take over masks, statistics and due points of an earlier state; steps go on."""
-        before = {group.name: group.alive() for group in self.enrolment.selection.groups}
+        before = self.enrolment.find_alive()
         self.roster.go_back(state)
         self.due_points.go_back(state)
         self._select_again()
-        after = {group.name: group.alive() for group in self.enrolment.selection.groups}
         self.updates += 1
         self.changed = {
-            name: float((kept ^ before.get(name, kept)).float().mean())
-            for name, kept in after.items()
+            name: float((alive ^ before.get(name, alive)).float().mean())
+            for name, alive in self.enrolment.find_alive().items()
         }
 
-    def correct_latency(self, measured_ms: float) -> None:
-        """Take over a measured latency, and serve the last due points once more."""
-        self.roster.correct_latency(measured_ms)
+    def correct_cost(self, unit: Unit, measured: float) -> None:
+        """Take over a measured cost, and serve the last due points once more."""
+        self.roster.correct_cost(unit, measured)
         for index in range(len(self._optimizers)):
             self.due_points.look_again(index)
 
