@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.division import Division, divide
@@ -65,6 +65,17 @@ class Enrolment:
         """Fraction of the weights of all parameters of the model that the masks prune."""
         pruned = sum(tensor.total - tensor.kept for tensor in self.selection.tensors)
         return pruned / sum(self.selection.sizes.values()) if pruned else 0.0
+
+    def find_alive(self) -> dict[str, Tensor]:
+        """Return which atoms each group keeps, by name."""
+        return {group.name: group.alive() for group in self.selection.groups}
+
+    def compare(self, before: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the share of each group's atoms that differ from an earlier `find_alive`."""
+        return {
+            name: float((alive ^ before.get(name, alive)).float().mean())
+            for name, alive in self.find_alive().items()
+        }
 
     def limit(self, limits: Limits) -> "Enrolment":
         """Return the enrolment under other limits, with another plan."""

@@ -167,16 +167,11 @@ class Training:
 
     def go_back(self, state: Mapping[str, Any]) -> None:
         """Take over masks, statistics and due points of an earlier state; steps go on."""
-        before = {group.name: group.alive() for group in self.enrolment.selection.groups}
+        before = self.enrolment.find_alive()
         self.roster.go_back(state)
         self.due_points.go_back(state)
         self._select_again()
-        after = {group.name: group.alive() for group in self.enrolment.selection.groups}
-        self.updates += 1
-        self.changed = {
-            name: float((kept ^ before.get(name, kept)).float().mean())
-            for name, kept in after.items()
-        }
+        self.updates, self.changed = self.updates + 1, self.enrolment.compare(before)
 
     def correct_latency(self, measured_ms: float) -> None:
         """Take over a measured latency, and serve the last due points once more."""
