@@ -23,7 +23,7 @@ BEFORE = {
     *("measure_sensitivity", "prune_once", "quantize_onnx", "report", "save_sparse", "shrink"),
     "shrunk_state",
 }
-ADDED = {"Atoms", "Ramp", "Recipe", "Tolerance", "sparsity"}
+ADDED = {"Atoms", "Ramp", "Recipe", "SearchReport", "Tolerance", "search_sparsities", "sparsity"}
 REMOVED = {"Group", "ChannelGroup"}
 
 

@@ -66,8 +66,9 @@ class SparsityCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """The key of the state in a checkpoint; each least sparsity has a different key."""
-        return f"{super().state_key}{{'sparsity': {self.sparsity}}}"
+        """The key of the state in a checkpoint; each demand on the models has a different key."""
+        budget_met = "" if self.budget_met is None else f", 'budget_met': {self.budget_met}"
+        return f"{super().state_key}{{'sparsity': {self.sparsity}{budget_met}}}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer without pruning."""
@@ -108,13 +109,15 @@ class SparsityCheckpoint(ModelCheckpoint):
         remedy = (
             "no save was due after that; save more often"
             if self._is_sparse_enough(trainer)
-            else "end the schedule earlier or lower the sparsity"
+            else "end the schedule earlier or ask for less"
         )
+        reached = [str(expense) for expense in pruner.spending]
+        if self.sparsity is not None or not reached:
+            least = self._find_least_sparsity(pruner)
+            reached = [f"sparsity {pruner.sparsity:.4f} of {least:.4f}", *reached]
         warnings.warn(
-            f"{type(self).__name__} has considered no model: reached sparsity "
-            f"{pruner.sparsity:.4f} of {self._find_least_sparsity(pruner):.4f}"
-            + "".join(f", {each.unit} {each.share:.4f}" for each in pruner.spending)
-            + f"; {remedy}",
+            f"{type(self).__name__} has considered no model: reached {', '.join(reached)}; "
+            f"{remedy}",
             stacklevel=2,
         )
 

@@ -169,7 +169,7 @@ class PruningCallback(Callback):
                 f"{type(trainer.strategy).__name__}; use ModelParallelStrategy (FSDP2) or DDP"
             )
         if stage == "fit":
-            self._restored_state = {}
+            self._restored_state, self._seen = {}, SeenExample()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an empty state if training did not start."""

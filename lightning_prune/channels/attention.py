@@ -1,4 +1,4 @@
-"""Multi-head attention whose heads together are narrower than its inputs."""
+"""Multi-head attention whose heads together are not as wide as its inputs."""
 
 import math
 
@@ -10,10 +10,11 @@ from lightning_prune.models.compiled import compile_like, unwrap_compiled
 
 
 class SlimMultiheadAttention(nn.Module):
-    """`torch.nn.MultiheadAttention` after heads were removed, which torch's own class cannot be.
+    """`torch.nn.MultiheadAttention` after a removal that torch's own class cannot represent.
 
-    Arguments, results and names of parameters are the same. Only ``in_proj_weight``,
-    ``(3 * heads * head size, embedding)``, and ``out_proj`` are smaller.
+    Heads were removed, or channels of the inputs. Arguments, results and names of parameters are
+    the same. Only ``in_proj_weight``, ``(3 * heads * head size, embedding)``, and ``out_proj`` are
+    smaller.
 
     Args:
         original: The module that this module replaces; the parameters are taken over.
@@ -104,7 +105,7 @@ class SlimMultiheadAttention(nn.Module):
 
 
 def slim_attention(module: nn.Module) -> None:
-    """Replace attention whose projections have lost heads, under each name that it has."""
+    """Replace attention that has lost heads or channels of the inputs, under each of its names."""
     slim: dict[nn.Module, nn.Module] = {}
     for parent in list(module.modules()):
         if unwrap_compiled(parent) is not parent:
@@ -113,7 +114,7 @@ def slim_attention(module: nn.Module) -> None:
             if child is None:
                 continue
             attention = unwrap_compiled(child)
-            if isinstance(attention, nn.MultiheadAttention) and _has_lost_heads(attention):
+            if isinstance(attention, nn.MultiheadAttention) and _has_lost_channels(attention):
                 if attention not in slim:
                     head_size = attention.embed_dim // attention.num_heads
                     slim[attention] = SlimMultiheadAttention(attention, head_size)
@@ -132,9 +133,10 @@ def has_whole_heads(child: nn.Module) -> bool:
     return set(lengths) == {3 * width} and attention.out_proj.in_features == width
 
 
-def _has_lost_heads(attention: nn.MultiheadAttention) -> bool:
+def _has_lost_channels(attention: nn.MultiheadAttention) -> bool:
     fused = attention.in_proj_weight
-    return fused is not None and len(fused) != 3 * attention.embed_dim and attention.bias_k is None
+    width = attention.embed_dim
+    return fused is not None and fused.shape != (3 * width, width) and attention.bias_k is None
 
 
 def _as_addend(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -220,6 +220,9 @@ def write_sparse(
 ) -> None:
     """Write a sparse file, load it back, and validate it if values were rounded.
 
+    The file has the types of training: those of ``bf16-true`` are half as large. So its bytes are
+    those of a `BytesBudget` in training.
+
     Args:
         trainer: Validates copies of the model.
         model: The model, which does not change.
@@ -229,6 +232,7 @@ def write_sparse(
         say: Called with each line and table for the user.
     """
     say("writing the sparse file and loading it back")
+    model = trainer.precision_plugin.convert_module(deepcopy(model))  # type: ignore[assignment]
     save_sparse(model, output, dtype=None if precision == "fp32" else torch.float16)
     copy = deepcopy(model)
     copy.load_state_dict(load_sparse(output))

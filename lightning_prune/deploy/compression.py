@@ -8,7 +8,9 @@ gives every reader the same number: zlib comes with Python.
 import os
 import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import need_libraries
@@ -36,12 +38,27 @@ def file_size(path: str | Path) -> FileSize:
     Raises:
         ModuleNotFoundError: If zstandard is not installed.
     """
+    with open(path, "rb") as file:
+        raw, compressed = _compress(file)
+    return FileSize(raw=raw, zstd=compressed)
+
+
+def count_zstd_bytes(content: bytes) -> int:
+    """Return the number of bytes through Zstandard, as `file_size` compresses a file.
+
+    Raises:
+        ModuleNotFoundError: If zstandard is not installed.
+    """
+    return _compress(BytesIO(content))[1]
+
+
+def _compress(source: BinaryIO) -> tuple[int, int]:
+    """Return the number of bytes that are read, and of those that are left."""
     need_libraries("zstandard")
     import zstandard
 
-    with open(path, "rb") as file, open(os.devnull, "wb") as nothing:
-        raw, compressed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).copy_stream(file, nothing)
-    return FileSize(raw=raw, zstd=compressed)
+    with open(os.devnull, "wb") as nothing:
+        return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).copy_stream(source, nothing)
 
 
 def count_compressed_bytes(content: bytes) -> int:

@@ -17,6 +17,7 @@ from lightning_prune.models.trees import move_to_cpu
 from lightning_prune.models.undisturbed import keep_generators
 
 _SUFFIX = "_quantized"
+_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,13 +84,24 @@ def read_constants(file: Path) -> list[Constant]:
     return constants
 
 
+def read_graph(file: Path) -> bytes:
+    """Return an ONNX file without the values of the constants."""
+    import onnx
+
+    model = onnx.load(file)
+    for tensor in model.graph.initializer:
+        for field in _FIELDS:
+            tensor.ClearField(field)
+    return bytes(model.SerializeToString())
+
+
 def _count_bytes(tensor: Any) -> int:
     """Return the bytes of the values: raw, or each in the encoding of the field that holds it."""
     if tensor.HasField("raw_data"):
         return len(tensor.raw_data)
     bare = type(tensor)()
     bare.CopyFrom(tensor)
-    for name in ("float_data", "int32_data", "int64_data", "double_data"):
-        bare.ClearField(name)
+    for field in _FIELDS:
+        bare.ClearField(field)
     size = int(tensor.ByteSize() - bare.ByteSize())
     return size - 1 - max(math.ceil((size - 2).bit_length() / 7), 1) if size else 0

@@ -3,6 +3,7 @@
 from torch import nn
 
 from lightning_prune.engine.candidates import Selection
+from lightning_prune.engine.compressed_bytes import CompressedFileCost
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.onnx_bytes import OnnxFileCost
 from lightning_prune.engine.sparse_bytes import SparseFileCost
@@ -24,4 +25,6 @@ def make_bytes_cost(
     if budget.file == "sparse":
         return SparseFileCost(model, selection.groups)
     assert call is not None
+    if budget.file == "compressed":
+        return CompressedFileCost(model, selection.groups, call)
     return OnnxFileCost(model, selection.groups, call, quantized=budget.file == "onnx-int8")

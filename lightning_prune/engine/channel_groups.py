@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.groups import BoundedGroup, Cut, Scores
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.ranking import compute_keep
 
 if TYPE_CHECKING:
     from lightning_prune.channels.coupling import ChannelPlace
@@ -136,8 +138,13 @@ class ChannelGroup(BoundedGroup):
         return self._find_any(lambda member: member.weights != 0)
 
     def round_keep(self, due: int) -> int:
-        """Return the number of channels that are kept where an allocation gives ``due``."""
-        return self.pattern.round_kept(due, self.channels, self.width)
+        """Return the number of channels that are kept where an allocation gives ``due``.
+
+        Rounding does not take the group above the largest sparsity that it may reach.
+        """
+        least = compute_keep(self.channels, self.members[0].most)
+        numbers = (self.pattern.round_kept(n, self.channels, self.width) for n in count(due))
+        return next(kept for kept in numbers if kept >= least)
 
     def rank(self, scores: Scores) -> Tensor:
         """Return one score a channel: the mean over its weights in all members that are scored."""

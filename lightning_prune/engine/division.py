@@ -34,7 +34,8 @@ class Division:
         self._kept = {group.name: group.atoms_kept for pool in pools for group in pool.groups}
         self.is_satisfied = limits.fits(self._kept, share)
         waiting = [pool for pool in pools if pool not in served]
-        if not self.is_satisfied and (len(waiting) > 1 or not waiting[0].allocation.needs_scores):
+        asks_at_once = len(waiting) == 1 and waiting[0].allocation.needs_scores
+        if waiting and not self.is_satisfied and not asks_at_once:
             planned = divide(limits, pools, share)
             self._kept |= {group.name: planned[group.name] for p in waiting for group in p.groups}
 

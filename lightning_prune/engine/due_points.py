@@ -38,6 +38,7 @@ class DuePoints:
         self._steps: list[int] = list(state.get("steps", []))[:optimizers]
         self._steps += [0] * (optimizers - len(self._steps))
         self._served: dict[int, float] = {}  # last due point since the start
+        self._joined: set[int] = set()  # optimizers with new tensors that have not seen it
         self._pruned = _read_points(state.get("due", {}))
         self._regrown = _read_points(state.get("regrown", {}))
 
@@ -60,9 +61,16 @@ class DuePoints:
         self.in_step.remove(index)
         self._steps[index] += 1
 
-    def look_again(self, index: int) -> None:
-        """Serve the last due point once more: a new tensor has not seen it."""
+    def look_again(self, index: int, *, has_joined: bool = False) -> None:
+        """Serve the last due point once more: a new tensor has not seen it.
+
+        Args:
+            index: The index of an optimizer.
+            has_joined: Whether the new tensor is one of this optimizer.
+        """
         self._served.pop(index, None)
+        if has_joined:
+            self._joined.add(index)
 
     def state_dict(self) -> dict[str, Any]:
         """Return steps and last due points."""
@@ -99,6 +107,7 @@ class DuePoints:
         """Note due points as served; None stands for none."""
         if pruning is not None:
             self._served[index] = self._pruned[index] = pruning
+            self._joined.discard(index)
         if regrowth is not None:
             self._regrown[index] = regrowth
 
@@ -110,6 +119,10 @@ class DuePoints:
         """Return the fraction of the final sparsity that is due since the last due point."""
         point = self.last_pruning(index)
         return 0.0 if point is None else self.schedule(point)
+
+    def share_of_all(self, index: int) -> float:
+        """Return the fraction of the final sparsity that all tensors have been pruned to."""
+        return 0.0 if index in self._joined else self.share(index)
 
     def is_over(self, index: int) -> bool:
         """Whether no later update is due."""

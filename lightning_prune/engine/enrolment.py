@@ -84,19 +84,21 @@ class Enrolment:
         return replace(self, limits=limits, affordable=affordable, plan=plan)
 
     def divide(
-        self, share: float, optimizer: int, shares: Callable[[int], float]
+        self, share: float | None, optimizer: int, shares: Callable[[int], float]
     ) -> Division | None:
         """Return what budgets let the pools of an optimizer keep; None without a budget.
 
         Args:
-            share: The share of the final sparsity that is due.
+            share: The share of the final sparsity that is due; None if no pruning is due.
             optimizer: The index of the optimizer.
             shares: The share that has been pruned, by the index of an optimizer.
         """
+        if share is None or not self.limits:
+            return None
         served = [
             p for p in self.pools if p.optimizer != optimizer and shares(p.optimizer) >= share
         ]
-        return Division(self.limits, self.pools, share, served) if self.limits else None
+        return Division(self.limits, self.pools, share, served)
 
     def target(self, group: Group, share: Callable[[int], float]) -> float:
         """Return the sparsity that is due for the pool of a group, as far as floors allow.

@@ -97,6 +97,10 @@ class Expense:
         """The cost that is due, as a fraction of the cost of the dense model."""
         return self.due / self.limit.dense
 
+    def __str__(self) -> str:
+        """Return the cost beside the final limit, as fractions of the cost of the dense model."""
+        return f"{self.unit} {self.share:.4f} of {self.limit.final / self.limit.dense:.4f}"
+
 
 class Spending(tuple[Expense, ...]):
     """The costs under all budgets."""
@@ -170,13 +174,18 @@ class Limits:
         )
 
     def check(self, groups: Sequence[Group]) -> None:
-        """Raise ValueError if a budget cannot be reached, or none asks for anything.
+        """Raise ValueError if a budget cannot be reached, limits nothing, or none asks for less.
 
         Args:
             groups: All groups.
         """
         least = {group.name: group.round_keep(group.floor) for group in groups}
         for limit in self.limits:
+            if not limit.dense:
+                raise ValueError(
+                    f"need a model that costs {limit.cost.unit}, got {limit.budget.describe()} for "
+                    f"0 {limit.cost.unit}; give an example for which forward uses the weights"
+                )
             if (reached := limit.cost(least)) > limit.final:
                 raise ValueError(_describe_unreachable(limit, reached))
         if self.limits and all(limit.final >= limit.dense for limit in self.limits):

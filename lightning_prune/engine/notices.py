@@ -26,11 +26,12 @@ def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
         warnings.warn(f"nothing was pruned: {reasons}", stacklevel=3)
     owners = {tensor.optimizer for tensor in selection.tensors}
     is_over = all(due_points.last_pruning(index) == schedule.end for index in owners)
-    final = enrolment.final_sparsity
+    final, spending = enrolment.final_sparsity, enrolment.limits.measure(enrolment.kept, 1.0)
     if final > 0 and not is_over and not due_points.may_go_back:
+        reached = [f"sparsity {enrolment.sparsity:.4f} of {final:.4f}", *map(str, spending)]
         warnings.warn(
             f"training stopped before the schedule's end={schedule.end} ({schedule.unit}): "
-            f"reached sparsity {enrolment.sparsity:.4f} of {final:.4f}",
+            f"reached {', '.join(reached)}",
             stacklevel=3,
         )
 

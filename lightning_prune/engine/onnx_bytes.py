@@ -9,7 +9,12 @@ from torch import nn
 
 from lightning_prune.deploy.files import need_libraries
 from lightning_prune.deploy.onnx import LIBRARIES
-from lightning_prune.deploy.onnx_contents import Constant, read_constants, write_unchecked
+from lightning_prune.deploy.onnx_contents import (
+    Constant,
+    read_constants,
+    read_graph,
+    write_unchecked,
+)
 from lightning_prune.deploy.quantization import quantize_onnx
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.groups import Group
@@ -37,12 +42,14 @@ class OnnxParts:
 
     Args:
         size: Bytes of the file.
+        graph: The file without the values of the constants.
         constants: The constants.
         sources: The tensors that constants are made of.
         shapes: The shapes of constants after removal; others are fixed.
     """
 
     size: int
+    graph: bytes
     constants: Sequence[Constant]
     sources: Mapping[str, Source]
     shapes: Mapping[str, Shape]
@@ -129,7 +136,9 @@ def write_parts(model: nn.Module, groups: Sequence[Group], call: Call, file: Pat
             before = each.values.shape
             after = lengths.get(each.name, before)
             shapes[each.name] = follow_lengths(before, after, axes, kept, total)
-    return OnnxParts(size=size, constants=constants, sources=sources, shapes=shapes)
+    return OnnxParts(
+        size=size, graph=read_graph(file), constants=constants, sources=sources, shapes=shapes
+    )
 
 
 def _make_generic(model: nn.Module, call: Call) -> nn.Module:

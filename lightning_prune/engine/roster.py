@@ -86,8 +86,12 @@ class Roster:
         self._watch(enrolment)
         return enrolment
 
-    def commit(self, enrolment: Enrolment) -> None:
-        """Continue with other tensors: mask new tensors, and free the tensors that are gone."""
+    def commit(self, enrolment: Enrolment) -> set[int]:
+        """Continue with other tensors: mask new tensors, and free the tensors that are gone.
+
+        Returns:
+            The indices of the optimizers of new tensors.
+        """
         before = set(self.enrolment.selection.tensors)
         after = set(enrolment.selection.tensors)
         if not self._recipe.keep_zeros:
@@ -99,6 +103,7 @@ class Roster:
         for tensor in after - before:
             tensor.mask.apply(tensor.weights)
         self._earlier.note(self._model, enrolment.selection, before - after)
+        return {tensor.optimizer for tensor in after - before}
 
     def go_back(self, state: Mapping[str, Any]) -> None:
         """Give the tensors the masks and statistics of an earlier state; others become dense."""

@@ -200,7 +200,7 @@ class Training:
             pruned=share,
             exchanged=regrow.share_at(regrowing) if regrow and regrowing is not None else None,
             was_due_before=was_due_before,
-            division=None if share is None else self.enrolment.divide(share, index, points.share),
+            division=self.enrolment.divide(share, index, points.share_of_all),
         )
         pools = [pool for pool in self.enrolment.pools if pool.optimizer == index]
         update_masks(self.recipe, pools, optimizer, due)
@@ -255,12 +255,12 @@ class Training:
 
     def _select_again(self) -> None:
         """Take up tensors that an optimizer has gained; they are due at once."""
-        self.roster.commit(self.roster.enroll(self._optimizers, self.due_points.steps))
+        joined = self.roster.commit(self.roster.enroll(self._optimizers, self.due_points.steps))
         self._renew_keepers()
         waiting = self.roster.find_waiting()
         for index, optimizer in enumerate(self._optimizers):
             self._ownerships[index].look_again(optimizer, waiting)
-            self.due_points.look_again(index)
+            self.due_points.look_again(index, has_joined=index in joined)
 
     def _observe(self, optimizer: Optimizer, *, is_due: bool) -> None:
         """Let the criterion observe, and update the masks if due; if either raises, all is undone.

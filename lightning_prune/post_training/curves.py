@@ -201,9 +201,9 @@ def _add_tensors(found: "hashlib.blake2b", model: nn.Module) -> None:
 def _count_kept(
     validator: TrialValidator, groups: Sequence[Group], sparsity: float
 ) -> dict[str, int]:
-    """Return the atoms that each group keeps at a sparsity; all where it cannot be that sparse."""
+    """Return the atoms that each group keeps at a sparsity; as now where that cannot be."""
     if sparsity == 0 or not _can_prune(validator, groups, sparsity):
-        return {group.name: group.total for group in groups}
+        return {group.name: group.atoms_kept for group in groups}
     return {group.name: validator.prune(group, sparsity).atoms_kept for group in groups}
 
 

@@ -1,14 +1,18 @@
 """The cost that a search weighs against the metric, and the limit of a budget."""
 
+from functools import partial
 from typing import Any
+
+from rich.console import Console
 
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.count_costs import make_parameter_cost
 from lightning_prune.engine.pricing import make_cost as price
 from lightning_prune.post_training.solving import Solver
 from lightning_prune.post_training.trials import TrialValidator
-from lightning_prune.recipe.budgets import Budget
+from lightning_prune.recipe.budgets import Budget, LatencyBudget
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.reporting.latency_widths import measure_latency_table
 
 _LISTED_PARTS = 3
 
@@ -25,6 +29,8 @@ def check_budget(budget: Budget | None, pattern: Pattern) -> None:
 def make_cost(budget: Budget | None, validator: TrialValidator, example: Any) -> Cost:
     """Return the cost that a budget limits; without a budget, the parameters that remain.
 
+    Latencies are measured.
+
     Args:
         budget: The budget of the user.
         validator: Has the model and the groups.
@@ -33,6 +39,10 @@ def make_cost(budget: Budget | None, validator: TrialValidator, example: Any) ->
     selection = validator.pruner.selection
     if budget is None:
         return make_parameter_cost(selection)
+    if isinstance(budget, LatencyBudget):
+        say = partial(Console(stderr=True).print, soft_wrap=True)
+        table = measure_latency_table(validator.model, example, selection, budget, announce=say)
+        return price(budget, validator.model, selection, example, table)
     return price(budget, validator.model, selection, example)
 
 

@@ -1,6 +1,7 @@
 """A search for the sparsity of each tensor that a tolerance or a budget allows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def search_sparsities(
         tolerance=tolerance,
         limit=limit,
         unit=cost.unit,
-        curves=tuple(curves),
+        curves=tuple(replace(curve, groups=()) for curve in curves),  # no weights in a report
         trials=joint.all,
         best=best,
         globs=_find_globs(callback.recipe),

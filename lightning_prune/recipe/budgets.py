@@ -58,14 +58,17 @@ class _ShareBudget(Budget):
         check_fields(self)
         _check_single(type(self).__name__, keep=self.keep, at_most=self.at_most)
         if self.keep is not None and not 0 < self.keep < 1:
+            is_number = math.isfinite(self.keep) and self.keep > 1
             raise ValueError(
                 f"need 0 < keep < 1, the fraction of the dense cost that may remain, got "
-                f"keep={self.keep}; for a number of {self.unit}, write at_most={self.keep}"
+                f"keep={self.keep}"
+                + (f"; for a number of {self.unit}, write at_most={self.keep}" if is_number else "")
             )
         if self.at_most is not None and not (math.isfinite(self.at_most) and self.at_most >= 1):
+            is_fraction = 0 < self.at_most < 1
             raise ValueError(
-                f"need at_most >= 1, a number of {self.unit}, got at_most={self.at_most}; for a "
-                f"fraction of the dense cost, write keep={self.at_most}"
+                f"need a finite at_most >= 1, a number of {self.unit}, got at_most={self.at_most}"
+                + (f"; for a fraction, write keep={self.at_most}" if is_fraction else "")
             )
 
     def limit(self, dense: float) -> float:
@@ -75,7 +78,7 @@ class _ShareBudget(Budget):
     def describe(self) -> str:
         """Return the budget as a user writes it in Python."""
         name, value = ("at_most", self.at_most) if self.keep is None else ("keep", self.keep)
-        return f"{type(self).__name__}({name}={value:g})"
+        return f"{type(self).__name__}({name}={value:.15g})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,10 @@ class BytesBudget(_ShareBudget):
         """An ONNX file stores zeros as it stores other numbers."""
         return self.file in ("onnx", "onnx-int8")
 
+    def describe(self) -> str:
+        """Return the budget as a user writes it in Python."""
+        return super().describe().removesuffix(")") + f", file={self.file!r})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyBudget(Budget):
@@ -227,7 +234,7 @@ class LatencyBudget(Budget):
         """Return the budget as a user writes it in Python."""
         given = self.speedup is not None
         name, value = ("speedup", self.speedup) if given else ("at_most_ms", self.at_most_ms)
-        return f"LatencyBudget({name}={value:g}, runtime={self.runtime!r})"
+        return f"LatencyBudget({name}={value:.15g}, runtime={self.runtime!r})"
 
 
 def _check_single(kind: str, **given: float | None) -> None:

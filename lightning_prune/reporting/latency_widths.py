@@ -110,7 +110,9 @@ def find_kin(
         groups: The groups.
         layers: The layers of the model.
     """
-    work = {layer.name: layer.work for layer in layers}
+    work: dict[str, float] = defaultdict(float)
+    for layer in layers:
+        work[layer.name] += layer.work
     alike: dict[Hashable, list[list[ChannelGroup]]] = defaultdict(list)
     for group in groups:
         families = alike[_describe_shapes(group, work)]
@@ -181,7 +183,7 @@ def _describe_shapes(group: ChannelGroup, work: Mapping[str, float]) -> Hashable
             shapes[place.name],
             place.axis,
             place.is_output,
-            work.get(place.name, 0.0),
+            work[place.name],
             tuple(place.channel_of_index.tolist()),
         )
         for place in group.places

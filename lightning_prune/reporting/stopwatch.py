@@ -8,6 +8,7 @@ from torch import nn
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import need_libraries
 from lightning_prune.deploy.onnx import LIBRARIES
+from lightning_prune.engine.latency_costs import LARGEST_ERROR
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.examples import make_random_calls
@@ -96,6 +97,27 @@ def measure_model_latency(
         ModuleNotFoundError: If ONNX Runtime is to be used and not installed.
     """
     return Stopwatch(dense, example, budget, blocks)(shrunk)
+
+
+def contradicts(latency: Latency, speedup: float) -> bool:
+    """Return whether a measured latency shows that a predicted speedup is wrong.
+
+    That is so if the prediction is off by more than 5 %, and outside the interval of the
+    measurement. A correction by less would follow the noise.
+
+    Args:
+        latency: The latency of the shrunk model in turns with the dense model.
+        speedup: The predicted speedup.
+
+    Examples:
+        >>> from lightning_prune.reporting.latency import Contest, compare_times
+        >>> contest = Contest(runtime="torch", device="cpu", threads=1, dense=None, pruned=None)
+        >>> latency = compare_times(contest, [1.9, 2, 2, 2, 2, 2.2], [1.0] * 6, calls=1)
+        >>> latency.speedup, [contradicts(latency, speedup) for speedup in (1.8, 1.96, 2.15, 2.3)]
+        (2.0, [True, False, False, True])
+    """
+    is_outside = not latency.low <= speedup <= latency.high
+    return is_outside and abs(speedup / latency.speedup - 1) > LARGEST_ERROR
 
 
 def _resize(call: Call, batch_size: int | None) -> Call:

@@ -29,7 +29,7 @@ class Sizes:
 
     piece: int = 3 << 15
     launch: int = 1 << 24
-    sorted: int = 1 << 18
+    sorted: int = 1 << 16
     held: int = 1 << 19
     spread: float = 3.0
     uses_numpy: bool = True

@@ -25,7 +25,9 @@ class Sample:
     def __init__(self, by_tensor: Sequence[Any], sizes: Any) -> None:
         dtype = np.result_type(*by_tensor)
         self._by_tensor = [np.sort(values.astype(dtype, copy=False)) for values in by_tensor]
-        self._values = np.sort(np.concatenate(self._by_tensor))[::-1]
+        is_single = len(self._by_tensor) == 1
+        merged = self._by_tensor[0] if is_single else np.sort(np.concatenate(self._by_tensor))
+        self._values = merged[::-1]
         self._sizes = sizes
 
     def find(self, fits: Fits) -> float:
@@ -56,11 +58,13 @@ class Sample:
 
             return max(find_last(range(len(rows)), fits_about), 0)
 
-        middle, random = find(0), np.random.default_rng(0)
-        draws = random.choice([-1, 1], (_DRAWS, len(sampled)))
-        shift = math.sqrt(sum((find(signs) - middle) ** 2 for signs in draws) / _DRAWS)
+        middle = find(0)
         of_rank = float(np.linalg.norm(deviations[:, middle])) * len(rows) / len(self._values)
-        margin = spread * max(shift, of_rank)
+        margin = spread * of_rank
+        if len(sampled) > 1:  # the tensors may weigh differently
+            draws = np.random.default_rng(0).choice([-1, 1], (_DRAWS, len(sampled)))
+            shift = math.sqrt(sum((find(signs) - middle) ** 2 for signs in draws) / _DRAWS)
+            margin = spread * max(shift, of_rank)
         low = min(int(middle + margin) + 2, len(rows) - 1)
         high = max(int(middle - margin), 0)
         return float(rows[low]), float(rows[high])

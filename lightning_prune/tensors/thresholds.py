@@ -132,7 +132,8 @@ class _Field:
     def step(self) -> list[Threshold] | None:
         """Return the thresholds if they are found; else narrow the field and return None."""
         size = int(self.sizes.sum())
-        is_all = size <= self._limits.sorted
+        # To sort values that are held is cheap beside another reading.
+        is_all = size <= self._limits.sorted * (1 if self._held is None else 4)
         values = self._sample(1 if is_all else size // (2 * round(size ** (2 / 3))) | 1)
         if self._by_total:
             sample = Sample([np.concatenate(values)], np.array([size]))

@@ -6,6 +6,9 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_prune import ChannelPattern, OneShotSchedule, Pruner, adopt, shrink, shrunk_state
+from lightning_prune.channels.coupling import couple
+from lightning_prune.models.names import named_parameters
+from tests.coupled_models import MODELS, example
 
 LENGTH, HEADS, SIZE = 6, 4, 4
 X = torch.randn(2, LENGTH, 16, generator=torch.Generator().manual_seed(1))
@@ -142,3 +145,20 @@ def test_a_head_of_keys_and_values_goes_with_all_heads_that_read_it():
     assert queries.channel_of_index.tolist() == [index // 8 for index in range(32)]
     smaller = shrink_and_adopt(module, Grouped())
     assert [smaller.queries.out_features, smaller.keys.out_features] == [16, 8]
+
+
+def test_attention_of_torch_loses_channels_of_the_inputs_while_all_heads_stay():
+    model, batch = MODELS["attention under two names"]().eval(), example()
+    tensors = named_parameters(model)
+    (stream,) = [g for g in couple(model, batch).groups if "embed.weight" in g.producers]
+    with torch.no_grad():
+        for place in stream.places:
+            gone = (place.channel_of_index >= 0) & (place.channel_of_index % 2 == 1)
+            tensors[place.name].movedim(place.axis, 0)[gone] = 0.0
+    smaller = shrink(model, batch)
+    assert smaller.zero_channels_left == {}
+    assert smaller.attention.in_proj_weight.shape == (3 * 16, 8)
+    assert smaller.attention.out_proj.weight.shape == (8, 16)
+    fresh = MODELS["attention under two names"]().eval()
+    adopt(fresh, shrunk_state(smaller))
+    torch.testing.assert_close(fresh(batch), model(batch))

@@ -69,6 +69,7 @@ LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS = dict.fromkeys((*LIGHTNING, "prune", "shrink", "export"), ())
 COMMANDS["report"] = ("--latency", "false")
 COMMANDS["sensitivity"] = ("--monitor", "loss", "--mode", "min", "--plot", "false")
+COMMANDS["search"] = (*COMMANDS["sensitivity"], "--tolerance", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +209,7 @@ def test_a_folder_is_not_taken_for_a_checkpoint(command, refuse):
     assert "folder" in refuse(command, "--ckpt_path", ".")
 
 
-@pytest.mark.parametrize("command", ["prune", "sensitivity"])
+@pytest.mark.parametrize("command", ["prune", "sensitivity", "search"])
 def test_a_shrunk_checkpoint_is_not_pruned_or_measured(command, refuse):
     save(complete(shrunk_attributes={}))
     assert refuse(command).startswith("need a checkpoint that is not shrunk, got ckpt_path='bad.")

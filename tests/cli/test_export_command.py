@@ -6,7 +6,8 @@ import onnxruntime
 import pytest
 import torch
 
-from lightning_prune import load_sparse
+from lightning_prune import BytesBudget, load_sparse
+from lightning_prune.engine.measured_bytes import measure_bytes
 from tests.commands import ROOT
 
 MODULE = """
@@ -147,6 +148,14 @@ def test_a_sparse_file_loads_back_into_the_model(model, export, files, capsys):
     loaded = load_sparse("best.safetensors")
     assert list(loaded) == list(model.state_dict())
     assert all(torch.equal(loaded[name], t) for name, t in model.state_dict().items())
+
+
+def test_a_sparse_file_has_the_types_of_training_and_the_bytes_of_a_budget(model, export):
+    export("--format", "sparse", "--trainer.precision", "bf16-true")
+    loaded = load_sparse("best.safetensors")
+    assert loaded["net.0.weight"].dtype == torch.bfloat16
+    size = Path("best.safetensors").stat().st_size
+    assert size == measure_bytes(model.bfloat16(), BytesBudget(keep=0.5))
 
 
 def test_a_rounded_sparse_file_is_validated(export, files, capsys):

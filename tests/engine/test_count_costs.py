@@ -181,6 +181,46 @@ def test_removed_channels_cost_what_a_report_counts_of_the_smaller_model(name, s
     found = counted(smaller, batch, dense=model).total
     assert macs(kept) == found.effective_macs
     assert parameters(kept) == found.parameters
+    for name, number in kept.items():
+        assert macs({**kept, name: number - 1}) < macs(kept)
+        assert parameters({**kept, name: number - 1}) < parameters(kept)
+
+
+class ByLetters(nn.Module):
+    """Attention by `torch.einsum`, with two heads of queries for each head of keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.keys = nn.Linear(6, 16), nn.Linear(6, 8)
+        self.values, self.out = nn.Linear(6, 8), nn.Linear(16, 3)
+
+    def forward(self, x):
+        queries = self.queries(x).view(*x.shape[:2], -1, 2, 4)
+        keys, values = (layer(x).view(*x.shape[:2], -1, 4) for layer in (self.keys, self.values))
+        scores = torch.einsum("blgre,bsge->bgrls", queries, keys).softmax(-1)
+        return self.out(torch.einsum("bgrls,bsge->blgre", scores, values).flatten(2))
+
+
+class Grouped(ByLetters):
+    """The same by torch's own kernel."""
+
+    def forward(self, x):
+        queries, keys, values = (
+            layer(x).view(*x.shape[:2], -1, 4).transpose(1, 2)
+            for layer in (self.queries, self.keys, self.values)
+        )
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", [ByLetters, Grouped])
+def test_products_of_activations_fall_with_the_heads(kind):
+    model, batch = filled(kind()), torch.randn(2, 5, 6)
+    selection, macs, _ = costs(model, batch, ChannelPattern(round_to=1))
+    (group,) = selection.groups
+    for kept in (2, 1):
+        weights, scores = 2 * 5 * (6 * (8 + 4 + 4) + 8 * 3), 2 * 2 * 5 * 5 * 8
+        assert macs({group.name: kept}) == kept * (weights + scores)
 
 
 class Mixing(nn.Module):

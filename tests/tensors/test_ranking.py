@@ -171,10 +171,11 @@ def test_no_pass_is_made_for_each_trial():
 
     def fits(keeps):
         trials.append(keeps)
-        return keeps[0] <= 123_456
+        return 1000 * keeps[0] + keeps[1] <= 123_456_789
 
-    (share,) = ranking.share_out_most([Part(read=read, size=len(scores))], fits)
-    assert share.keep == 123_456
+    pool = [Part(read=read, size=len(scores)), Part.of(torch.rand(400_000))]
+    first, second = ranking.share_out_most(pool, fits)
+    assert 0 <= 123_456_789 - 1000 * first.keep - second.keep < 1000
     assert len(trials) > 30
     assert sum(1 / stride for stride in passes) < 1.1  # a sample, and all values once
 
