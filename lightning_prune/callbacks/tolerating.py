@@ -61,7 +61,7 @@ class ToleranceKeeper(Steering):
                 "model validation_step and val_dataloader, and the Trainer limit_val_batches > 0"
             )
         refuse_unfit_training(trainer, "tolerance")
-        self._state = dict(state)
+        self._state: dict[str, Any] = dict(state)
         self._rounds = Rounds(tolerance=tolerance, final=1.0)
         self._is_first_validation = not state
 
@@ -75,20 +75,22 @@ class ToleranceKeeper(Steering):
         Raises:
             ValueError: If a checkpoint was written with another tolerance or sparsity.
         """
-        final = self.pruner.final_sparsity
-        recipe = {**asdict(self.tolerance), "sparsity": final}
+        recipe = {**asdict(self.tolerance), "sparsity": self.pruner.recipe.targets}
         if self._state.get("recipe", recipe) != recipe:
             raise ValueError(
                 f"need a checkpoint that was written with the same tolerance, {recipe}, got a "
                 f"checkpoint with {self._state['recipe']}"
             )
-        self._rounds = Rounds.restore(self.tolerance, final, self._state.get("rounds", {}))
-        self._state = {
+        fresh: dict[str, Any] = {
             "recipe": recipe,
+            "final": self.pruner.final_sparsity,
+            "rounds": {},
+            "sparsity": 0.0,
             "steps": [],
             "goes_back": False,
-            "sparsity": 0.0,
-        } | self._state
+        }
+        self._state = state = fresh | self._state
+        self._rounds = Rounds.restore(self.tolerance, state["final"], state["rounds"])
         self._path = self._find_path()
         if self._is_first_validation:
             self._say(describe_costs(self._rounds, self.trainer.max_epochs))

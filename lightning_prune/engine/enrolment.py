@@ -70,6 +70,17 @@ class Enrolment:
         pruned = sum(tensor.total - tensor.kept for tensor in self.selection.tensors)
         return pruned / sum(self.selection.sizes.values()) if pruned else 0.0
 
+    def find_alive(self) -> dict[str, Tensor]:
+        """Return which atoms each group keeps, by name."""
+        return {group.name: group.alive() for group in self.selection.groups}
+
+    def compare(self, before: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the share of each group's atoms that differ from an earlier `find_alive`."""
+        return {
+            name: float((alive ^ before.get(name, alive)).float().mean())
+            for name, alive in self.find_alive().items()
+        }
+
     def limit(self, limits: Limits) -> "Enrolment":
         """Return the enrolment under other limits, with another plan."""
         affordable = divide(limits, self.pools, 1.0) if limits else {}

@@ -172,11 +172,7 @@ class Training:
         self.roster.go_back(state)
         self.due_points.go_back(state)
         self._select_again()
-        self.updates += 1
-        self.changed = {
-            name: float((alive ^ before.get(name, alive)).float().mean())
-            for name, alive in self.enrolment.find_alive().items()
-        }
+        self.updates, self.changed = self.updates + 1, self.enrolment.compare(before)
 
     def correct_cost(self, unit: Unit, measured: float) -> None:
         """Take over a measured cost, and serve the last due points once more."""

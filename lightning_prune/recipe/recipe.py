@@ -15,8 +15,8 @@ from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
-from lightning_prune.recipe.targets import SparsityTargets, check_targets
-from lightning_prune.recipe.tolerance import Tolerance
+from lightning_prune.recipe.targets import DEFAULT_SPARSITY, SparsityTargets, check_targets
+from lightning_prune.recipe.tolerance import MOST_TRIED, Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,8 @@ class Recipe:
     @property
     def targets(self) -> dict[str, float | None]:
         """The final sparsity by glob, or beside a budget the most to lose; None for dense."""
-        return check_targets(self.sparsity, has_budget=bool(self.budgets))
+        default = DEFAULT_SPARSITY if self.tolerance is None else MOST_TRIED
+        return check_targets(self.sparsity, has_budget=bool(self.budgets), default=default)
 
     @property
     def budgets(self) -> tuple[Budget, ...]:

@@ -13,21 +13,26 @@ UNCAPPED = math.nextafter(1.0, 0.0)
 
 
 def check_targets(
-    sparsity: SparsityTargets | None, *, has_budget: bool = False
+    sparsity: SparsityTargets | None,
+    *,
+    has_budget: bool = False,
+    default: float = DEFAULT_SPARSITY,
 ) -> dict[str, float | None]:
     """Return the final sparsity by glob; beside a budget, the most that a tensor may lose.
 
     Args:
-        sparsity: The answer of the user. By default 0.9; beside a budget, no tensor is capped.
+        sparsity: The answer of the user. None stands for the default; beside a budget, no tensor
+            is capped then.
         has_budget: Whether a budget says how much. Then a glob that the user does not write, and
             ``*`` unless the user writes it, caps nothing.
+        default: The sparsity of all tensors without an answer and a budget.
 
     Raises:
         ValueError: If a sparsity is not in [0, 1].
     """
     base: dict[str, float | None] = {"*": UNCAPPED} if has_budget else {}
     if sparsity is None:
-        return base or {"*": DEFAULT_SPARSITY}
+        return base or {"*": default}
     if not isinstance(sparsity, Mapping):
         return {"*": _check_target(sparsity, f"sparsity={sparsity!r}")}
     if not sparsity:

@@ -11,6 +11,9 @@ from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
 SHARES = PolynomialSchedule(begin=0, end=1, every=2.0**-20, power=1)
 """The schedule under a tolerance: each moment is the share of the final sparsity itself."""
 
+MOST_TRIED = 0.99
+"""The final sparsity under a tolerance where a user gives none."""
+
 _ROUNDING = 1e-6  # metrics are in single precision
 
 
@@ -21,8 +24,9 @@ class Tolerance:
     A round prunes, trains, and looks at the metric at each validation. If the metric is within the
     tolerance, the round holds, and the next round begins. If it is not within the tolerance after
     all validations of the round, the training goes back to the last model that held, and tries half
-    of the step. The ``sparsity`` of the recipe is the most that is tried. For a final sparsity
-    :math:`s`, the i-th of the n rounds that remove a ``share`` :math:`q` each asks for
+    of the step. The ``sparsity`` of the recipe, 0.99 by default, is the most that is tried. For a
+    final sparsity :math:`s`, the i-th of the n rounds that remove a ``share`` :math:`q` each asks
+    for
 
     .. math:: 1 - (1 - s)^{i/n}, \quad n = \lceil \ln(1 - s) / \ln(1 - q) \rceil
 

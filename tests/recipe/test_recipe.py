@@ -26,6 +26,7 @@ from lightning_prune import (
     Regrow,
     Rewind,
     Schedule,
+    Tolerance,
     UniformAllocation,
     UnstructuredPattern,
 )
@@ -38,6 +39,7 @@ RECIPES = [
     Recipe(regrow=Regrow(), schedule=OneShotSchedule(end=0), keep_zeros=True),
     Recipe(regrow=Regrow(first=None, criterion=RandomCriterion(seed=3)), pattern=BlockPattern()),
     Recipe(rewind=Rewind(to=4, what="learning_rate"), schedule=ROUNDS),
+    Recipe(tolerance=Tolerance(monitor="val_acc", dense=0.9), sparsity={"*": 0.95, "head": None}),
     Recipe(pattern=NMPattern(n=1, m=4), sparsity=0.8, allocation=UniformAllocation()),
     Recipe(criterion=RandomCriterion(seed=7), allocation=LAMPAllocation()),
     *(Recipe(schedule=kind()) for kind in answers(Schedule)),

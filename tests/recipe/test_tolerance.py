@@ -46,6 +46,13 @@ def test_the_rounds_take_the_place_of_the_schedule():
     assert PruningCallback(tolerance=Tolerance(monitor="val_acc")).recipe == recipe
 
 
+def test_the_most_that_is_tried_is_what_the_user_gives_or_a_sparsity_of_99_hundredths():
+    within = Tolerance(monitor="val_acc")
+    assert Recipe(tolerance=within).targets == {"*": 0.99}
+    assert Recipe(tolerance=within, sparsity=0.8).targets == {"*": 0.8}
+    assert Recipe().targets == {"*": 0.9}
+
+
 @pytest.mark.parametrize(
     ("clash", "message"),
     [
