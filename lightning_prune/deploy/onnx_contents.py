@@ -1,6 +1,7 @@
 """The constants of an ONNX file, with the bytes that they take."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,16 @@ def read_graph(file: Path) -> bytes:
     for tensor in model.graph.initializer:
         for field in _FIELDS:
             tensor.ClearField(field)
+    return bytes(model.SerializeToString())
+
+
+def put_constants(graph: bytes, values: Mapping[str, bytes]) -> bytes:
+    """Return the file of `read_graph` with raw values for the constants."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    for tensor in model.graph.initializer:
+        tensor.raw_data = values[tensor.name]
     return bytes(model.SerializeToString())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_prune.deploy.compression import count_zstd_bytes
 from lightning_prune.deploy.files import need_libraries
 from lightning_prune.deploy.onnx import LIBRARIES
-from lightning_prune.deploy.onnx_contents import Constant
+from lightning_prune.deploy.onnx_contents import Constant, put_constants
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.onnx_bytes import write_parts
@@ -24,7 +24,7 @@ from lightning_prune.models.calls import Call
 from lightning_prune.models.names import named_parameters, named_tensors
 from lightning_prune.recipe.budgets import Unit
 
-_LEVELS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+_LEVELS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.28, 0.37, 0.5, 0.7, 1.0)
 _SAMPLE = 2**16  # entries of a constant that are compressed
 _RANKED = 2**20  # atoms of a group that are ranked
 
@@ -72,7 +72,7 @@ class CompressedFileCost(Cost):
         alone: dict[str, list[int]] = {each.name: [] for each in self._parts.constants}
         together = []
         for drawn in self._draw(model):
-            together.append(count_zstd_bytes(b"".join([self._parts.graph, *drawn.values()])))
+            together.append(count_zstd_bytes(put_constants(self._parts.graph, drawn)))
             for name, content in drawn.items():
                 alone[name].append(count_zstd_bytes(content))
         weights = {c.name: _count_samples(c) for c in self._parts.constants}
@@ -151,7 +151,7 @@ class CompressedFileCost(Cost):
                 if source is not None:
                     weights = tensors[source.name].detach().float().cpu()
                     if group is not None:
-                        weights = weights * masks[group.name].cpu()
+                        weights = weights.masked_fill(~masks[group.name].cpu(), 0.0)
                     values = weights.permute(source.order).numpy() * source.factor
                 drawn[constant.name] = values.reshape(-1)[:_SAMPLE].tobytes()
             yield drawn
