@@ -48,7 +48,6 @@ class JointTrials:
         validator: Validates.
         solver: Finds the choices.
         bar: Shows the progress.
-        sign: 1 if more of the metric is good, else -1.
         most: Number of trials.
     """
 
@@ -58,11 +57,10 @@ class JointTrials:
         solver: Solver,
         bar: TrialBar,
         *,
-        sign: int,
         most: int,
     ) -> None:
         self.solver = solver
-        self._validator, self._bar, self._sign, self._most = validator, bar, sign, most
+        self._validator, self._bar, self._most = validator, bar, most
         self._known = {
             solver.dense: JointTrial(
                 levels=solver.dense,
@@ -104,7 +102,7 @@ class JointTrials:
                 cost=self.solver.count_cost(levels),
                 predicted=self.solver.sum_losses(levels),
                 metric=metric,
-                loss=self._sign * (self._validator.dense - metric),
+                loss=self._validator.loss(metric),
             )
         return self._known[levels]
 
