@@ -120,16 +120,15 @@ class JointTrials:
 def search_within_tolerance(trials: JointTrials, tolerance: float) -> None:
     """Try choices near the least cost at which the measured loss is within a tolerance.
 
-    First comes the highest single sparsity for all groups, by bisection. Then comes the knapsack's
-    choice for the tolerance. If its measured loss is beyond the tolerance, or within it, choices of
-    higher or lower costs follow, by bisection. Other powers of the losses are tried at last.
+    First comes the knapsack's choice for the tolerance. Then comes the highest single sparsity for
+    all groups, by bisection. If the measured loss of the knapsack's choice is beyond the tolerance,
+    or within it, choices of higher or lower costs follow, by bisection. Other powers of the losses
+    are tried at last.
     """
     solver = trials.solver
+    first = trials.measure(solver.find_cheapest(tolerance + _ROUNDING), "knapsack")
+    least = solver.count_cost(solver.sparsest) if first.is_within(tolerance) else first.cost
     _bisect_levels(trials, tolerance)
-    least = solver.count_cost(solver.sparsest)
-    first = solver.find_cheapest(tolerance + _ROUNDING)
-    if trials.left and not trials.measure(first, "knapsack").is_within(tolerance):
-        least = solver.count_cost(first)
     for power in _POWERS:
         _bisect_costs(trials, tolerance, least, power)
         least = _NEAR * trials.find_cheapest(tolerance).cost
