@@ -51,6 +51,7 @@ from lightning_prune import (
 BATCH = 64
 BATCHES = 16  # for new statistics
 VALIDATION = 10_000
+ROUNDING = 1e-4  # points; a metric is a float32
 SINGLE = [round(0.05 * step, 2) for step in range(1, 20)] + [0.98]
 PATTERNS = {"unstructured": UnstructuredPattern(), "channels": ChannelPattern(round_to=4)}
 
@@ -194,31 +195,17 @@ def run(data: Splits, arguments: argparse.Namespace, seed: int) -> list[Bar]:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     dense = measure("dense", model, arguments.pattern)
     searched, found = search(state, data, seed, arguments.pattern, arguments.tolerance)
-    least = dense.validation - 100 * arguments.tolerance - 1e-4
-    singles = list(try_single_sparsities(state, data, seed, arguments.pattern))
-    best = min(
-        (each for each in [dense, *singles] if each.validation >= least),
-        key=lambda each: each.parameters,
-    )
-    print_table(
-        (f"seed {seed}", "parameters", "of dense", "validation", "test"),
-        [
-            (
-                each.name,
-                f"{each.parameters:,}",
-                f"{each.parameters / dense.parameters:.4f}",
-                f"{each.validation:.2f}",
-                f"{each.test:.2f}",
-            )
-            for each in (dense, best, searched)
-        ],
-    )
+    least = dense.validation - 100 * arguments.tolerance - ROUNDING
+    singles = try_single_sparsities(state, data, seed, arguments.pattern)
+    within = [dense, *(each for each in singles if each.validation >= least)]
+    best = min(within, key=lambda each: each.parameters)
+    print_results(seed, dense, best, searched)
     print(f"{found.sparsity}; {len(found.trials) - 1} trials of all together", flush=True)
     return [
         Bar(
             name=f"seed {seed}, points lost on validation images",
             value=dense.validation - searched.validation,
-            most=100 * arguments.tolerance + 1e-4,
+            most=100 * arguments.tolerance + ROUNDING,
         ),
         Bar(
             name=f"seed {seed}, parameters over those of the best single sparsity",
@@ -226,6 +213,23 @@ def run(data: Splits, arguments: argparse.Namespace, seed: int) -> list[Bar]:
             most=1,
         ),
     ]
+
+
+def print_results(seed: int, *results: Result) -> None:
+    """Print a row for each network; the first is dense."""
+    print_table(
+        (f"seed {seed}", "parameters", "of dense", "validation", "test"),
+        [
+            (
+                each.name,
+                f"{each.parameters:,}",
+                f"{each.parameters / results[0].parameters:.4f}",
+                f"{each.validation:.2f}",
+                f"{each.test:.2f}",
+            )
+            for each in results
+        ],
+    )
 
 
 def read_arguments() -> argparse.Namespace:

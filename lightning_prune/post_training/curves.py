@@ -153,9 +153,7 @@ def outline_curves(validator: TrialValidator, sparsities: Sequence[float]) -> tu
     )
 
 
-def measure_curve(
-    curve: Curve, validator: TrialValidator, file: CurveFile, bar: TrialBar, *, sign: int
-) -> Curve:
+def measure_curve(curve: Curve, validator: TrialValidator, file: CurveFile, bar: TrialBar) -> Curve:
     """Return a curve with losses; trials that the file knows are not repeated.
 
     If several groups share the sparsity, their losses are summed.
@@ -165,7 +163,6 @@ def measure_curve(
         validator: Validates the trials.
         file: Keeps the measurements.
         bar: Shows the progress.
-        sign: 1 if more of the metric is good, else -1.
     """
     losses = [0.0] * len(curve.sparsities)
     for group in curve.groups:
@@ -175,7 +172,7 @@ def measure_curve(
                 with bar.step(f"{group.name} at {sparsity:g}"):
                     metric = validator.validate_alone(group, sparsity)
                 file.add(Measurement(group=group.name, sparsity=sparsity, metric=metric))
-            losses[level] += sign * (validator.dense - metric)
+            losses[level] += validator.loss(metric)
     return replace(curve, losses=tuple(losses))
 
 

@@ -48,7 +48,6 @@ class JointTrials:
         validator: Validates.
         solver: Finds the choices.
         bar: Shows the progress.
-        sign: 1 if more of the metric is good, else -1.
         most: Number of trials.
     """
 
@@ -58,11 +57,10 @@ class JointTrials:
         solver: Solver,
         bar: TrialBar,
         *,
-        sign: int,
         most: int,
     ) -> None:
         self.solver = solver
-        self._validator, self._bar, self._sign, self._most = validator, bar, sign, most
+        self._validator, self._bar, self._most = validator, bar, most
         self._known = {
             solver.dense: JointTrial(
                 levels=solver.dense,
@@ -104,7 +102,7 @@ class JointTrials:
                 cost=self.solver.count_cost(levels),
                 predicted=self.solver.sum_losses(levels),
                 metric=metric,
-                loss=self._sign * (self._validator.dense - metric),
+                loss=self._validator.loss(metric),
             )
         return self._known[levels]
 
@@ -122,16 +120,15 @@ class JointTrials:
 def search_within_tolerance(trials: JointTrials, tolerance: float) -> None:
     """Try choices near the least cost at which the measured loss is within a tolerance.
 
-    First comes the highest single sparsity for all groups, by bisection. Then comes the knapsack's
-    choice for the tolerance. If its measured loss is beyond the tolerance, or within it, choices of
-    higher or lower costs follow, by bisection. Other powers of the losses are tried at last.
+    First comes the knapsack's choice for the tolerance. Then comes the highest single sparsity for
+    all groups, by bisection. If the measured loss of the knapsack's choice is beyond the tolerance,
+    or within it, choices of higher or lower costs follow, by bisection. Other powers of the losses
+    are tried at last.
     """
     solver = trials.solver
+    first = trials.measure(solver.find_cheapest(tolerance + _ROUNDING), "knapsack")
+    least = solver.count_cost(solver.sparsest) if first.is_within(tolerance) else first.cost
     _bisect_levels(trials, tolerance)
-    least = solver.count_cost(solver.sparsest)
-    first = solver.find_cheapest(tolerance + _ROUNDING)
-    if trials.left and not trials.measure(first, "knapsack").is_within(tolerance):
-        least = solver.count_cost(first)
     for power in _POWERS:
         _bisect_costs(trials, tolerance, least, power)
         least = _NEAR * trials.find_cheapest(tolerance).cost

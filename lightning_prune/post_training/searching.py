@@ -1,7 +1,7 @@
 """A search for the sparsity of each tensor that a tolerance or a budget allows."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.deploy.files import check_output_file
+from lightning_prune.engine.costs import Cost
 from lightning_prune.post_training.calibration import find_pruning_callback
 from lightning_prune.post_training.curves import (
     Curve,
@@ -118,6 +120,7 @@ def search_sparsities(
         model,
         datamodule,
         monitor=monitor,
+        mode=mode,
         ckpt_path=ckpt_path,
         batches=batches,
         train_mode=train_mode,
@@ -125,46 +128,102 @@ def search_sparsities(
     )
     cost = make_cost(budget, validator, callback.example if example is None else example)
     outline = outline_curves(validator, grid)
-    limit = None if budget is None else find_limit(budget, Solver(outline, cost))
-    file = CurveFile(
-        None if folder is None else Path(folder) / CURVES,
-        digest=digest_trials(validator, callback.recipe),
-        monitor=monitor,
-    )
-    unknown = count_unknown(outline, file)
-    _announce(outline, unknown, trials, validator)
-    sign = 1 if mode == "max" else -1
-    with many_trials(trainer, model, unknown + trials) as bar:
-        curves = [measure_curve(each, validator, file, bar, sign=sign) for each in outline]
-        solver = Solver(curves, cost)
-        joint = JointTrials(validator, solver, bar, sign=sign, most=trials)
-        best = _choose(joint, tolerance, limit)
-        if target is not None:
-            validator.apply(joint.prune(best.levels))
-            write_pruned_checkpoint(
-                trainer, callback.state_key, validator.pruner.state_dict(), target
-            )
-    return SearchReport(
-        monitor=monitor,
-        mode=mode,
+    plan = _Plan(
+        validator=validator,
+        outline=outline,
+        cost=cost,
+        file=_open_curves(folder, validator, callback.recipe),
         tolerance=tolerance,
-        limit=limit,
-        unit=cost.unit,
-        curves=tuple(replace(curve, groups=()) for curve in curves),  # no weights in a report
-        trials=joint.all,
-        best=best,
-        globs=_find_globs(callback.recipe),
+        limit=None if budget is None else find_limit(budget, Solver(outline, cost)),
+        trials=trials,
     )
+    return plan.carry_out(callback, target)
 
 
-def _choose(joint: JointTrials, tolerance: float | None, limit: float | None) -> JointTrial:
-    """Try choices, and return the best of them."""
-    if tolerance is not None:
-        search_within_tolerance(joint, tolerance)
-        return joint.find_cheapest(tolerance)
-    assert limit is not None
-    search_within_limit(joint, limit)
-    return joint.find_best(limit)
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """A search whose arguments are checked.
+
+    Args:
+        validator: Validates the trials.
+        outline: The curves before any measurement.
+        cost: The cost of all groups.
+        file: Keeps the measurements.
+        tolerance: Largest allowed loss; None for a search within a cost.
+        limit: Largest allowed cost; None for a search within a tolerance.
+        trials: Largest number of validations with all groups pruned together.
+    """
+
+    validator: TrialValidator
+    outline: tuple[Curve, ...]
+    cost: Cost
+    file: CurveFile
+    tolerance: float | None
+    limit: float | None
+    trials: int
+
+    def carry_out(self, callback: PruningCallback, target: Path | None) -> SearchReport:
+        """Measure, choose, and write the checkpoint.
+
+        Args:
+            callback: The callback of the recipe.
+            target: The checkpoint to write; None for none.
+        """
+        unknown, validator = count_unknown(self.outline, self.file), self.validator
+        self._announce(unknown)
+        with many_trials(validator.trainer, validator.model, unknown + self.trials) as bar:
+            curves = [measure_curve(each, validator, self.file, bar) for each in self.outline]
+            joint = JointTrials(validator, Solver(curves, self.cost), bar, most=self.trials)
+            best = self._choose(joint)
+            if target is not None:
+                validator.apply(joint.prune(best.levels))
+                state = validator.pruner.state_dict()
+                write_pruned_checkpoint(validator.trainer, callback.state_key, state, target)
+        return SearchReport(
+            monitor=validator.monitor,
+            mode=validator.mode,
+            tolerance=self.tolerance,
+            limit=self.limit,
+            unit=self.cost.unit,
+            curves=tuple(replace(curve, groups=()) for curve in curves),  # no weights in a report
+            trials=joint.all,
+            best=best,
+            globs=_find_globs(callback.recipe),
+        )
+
+    def _choose(self, joint: JointTrials) -> JointTrial:
+        """Try choices, and return the best of them."""
+        if self.tolerance is not None:
+            search_within_tolerance(joint, self.tolerance)
+            return joint.find_cheapest(self.tolerance)
+        assert self.limit is not None
+        search_within_limit(joint, self.limit)
+        return joint.find_best(self.limit)
+
+    def _announce(self, unknown: int) -> None:
+        """Say what the search costs, before it starts."""
+        groups = sum(len(curve.groups) for curve in self.outline)
+        levels = len(self.outline[0].sparsities) - 1
+        known = groups * levels - unknown
+        lines = [
+            f"search: at most {unknown + self.trials} validations",
+            f"  {unknown} with one of {groups} groups pruned to one of {levels} sparsities"
+            + (f" ({known} more are known from an earlier search)" if known else ""),
+            f"  at most {self.trials} with all groups pruned together",
+        ]
+        if self.validator.reestimate:
+            batches = self.validator.batches
+            lines.append(f"  {batches} training batches before each, for new statistics")
+        Console().print("\n".join(lines), soft_wrap=True)
+
+
+def _open_curves(folder: str | Path | None, validator: TrialValidator, recipe: Recipe) -> CurveFile:
+    """Return the file of the curves in a folder, or measurements in memory."""
+    return CurveFile(
+        None if folder is None else Path(folder) / CURVES,
+        digest=digest_trials(validator, recipe),
+        monitor=validator.monitor,
+    )
 
 
 def _find_globs(recipe: Recipe) -> dict[str, float | None]:
@@ -175,21 +234,3 @@ def _find_globs(recipe: Recipe) -> dict[str, float | None]:
         glob: None if target is None else min(target, DEFAULT_SPARSITY)
         for glob, target in recipe.targets.items()
     }
-
-
-def _announce(
-    curves: Sequence[Curve], unknown: int, trials: int, validator: TrialValidator
-) -> None:
-    """Say what the search costs, before it starts."""
-    groups = sum(len(curve.groups) for curve in curves)
-    levels = len(curves[0].sparsities) - 1
-    known = groups * levels - unknown
-    lines = [
-        f"search: at most {unknown + trials} validations",
-        f"  {unknown} with one of {groups} groups pruned to one of {levels} sparsities"
-        + (f" ({known} more are known from an earlier search)" if known else ""),
-        f"  at most {trials} with all groups pruned together",
-    ]
-    if validator.reestimate:
-        lines.append(f"  {validator.batches} training batches before each, for new statistics")
-    Console().print("\n".join(lines), soft_wrap=True)

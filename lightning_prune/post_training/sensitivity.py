@@ -62,6 +62,7 @@ def measure_sensitivity(
         model,
         datamodule,
         monitor=monitor,
+        mode=mode,
         ckpt_path=ckpt_path,
         batches=batches,
         train_mode=train_mode,

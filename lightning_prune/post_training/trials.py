@@ -35,6 +35,7 @@ from lightning_prune.post_training.calibration import (
     unchanged,
     validate,
 )
+from lightning_prune.post_training.sensitivity_report import Mode
 from lightning_prune.post_training.statistics import find_statistics, reestimate_statistics
 from lightning_prune.recipe.allocations import UniformAllocation
 from lightning_prune.recipe.criteria import Criterion
@@ -51,6 +52,7 @@ class TrialValidator:
         model: The trained model.
         datamodule: The source of batches; None for the model.
         monitor: Name of the metric.
+        mode: Whether ``"max"`` or ``"min"`` of the metric is good.
         dense: The metric of the dense model.
         pruner: The detached engine, with the groups.
         scores: The scores of all scored tensors by name, on the CPU.
@@ -63,6 +65,7 @@ class TrialValidator:
     model: LightningModule
     datamodule: LightningDataModule | None
     monitor: str
+    mode: Mode
     dense: float
     pruner: Pruner
     scores: Mapping[str, Tensor]
@@ -74,6 +77,10 @@ class TrialValidator:
     def groups(self) -> tuple[Group, ...]:
         """The groups that can be pruned."""
         return self.pruner.groups
+
+    def loss(self, metric: float) -> float:
+        """Return how much worse a metric is than the dense metric; negative if it is better."""
+        return self.dense - metric if self.mode == "max" else metric - self.dense
 
     def can_prune(self, group: Group, sparsity: float) -> bool:
         """Whether a group can be that sparse: by the rows that must stay, and by the cap."""
@@ -139,6 +146,7 @@ def begin_trials(
     datamodule: LightningDataModule | None,
     *,
     monitor: str,
+    mode: Mode,
     ckpt_path: str | Path | None,
     batches: int,
     train_mode: bool,
@@ -168,6 +176,7 @@ def begin_trials(
         model=model,
         datamodule=datamodule,
         monitor=monitor,
+        mode=mode,
         dense=logged[monitor],
         pruner=pruner,
         scores=scores,
