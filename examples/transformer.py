@@ -1,8 +1,9 @@
 """A transformer that loses heads and feed-forward units: `python -m examples.transformer`.
 
 The transformer reads an image of a digit as a sentence of eight rows. While it learns, half of the
-attention heads and of the feed-forward units are pruned. Then they are removed, and the smaller
-network is exported to ONNX. The answers, parameters and latency of both networks are compared.
+attention heads and of the feed-forward units are pruned; or, with ``--macs 0.5``, as many as half
+of the multiply-adds ask for. Then they are removed, and the smaller network is exported to ONNX.
+The answers, parameters and latency of both networks are compared.
 """
 
 import argparse
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from examples.digits import DigitsDataModule
-from lightning_prune import ChannelPattern, PruningCallback, export_onnx, report, shrink
+from lightning_prune import (
+    ChannelPattern,
+    MacsBudget,
+    PruningCallback,
+    export_onnx,
+    report,
+    shrink,
+)
 
 
 class RowReader(LightningModule):
@@ -70,15 +78,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--width", type=int, default=128, help="a multiple of 8")
     parser.add_argument("--depth", type=int, default=3, help="number of layers")
+    parser.add_argument("--macs", type=float, help="fraction of the multiply-adds that may remain")
     parser.add_argument("--output", type=Path, default=Path("transformer.onnx"))
     arguments = parser.parse_args()
 
     seed_everything(0)
     torch.set_num_threads(1)
     data, model = DigitsDataModule(), RowReader(arguments.width, depth=arguments.depth)
+    pruning = PruningCallback(sparsity=0.5, pattern=ChannelPattern())
+    if arguments.macs is not None:
+        pruning = PruningCallback(budget=MacsBudget(keep=arguments.macs), pattern=ChannelPattern())
     trainer = Trainer(
         max_epochs=arguments.epochs,
-        callbacks=[PruningCallback(sparsity=0.5, pattern=ChannelPattern())],
+        callbacks=[pruning],
         logger=False,
         enable_checkpointing=False,
         accelerator="cpu",

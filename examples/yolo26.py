@@ -21,6 +21,7 @@ from ultralytics.utils import ASSETS
 from examples.shapes_data import SHAPES, ShapesDataModule
 from lightning_prune import (
     ChannelPattern,
+    MacsBudget,
     OneShotSchedule,
     PruningCallback,
     UniformAllocation,
@@ -39,6 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "gradual": {"sparsity": 0.9},
     "channels": {"sparsity": 0.5, "pattern": ChannelPattern(scope="all")},
+    "half of the compute": {"budget": MacsBudget(keep=0.5), "pattern": ChannelPattern(scope="all")},
 }
 
 

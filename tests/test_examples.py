@@ -9,21 +9,39 @@ import yaml
 from tests.commands import ROOT, run_python
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+BY_ROUNDS = ROOT / "configs" / "digits_tolerance.yaml"  # the metric decides where it ends
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch, prune_cli):
+    def fit(config):
+        monkeypatch.chdir(ROOT)
+        arguments = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
+        arguments += ["--trainer.logger.save_dir", tmp_path, "--trainer.enable_progress_bar", "no"]
+        prune_cli("fit", "--config", config, *arguments)
+
+    return fit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_and_lands(config, tmp_path, monkeypatch, prune_cli, capsys):
-    monkeypatch.chdir(ROOT)
-    arguments = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
-    arguments += ["--trainer.logger.save_dir", tmp_path, "--trainer.enable_progress_bar", "no"]
-    prune_cli("fit", "--config", config, *arguments)
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if path != BY_ROUNDS], ids=lambda path: path.stem
+)
+def test_every_config_trains_and_lands(config, tmp_path, fit, capsys):
+    fit(config)
     printed = capsys.readouterr().out.splitlines()
     reached, final = next(row for row in reversed(printed) if row.startswith("│ all")).split("│")[
         -3:-1
     ]
     assert reached.strip() == final.strip() != "0.0000"
     assert list(tmp_path.glob("**/last.ckpt"))
+
+
+@pytest.mark.slow
+def test_the_config_of_a_tolerance_says_the_rounds_before_it_starts(fit, capsys):
+    with pytest.warns(UserWarning, match="before the first round of pruning"):
+        fit(BY_ROUNDS)
+    assert "tolerance: up to 6 rounds to sparsity 0.9800" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -86,9 +104,24 @@ def test_the_transformer_loses_heads_and_units(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_transformer_keeps_half_of_the_multiply_adds(tmp_path):
+    size = ["--epochs", "2", "--width", "32", "--depth", "1", "--macs", "0.5"]
+    run = run_python("-m", "examples.transformer", *size, "--output", str(tmp_path / "half.onnx"))
+    assert "at most 52,384 of 104,768 multiply-adds, now 49,472" in run.stdout
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_accuracy_runs():
     run = run_python("benchmarks/digits_accuracy.py", "--seeds", "1", "--epochs", "6")
     assert "the price of sparsity 0.9" in run.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_budgets_lands_within_them_and_uses_them_up():
+    size = ("--networks", "ResNet-18", "--scale", "0.0625")
+    run = run_python("benchmarks/budgets.py", *size)
+    assert run.stdout.splitlines()[-1] == "every bar is met"
+    assert "| ResNet-18 | channels, uniform | `MacsBudget(keep=0.5)` |" in run.stdout
 
 
 @pytest.mark.slow

@@ -38,10 +38,6 @@ class Enrolment:
         """The number of atoms that each group keeps, by name."""
         return {group.name: group.atoms_kept for group in self.selection.groups}
 
-    def find_alive(self) -> dict[str, Tensor]:
-        """Return which local atoms of each group are not pruned, by name."""
-        return {group.name: group.alive() for group in self.selection.groups}
-
     @property
     def final_sparsity(self) -> float:
         """The sparsity that all groups together are due to have in the end.
