@@ -146,7 +146,7 @@ def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
         ('{"*": 0.75, "*.bias": null}', "{1: 0.75}", "got sparsity={1: 0.75}; write sparsity={'1'"),
         (
             '{"*": 0.75, "*.bias": null}',
-            "null",
+            "[0.75]",
             "need sparsity as a number or a mapping of strings",
         ),
         ("n: 1,", "n: 1.5,", "argument 'n' of lightning_prune.NMPattern: need n as a whole number"),
