@@ -139,9 +139,9 @@ def test_any_ramp_falls_within_what_is_due_to_a_cost_that_is_really_there(
     try:
         optimizer, pruner = start(model, **recipe)
     except ValueError as error:  # round_to leaves too much
-        assert recipe["pattern"].couples_tensors
-        assert "need a budget that can be reached" in str(error)
-        return
+        if recipe["pattern"].couples_tensors and "budget that can be reached" in str(error):
+            return
+        raise
     costs, masks = [[1.0] * len(pruner.spending)], [torch.tensor(True)]
 
     def check() -> None:
