@@ -146,8 +146,8 @@ def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
         ('{"*": 0.75, "*.bias": null}', "{1: 0.75}", "got sparsity={1: 0.75}; write sparsity={'1'"),
         (
             '{"*": 0.75, "*.bias": null}',
-            "null",
-            "need sparsity as a number or a mapping of strings",
+            "[0.75]",
+            "need sparsity as a number, a dict of strings to numbers or None or None",
         ),
         ("n: 1,", "n: 1.5,", "argument 'n' of lightning_prune.NMPattern: need n as a whole number"),
         ("begin: 0.1", "unit: steps", "got unit='steps'; write unit='step'"),

@@ -55,3 +55,23 @@ def test_every_short_name_is_read_by_a_users_own_command(tmp_path):
     assert run.returncode == 0, run.stderr
     for name in itertools.chain(*ANSWERS.values()):
         assert f"class_path: lightning_prune.{name}\n" in run.stdout
+
+
+BUDGETS = [
+    {"class_path": "MacsBudget", "init_args": {"keep": 0.5}},
+    {"class_path": "ParameterBudget", "init_args": {"at_most": 1e6}},
+    {"class_path": "BytesBudget", "init_args": {"at_most": 1000000}},
+]
+
+
+@pytest.mark.slow
+def test_budgets_alone_and_in_a_list_are_read_by_a_users_own_command(tmp_path):
+    script = tmp_path / "own_cli.py"
+    script.write_text(SCRIPT)
+    given = [*({"budget": budget} for budget in BUDGETS), {"budget": BUDGETS, "most": 0.98}]
+    command = [sys.executable, script, json.dumps(given)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    for budget in BUDGETS:
+        assert run.stdout.count(f"class_path: lightning_prune.{budget['class_path']}\n") == 2
+    assert run.stdout.count("most: 0.98") == 1

@@ -136,7 +136,12 @@ def test_any_ramp_falls_within_what_is_due_to_a_cost_that_is_really_there(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)  # so that no bias is 0
-    optimizer, pruner = start(model, **recipe)
+    try:
+        optimizer, pruner = start(model, **recipe)
+    except ValueError as error:  # round_to leaves too much
+        if recipe["pattern"].couples_tensors and "budget that can be reached" in str(error):
+            return
+        raise
     costs, masks = [[1.0] * len(pruner.spending)], [torch.tensor(True)]
 
     def check() -> None:
