@@ -23,7 +23,11 @@ BEFORE = {
     *("measure_sensitivity", "prune_once", "quantize_onnx", "report", "save_sparse", "shrink"),
     "shrunk_state",
 }
-ADDED = {"Atoms", "Ramp", "Recipe", "SearchReport", "Tolerance", "search_sparsities", "sparsity"}
+ADDED = {
+    *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
+    *("ParameterBudget", "Ramp", "Recipe", "SearchReport", "Tolerance", "measure_latency_table"),
+    *("search_sparsities", "sparsity"),
+}
 REMOVED = {"Group", "ChannelGroup"}
 
 

@@ -66,7 +66,7 @@ class DuePoints:
 
         Args:
             index: The index of an optimizer.
-            has_joined: Whether the new tensor is one of this optimizer.
+            has_joined: Whether tensors of this optimizer have a part to prune that is new.
         """
         self._served.pop(index, None)
         if has_joined:

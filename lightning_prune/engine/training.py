@@ -178,7 +178,7 @@ class Training:
         """Take over a measured cost, and serve the last due points once more."""
         self.roster.correct_cost(unit, measured)
         for index in range(len(self._optimizers)):
-            self.due_points.look_again(index)
+            self.due_points.look_again(index, has_joined=True)
 
     def inspect(self) -> None:
         """Look for layers that were replaced, and for pruned weights that are not 0."""
