@@ -38,7 +38,7 @@ class CostCheck:
     ) -> None:
         self._pruner, self._trainer, self._module = pruner, trainer, module
         self._example = example
-        self._checked: dict[str, int] | None = None
+        self._checked: dict[str, int] = {}
         self.measured_ms: float | None = None
 
     def find_table(self, selection: Selection) -> LatencyTable:
@@ -66,16 +66,17 @@ class CostCheck:
     def check(self) -> None:
         """Measure inexact costs near the end of the way, and correct predictions that are off.
 
-        Call it after each update of the masks.
+        Call it after each update of the masks. A measurement takes seconds. So it is made at 0.9 of
+        the way, at the end, and after each update that a correction leads to.
         """
         kept = {group.name: group.kept for group in self._pruner.groups}
-        near = [each for each in self._pruner.spending if each.way >= _NEARLY]
-        if kept == self._checked or not any(each.largest_error for each in near):
+        inexact = [each for each in self._pruner.spending if each.largest_error is not None]
+        way = min((each.way for each in inexact), default=0.0)
+        if way < _NEARLY or (way < 1 and self._checked) or kept == self._checked:
             return
         self._checked = kept
-        for expense in near:
-            if expense.largest_error is not None:
-                self._correct(expense)
+        for expense in inexact:
+            self._correct(expense)
 
     def _correct(self, expense: Expense) -> None:
         """Measure a cost in the first process; correct it if the prediction is off."""

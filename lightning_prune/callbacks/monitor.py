@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +28,8 @@ class SparsityMonitor(Callback):
     (the fraction of the mask that the update changed) for every tensor and ``overall``. With
     channels, the monitor logs each group under the name of the first weight that makes the
     channels. TensorBoard also gets the recipe as YAML, weight histograms and a Custom Scalars
-    layout. When training ends, it gets a table and a plot of the quality over the sparsity.
+    layout. When training ends, it gets a table and a plot of the quality over the sparsity, and
+    over each cost that a budget limits.
 
     Args:
         quality: Name of a metric that validation logs (without validation: training), such as
@@ -43,6 +45,8 @@ class SparsityMonitor(Callback):
 
     Attributes:
         quality_curve: The pairs of sparsity and quality, in the order of recording.
+        cost_curves: The pairs of cost and quality by unit, for each budget; a cost is a fraction of
+            the dense cost.
 
     Raises:
         ValueError: If ``histograms_every`` is less than 1.
@@ -63,6 +67,7 @@ class SparsityMonitor(Callback):
         self.histograms_every = histograms_every
         self.report = report
         self.quality_curve: list[tuple[float, float]] = []
+        self.cost_curves: dict[str, list[tuple[float, float]]] = {}
         self._logged_updates = 0
         self._recorder: CallRecorder | None = None
 
@@ -71,7 +76,7 @@ class SparsityMonitor(Callback):
         if stage != "fit":
             return
         find_pruner(self, trainer)
-        self.quality_curve = []
+        self.quality_curve, self.cost_curves = [], {}
         self._recorder = None
         if (
             self.quality
@@ -85,11 +90,18 @@ class SparsityMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recorded qualities."""
-        return {"quality_curve": [list(point) for point in self.quality_curve]}
+        return {
+            "quality_curve": [list(point) for point in self.quality_curve],
+            "cost_curves": {
+                unit: [list(point) for point in curve] for unit, curve in self.cost_curves.items()
+            },
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the recorded qualities."""
-        self.quality_curve = [(point[0], point[1]) for point in state_dict["quality_curve"]]
+        self.quality_curve = _read_points(state_dict["quality_curve"])
+        curves = state_dict.get("cost_curves", {})
+        self.cost_curves = {unit: _read_points(points) for unit, points in curves.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay out the Custom Scalars page, and write the recipe."""
@@ -101,6 +113,9 @@ class SparsityMonitor(Callback):
             "per layer": ["Multiline", ["^sparsity/(?!overall$)"]],
             "accuracy and sparsity": ["Multiline", [quality, "^sparsity$"]],
         }
+        for budget in recipe.budgets:
+            unit = budget.unit
+            charts[f"{unit} and target"] = ["Multiline", [f"^{unit}$", f"^{unit}_target$"]]
         for board in _find_boards(trainer):
             board.experiment.add_custom_scalars({"pruning": charts})
             text = f"```yaml\n{recipe.to_yaml()}```"
@@ -158,8 +173,10 @@ class SparsityMonitor(Callback):
                 "sparsity", pruning_table(find_pruner(self, trainer)).to_markdown(), step
             )
             if self.quality and self.quality_curve:
-                figure = _plot_quality(self.quality, self.quality_curve)
-                board.experiment.add_figure(f"{self.quality}_over_sparsity", figure, step)
+                curves = {"sparsity": self.quality_curve, **self.cost_curves}
+                for name, curve in curves.items():
+                    figure = _plot_quality(self.quality, name, curve)
+                    board.experiment.add_figure(f"{self.quality}_over_{name}", figure, step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report, after all other callbacks have changed the weights."""
@@ -213,7 +230,10 @@ class SparsityMonitor(Callback):
             )
         if not trainer.sanity_checking:
             value = float(trainer.callback_metrics[self.quality])
-            self.quality_curve.append((find_pruner(self, trainer).sparsity, value))
+            pruner = find_pruner(self, trainer)
+            self.quality_curve.append((pruner.sparsity, value))
+            for expense in pruner.spending:
+                self.cost_curves.setdefault(expense.unit, []).append((expense.share, value))
 
 
 def _find_boards(trainer: Trainer) -> list[TensorBoardLogger]:
@@ -235,12 +255,17 @@ def _collect_scalars(measured: "Report") -> dict[str, float]:
     return scalars
 
 
-def _plot_quality(quality: str, curve: list[tuple[float, float]]) -> "Figure":
+def _read_points(points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
+    return [(point[0], point[1]) for point in points]
+
+
+def _plot_quality(quality: str, name: str, curve: list[tuple[float, float]]) -> "Figure":
+    """Return a plot over the sparsity, or over a cost as a fraction of the dense cost."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(*zip(*curve, strict=True), marker="o", markersize=4)
-    axes.set(xlabel="sparsity", ylabel=quality, title=f"{quality} over sparsity", xlim=(0, 1))
+    axes.set(xlabel=name, ylabel=quality, title=f"{quality} over {name}", xlim=(0, 1))
     axes.grid(alpha=0.3)
     return figure

@@ -1,5 +1,6 @@
 """Roster: the tensors of a model under pruning, and how they join and leave."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,8 +111,19 @@ class Roster:
             return_tensor(tensor, state)
 
     def correct_cost(self, unit: Unit, measured: float) -> None:
-        """Take over a cost that was measured in the present model."""
+        """Take over a cost that was measured in the present model.
+
+        If no pruning can reach the budget by this measurement, a warning says so, and the cost that
+        was predicted stays: the other way would lose all channels for nothing.
+        """
         limits = self.enrolment.limits.correct(unit, self.enrolment.kept, measured)
+        try:
+            limits.check(self.enrolment.selection.groups)
+        except ValueError as error:
+            warnings.warn(
+                f"a measurement of {measured:,.6g} is not followed: {error}", stacklevel=4
+            )
+            return
         self.enrolment = self.enrolment.limit(limits)
 
     def collect_masks(self) -> dict[str, Tensor]:
@@ -147,7 +159,10 @@ class Roster:
             return Limits()
         from lightning_prune.engine.pricing import make_limits  # it imports what traces models
 
-        return make_limits(self._recipe, self._model, selection, self._example, self._latencies)
+        saved = self.enrolment.limits.state_dict() or self._saved_costs
+        return make_limits(
+            self._recipe, self._model, selection, self._example, self._latencies, saved
+        )
 
     def _watch(self, enrolment: Enrolment) -> None:
         """Let the criterion hook the tensors that it does not watch yet; none if it raises."""
