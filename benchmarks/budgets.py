@@ -23,6 +23,9 @@ Then the next atom in the order of the allocation is added, without the solver o
 weight, or a step of 8 channels. The cost of that network is counted by `report`, or on disk. The
 bytes of an ONNX file are predicted, so they may be off by 2 %; all other costs are exact.
 
+Some networks have more than a megabyte in parts that stay dense. Their row says the least number of
+bytes that channels can reach.
+
 Prints a Markdown table. Exits with 1 in three cases:
 
 - A cost is above the budget.
@@ -157,6 +160,21 @@ def land(network: str, name: str, form: Form, budget: Budget, scale: float) -> L
     )
 
 
+def judge(network: str, name: str, budget: Budget, scale: float) -> list[Bar]:
+    """Print the row of a network under a budget, and return the bars of the row."""
+    try:
+        landing = land(network, name, FORMS[name], budget, scale)
+    except ValueError as error:
+        if budget != ONNX_BYTES or "that can be reached" not in str(error):
+            raise
+        least = str(error).split(": ")[1].split(" of the dense")[0]
+        cells = (network, name, f"`{budget.describe()}`", *[""] * 5)
+        print(write_markdown_row(*cells, f"not reachable: {least}"), flush=True)
+        return []
+    print(landing.write_row(), flush=True)
+    return [*landing.set_bars()]
+
+
 def read_arguments() -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -183,10 +201,9 @@ def main() -> None:
     bars: list[Bar] = []
     for network in arguments.networks:
         for name in arguments.forms:
-            for budget in (*BUDGETS, ONNX_BYTES if FORMS[name].removes else SPARSE_BYTES):
-                landing = land(network, name, FORMS[name], budget, arguments.scale)
-                print(landing.write_row(), flush=True)
-                bars += landing.set_bars()
+            bytes_budget = ONNX_BYTES if FORMS[name].removes else SPARSE_BYTES
+            for budget in (*BUDGETS, bytes_budget):
+                bars += judge(network, name, budget, arguments.scale)
     print()
     finish(bars)
 
