@@ -23,6 +23,9 @@ Then the next atom in the order of the allocation is added, without the solver o
 weight, or a step of 8 channels. The cost of that network is counted by `report`, or on disk. The
 bytes of an ONNX file are predicted, so they may be off by 2 %; all other costs are exact.
 
+Some networks have more than a megabyte in parts that stay dense. Their row says the least number of
+bytes that channels can reach.
+
 Prints a Markdown table. Exits with 1 in three cases:
 
 - A cost is above the budget.
@@ -68,8 +71,6 @@ from lightning_prune import Budget, BytesBudget, MacsBudget, ParameterBudget, sh
 
 NETWORKS = ("ResNet-18", "MobileNetV2", "EfficientNet-B0", "ViT", "BERT")
 BUDGETS: tuple[Budget, ...] = (MacsBudget(keep=0.5), ParameterBudget(keep=0.3))
-SPARSE_BYTES = BytesBudget(at_most=1_000_000, file="sparse")
-ONNX_BYTES = BytesBudget(at_most=1_000_000, file="onnx")
 COUNTERS: Mapping[str, Callable[[nn.Module, Tensor, Budget], Counts]] = {
     "macs": count_macs,
     "parameters": count_parameters,
@@ -127,7 +128,7 @@ class Landing:
 
     def set_bars(self) -> Iterator[Bar]:
         """Yield the bars of the row."""
-        slack = SLACK * self.cost if self.budget == ONNX_BYTES else 0.0
+        slack = SLACK * self.cost if _is_predicted(self.budget) else 0.0
         yield Bar(name=f"{self.name}, cost", value=self.cost, most=self.limit)
         is_over = self.following + slack > self.limit
         yield Bar(name=f"{self.name}, next atom above the budget", value=float(is_over), least=1)
@@ -157,6 +158,21 @@ def land(network: str, name: str, form: Form, budget: Budget, scale: float) -> L
     )
 
 
+def judge(network: str, name: str, budget: Budget, scale: float) -> list[Bar]:
+    """Print the row of a network under a budget, and return the bars of the row."""
+    try:
+        landing = land(network, name, FORMS[name], budget, scale)
+    except ValueError as error:
+        if not _is_predicted(budget) or "that can be reached" not in str(error):
+            raise
+        least = str(error).split(": ")[1].split(" of the dense")[0]
+        cells = (network, name, f"`{budget.describe()}`", *[""] * 5)
+        print(write_markdown_row(*cells, f"not reachable: {least}"), flush=True)
+        return []
+    print(landing.write_row(), flush=True)
+    return [*landing.set_bars()]
+
+
 def read_arguments() -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -166,6 +182,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--forms", nargs="+", choices=[*FORMS], default=[*FORMS], metavar="FORM", help="patterns"
     )
+    parser.add_argument("--bytes", type=int, default=1_000_000, help="bytes of the file")
     parser.add_argument("--scale", type=float, default=1.0, help="scales all widths")
     return parser.parse_args()
 
@@ -183,12 +200,16 @@ def main() -> None:
     bars: list[Bar] = []
     for network in arguments.networks:
         for name in arguments.forms:
-            for budget in (*BUDGETS, ONNX_BYTES if FORMS[name].removes else SPARSE_BYTES):
-                landing = land(network, name, FORMS[name], budget, arguments.scale)
-                print(landing.write_row(), flush=True)
-                bars += landing.set_bars()
+            file = "onnx" if FORMS[name].removes else "sparse"
+            for budget in (*BUDGETS, BytesBudget(at_most=arguments.bytes, file=file)):
+                bars += judge(network, name, budget, arguments.scale)
     print()
     finish(bars)
+
+
+def _is_predicted(budget: Budget) -> bool:
+    """Whether a budget limits the bytes of an ONNX file, which the engine does not know exactly."""
+    return isinstance(budget, BytesBudget) and budget.file == "onnx"
 
 
 if __name__ == "__main__":

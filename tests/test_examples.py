@@ -118,8 +118,9 @@ def test_the_benchmark_of_accuracy_runs():
 
 @pytest.mark.slow
 def test_the_benchmark_of_budgets_lands_within_them_and_uses_them_up():
-    size = ("--networks", "ResNet-18", "--scale", "0.0625")
-    run = run_python("benchmarks/budgets.py", *size)
+    size = ("--networks", "ResNet-18", "--scale", "0.25", "--bytes", "800000")
+    forms = ("--forms", "weights, ERK", "channels, uniform")
+    run = run_python("benchmarks/budgets.py", *size, *forms)
     assert run.stdout.splitlines()[-1] == "every bar is met"
     assert "| ResNet-18 | channels, uniform | `MacsBudget(keep=0.5)` |" in run.stdout
 

@@ -53,15 +53,17 @@ FORMS: Mapping[str, Form] = {
 
 
 def build_as_trained(build: Callable[[float], nn.Module], scale: float) -> nn.Module:
-    """Return a network in which no parameter is zero, and no two parameters are equal.
+    """Return a network in which no parameter or statistic is zero, and no two are equal.
 
-    A bias of 0 would not be counted, and an ONNX file holds equal parameters once.
+    A bias of 0 would not be counted. A sparse file does not hold a mean of 0, and an ONNX file
+    holds equal parameters once.
     """
     torch.manual_seed(0)
     model = build(scale).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.001 * torch.randn_like(parameter)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor += 0.001 * torch.randn_like(tensor)
     return model
 
 
