@@ -41,7 +41,7 @@ def test_every_config_trains_and_lands(config, tmp_path, fit, capsys):
 def test_the_config_of_a_tolerance_says_the_rounds_before_it_starts(fit, capsys):
     with pytest.warns(UserWarning, match="before the first round of pruning"):
         fit(BY_ROUNDS)
-    assert "tolerance: up to 6 rounds to sparsity 0.9800" in capsys.readouterr().out
+    assert "tolerance: up to 7 rounds to sparsity 0.9900" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import torch
 
 from lightning_prune import (
     Allocation,
+    Budget,
     CosineSchedule,
     Criterion,
     DistillationCallback,
@@ -28,6 +29,7 @@ from lightning_prune import (
     Schedule,
     SparsityCheckpoint,
     SparsityMonitor,
+    Tolerance,
     UniformAllocation,
 )
 from tests.conftest import answers
@@ -53,6 +55,11 @@ KINDS = {
     "pattern": (Pattern,),
     "regrow": (Regrow,),
     "rewind": (Rewind,),
+    **dict.fromkeys(("isomorphic", "budget_met"), FLAG),
+    "most": NUMBER,
+    "per": WORD,
+    "budget": (Budget,),
+    "tolerance": (Tolerance,),
     "sparsity": (int, float, dict),
     "features": (dict,),
     "teacher": (str, Path),
@@ -132,8 +139,9 @@ def arguments():
 
 def make(kind, name, value):
     """Return the object, and the text of the error: one of them is None."""
+    beside = {"sparsity": 0.0} if name == "most" else {}  # no sparsity may be above
     try:
-        return kind(**{name: value}), None
+        return kind(**{name: value}, **beside), None
     except (TypeError, ValueError) as error:
         return None, str(error)
 

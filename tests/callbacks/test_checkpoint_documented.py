@@ -69,7 +69,10 @@ def test_a_config_takes_every_argument_of_a_model_checkpoint(tmp_path, capsys, m
     with pytest.raises(SystemExit):
         parse("lightning_prune.SparsityCheckpoint", monitr="val_loss")
     shown = capsys.readouterr().err
-    assert "did you mean 'monitor'? It can be: sparsity, dirpath, filename, monitor" in shown
+    assert (
+        "did you mean 'monitor'? It can be: sparsity, budget_met, dirpath, filename, monitor"
+        in shown
+    )
     with pytest.raises(SystemExit):
         parse(sparsity=1.5)
     assert "need 0 <= sparsity <= 1, got sparsity=1.5" in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_a_pattern_of_ones_own_chooses_its_own_allocation():
         ("regrow", True, r"need regrow as a Regrow or None, got regrow=True; write regrow=Regrow"),
         ("keep_zeros", "false", "need keep_zeros as True or False, .*; write keep_zeros=False$"),
         ("keep_zeros", None, "need keep_zeros as True or False, got keep_zeros=None$"),
-        ("sparsity", None, "need sparsity as a number or a mapping .*, got sparsity=None$"),
+        ("sparsity", [0.9], "need sparsity as a number, a mapping .*, got sparsity=\\[0.9\\]$"),
         ("sparsity", "0.9", "got sparsity='0.9'; write sparsity=0.9$"),
         ("sparsity", {1: 0.5}, "got sparsity={1: 0.5}; write sparsity={'1': 0.5}$"),
         (
