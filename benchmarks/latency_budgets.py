@@ -22,7 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.architectures import ARCHITECTURES, Inputs
 from benchmarks.kit.judging import Bar, finish
-from benchmarks.kit.recording import silence_libraries, write_markdown_header, write_markdown_row
+from benchmarks.kit.recording import (
+    describe_machine,
+    silence_libraries,
+    write_markdown_header,
+    write_markdown_row,
+)
 from lightning_prune import (
     ChannelPattern,
     Latency,
@@ -136,17 +141,15 @@ def main() -> None:
     arguments = parser.parse_args()
     silence_libraries()
     budget, bars = LatencyBudget(speedup=arguments.speedup), []
-    print(
-        write_markdown_header("network", "predicted", "measured", "corrections", "parameters left")
-    )
+    columns = ("network", "predicted", "measured", "corrections", "parameters left")
+    print(describe_machine(), "", write_markdown_header(*columns), sep="\n")
     for name in arguments.networks:
         torch.manual_seed(0)
         build, inputs = ARCHITECTURES[name]
         landing = land(name, build(arguments.scale), inputs, budget, arguments.blocks)
         print(landing.write_row(), flush=True)
         speedup = landing.measured.speedup * 2.0 / arguments.speedup
-        bars.append(Bar(name=f"{name}, speedup", value=speedup, least=LEAST))
-        bars.append(Bar(name=f"{name}, speedup", value=speedup, most=MOST))
+        bars.append(Bar(name=f"{name}, speedup", value=speedup, least=LEAST, most=MOST))
     finish(bars)
 
 
