@@ -1,5 +1,8 @@
 """Costs under budgets while Lightning trains: latencies before and near the end, all at the end."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +15,7 @@ from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.limits import Expense
 from lightning_prune.engine.measured_bytes import measure_bytes
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.models.errors import describe_error
 from lightning_prune.recipe.budgets import BytesBudget, LatencyBudget
 from lightning_prune.reporting.latency_widths import measure_latency_table
 from lightning_prune.reporting.measured_spending import measure_spending
@@ -80,10 +84,13 @@ class CostCheck:
 
     def _correct(self, expense: Expense) -> None:
         """Measure a cost in the first process; correct it if the prediction is off."""
-        measured, is_off = None, False
+        found = None
         if self._trainer.is_global_zero:
-            measured, is_off = self._measure(expense)
-        shared: Any = self._trainer.strategy.broadcast((measured, is_off))
+            with _go_on_after_errors():
+                found = self._measure(expense)
+        shared: Any = self._trainer.strategy.broadcast(found)
+        if shared is None:
+            return
         measured, is_off = shared
         if expense.unit == "latency":
             self.measured_ms = measured
@@ -107,7 +114,17 @@ class CostCheck:
         is_sharded = any(tensor.shard is not None for tensor in self._pruner.tensors)
         if not (self._trainer.is_global_zero or is_sharded):
             return
-        lines = measure_spending(self._pruner, self._module, self._example, self.measured_ms)
-        if self._trainer.is_global_zero:
-            for line in lines:
-                Console().print(line)
+        with _go_on_after_errors():
+            lines = measure_spending(self._pruner, self._module, self._example, self.measured_ms)
+            if self._trainer.is_global_zero:
+                for line in lines:
+                    Console().print(line)
+
+
+@contextmanager
+def _go_on_after_errors() -> Iterator[None]:
+    """Warn of an error in a measurement, which must not end the training."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"no measurement of the budget: {describe_error(error)}", stacklevel=2)

@@ -22,6 +22,16 @@ _WORDS = {
 }
 
 
+def show_cost(value: float) -> str:
+    """Return a cost for a reader: whole from 1,000 on, and below with four digits.
+
+    Examples:
+        >>> show_cost(1264256.0), show_cost(0.0792263)
+        ('1,264,256', '0.07923')
+    """
+    return f"{round(value):,}" if value >= 1000 else f"{value:.4g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """The cost that a budget allows.
@@ -85,10 +95,10 @@ class Expense:
 
     def describe(self) -> str:
         """Return the cost beside the budget, in the unit of the cost."""
-        limit, words = self.limit, self.words
+        final, dense, cost = map(show_cost, (self.limit.final, self.limit.dense, self.cost))
         return (
-            f"{limit.budget.describe()}: at most {limit.final:,.6g} of {limit.dense:,.6g} {words}, "
-            f"now {self.cost:,.6g} ({self.share:.4f})"
+            f"{self.limit.budget.describe()}: at most {final} of {dense} {self.words}, "
+            f"now {cost} ({self.share:.4f})"
         )
 
     @property
@@ -135,13 +145,19 @@ class Limits:
         limits: The limits; none without a budget.
         savings: The cost that an atom saves for each of the weights in the atom, by the name of the
             group; empty if the allocation reads no savings.
+        has_measured: Whether the savings were measured, so that a state must hold them.
     """
 
     def __init__(
-        self, limits: Sequence[Limit] = (), savings: Mapping[str, float] | None = None
+        self,
+        limits: Sequence[Limit] = (),
+        savings: Mapping[str, float] | None = None,
+        *,
+        has_measured: bool = False,
     ) -> None:
         self.limits = tuple(limits)
         self.savings = savings or {}
+        self._has_measured = has_measured
 
     def __bool__(self) -> bool:
         """Whether there is a budget."""
@@ -158,11 +174,12 @@ class Limits:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to tell the same costs."""
-        return {
+        costs: dict[str, Any] = {
             limit.cost.unit: {"dense": limit.dense, "measured": limit.cost.state_dict()}
             for limit in self.limits
             if limit.cost.largest_error is not None
         }
+        return costs | ({"savings": dict(self.savings)} if self._has_measured else {})
 
     def correct(self, unit: Unit, kept: Mapping[str, int], measured: float) -> "Limits":
         """Return limits whose cost is exact for a model that was measured whole.
@@ -172,13 +189,11 @@ class Limits:
             kept: Number of atoms that each group of the measured model keeps, by name.
             measured: The measured cost.
         """
-        return Limits(
-            [
-                limit.correct(kept, measured) if limit.cost.unit == unit else limit
-                for limit in self.limits
-            ],
-            self.savings,
-        )
+        limits = [
+            limit.correct(kept, measured) if limit.cost.unit == unit else limit
+            for limit in self.limits
+        ]
+        return Limits(limits, self.savings, has_measured=self._has_measured)
 
     def measure(self, kept: Mapping[str, int], share: float) -> "Spending":
         """Return the costs of numbers of kept atoms, beside the costs that are due.
@@ -213,15 +228,15 @@ class Limits:
             limit = self.limits[0]
             raise ValueError(
                 f"need a budget below the cost of the dense model, got {limit.budget.describe()} "
-                f"for {limit.dense:,.6g} {_WORDS[limit.cost.unit]}"
+                f"for {show_cost(limit.dense)} {_WORDS[limit.cost.unit]}"
             )
 
 
 def _describe_unreachable(limit: Limit, reached: float) -> str:
     unit, parts = _WORDS[limit.cost.unit], limit.cost.dense_parts()
     costly = sorted(parts, key=lambda name: -parts[name])[:_LISTED_PARTS]
-    listed = ", ".join(f"'{name}' {parts[name]:,.6g}" for name in costly if parts[name])
-    least = f"{reached:,.6g} {unit}, {reached / limit.dense:.4f} of the dense cost"
+    listed = ", ".join(f"'{name}' {show_cost(parts[name])}" for name in costly if parts[name])
+    least = f"{show_cost(reached)} {unit}, {reached / limit.dense:.4f} of the dense cost"
     return (
         f"need a budget that can be reached, got {limit.budget.describe()}: the least is {least}"
         + (f"; of the parts that stay dense these cost most: {listed}" if listed else "")

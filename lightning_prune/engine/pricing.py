@@ -61,9 +61,13 @@ def make_limits(
     per = recipe.chosen_allocation.per
     if per is None:
         return Limits(limits)
-    if per not in costs:
-        costs[per] = make_cost(_SAMPLES[per], model, selection, example, latencies)
-    return Limits(limits, _find_savings(costs[per], selection))
+    is_measured = per == "latency"
+    savings = (saved or {}).get("savings") if is_measured else None
+    if savings is None or savings.keys() != full.keys():
+        if per not in costs:
+            costs[per] = make_cost(_SAMPLES[per], model, selection, example, latencies)
+        savings = _find_savings(costs[per], selection)
+    return Limits(limits, savings, has_measured=is_measured)
 
 
 def make_cost(

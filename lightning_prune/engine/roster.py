@@ -11,7 +11,7 @@ from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.checkpoint import EMPTY_STATE, describe_tensors, return_tensor
 from lightning_prune.engine.earlier_masks import EarlierMasks
 from lightning_prune.engine.enrolment import Enrolment, enroll
-from lightning_prune.engine.limits import Latencies, Limits
+from lightning_prune.engine.limits import Latencies, Limits, show_cost
 from lightning_prune.engine.notices import warn_of_lost_masks
 from lightning_prune.engine.selection import select
 from lightning_prune.models.names import named_parameters
@@ -121,7 +121,7 @@ class Roster:
             limits.check(self.enrolment.selection.groups)
         except ValueError as error:
             warnings.warn(
-                f"a measurement of {measured:,.6g} is not followed: {error}", stacklevel=4
+                f"a measurement of {show_cost(measured)} is not followed: {error}", stacklevel=4
             )
             return
         self.enrolment = self.enrolment.limit(limits)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.channels.shrink import shrink
-from lightning_prune.engine.limits import Expense
+from lightning_prune.engine.limits import Expense, show_cost
 from lightning_prune.engine.measured_bytes import measure_bytes
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.budgets import BytesBudget
@@ -39,8 +39,11 @@ def _compare(
     for expense in pruner.spending:
         measured = _measure(expense, small, example, latency_ms, removed=removed)
         if measured is not None:
-            line = f"asked for at most {expense.limit.final:,.6g} {expense.words}, predicted "
-            yield f"{line}{expense.cost:,.6g}, measured {measured:,.6g}"
+            final, cost = show_cost(expense.limit.final), show_cost(expense.cost)
+            yield (
+                f"asked for at most {final} {expense.words}, predicted {cost}, "
+                f"measured {show_cost(measured)}"
+            )
 
 
 def _measure(

@@ -89,3 +89,26 @@ def test_a_cost_that_is_measured_is_taken_over():
     assert kept[6] > kept[7] == kept[8]
     assert pruner.spending.is_met
     pruner.detach()
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"sparsity": 0.5, "allocation": GlobalAllocation(per="latency")},
+        {"budget": LatencyBudget(speedup=2.0)},
+        {"budget": LatencyBudget(speedup=2.0), "allocation": GlobalAllocation(per="latency")},
+    ],
+)
+def test_a_resumed_run_does_not_measure_again(answers):
+    def measure(selection):
+        raise AssertionError("measured again")
+
+    before = prune(make_net(), pattern=CHANNELS, latencies=TABLE, **answers)
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    after = Pruner(pattern=CHANNELS, **answers)
+    after.load_state_dict(before.state_dict())
+    after.attach(net, optimizer, steps=2, example=torch.zeros(1, 8), latencies=measure)
+    assert after.state_dict()["costs"] == before.state_dict()["costs"] != {}
+    assert [group.kept for group in after.groups] == [group.kept for group in before.groups]
+    after.detach(completed=False)
