@@ -128,9 +128,10 @@ class GlobalAllocation(Allocation):
 
     .. math:: \mathrm{score}(u) = \frac{s_u}{c_u}
 
-    Here :math:`s` is the score of the criterion, and :math:`c` is the cost that the atom saves. If
-    the score is the loss that pruning the atom adds, this rule is the greedy solution of the
-    knapsack problem of Shen et al., "Structural Pruning via Latency-Saliency Knapsack" (2022),
+    Here :math:`s` is the score, a mean over the weights in the atom, and :math:`c` is the cost that
+    the atom saves for each of them. So the quotient is the sum of the scores over the cost. If the
+    sum is the loss that pruning the atom adds, this rule is the greedy solution of the knapsack
+    problem of Shen et al., "Structural Pruning via Latency-Saliency Knapsack" (2022),
     https://arxiv.org/abs/2210.06659. An atom that saves nothing goes last. Scores must not be
     negative: divided by a large cost, a bad score would rise towards 0.
 

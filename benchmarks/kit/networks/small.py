@@ -45,22 +45,3 @@ def build_convolutions(side: int) -> nn.Sequential:
         layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
     layers += [nn.Flatten(), nn.Linear(64 * (side // (2 * first)) ** 2, 128), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(128, CLASSES))
-
-
-def build_pairs() -> nn.Sequential:
-    """Return three pairs of convolutions, each pair at half of the size of the pair before.
-
-    As in VGG (Simonyan & Zisserman 2014, https://arxiv.org/abs/1409.1556), a weight of the first
-    pair multiplies sixteen times as often as a weight of the last pair.
-    """
-    layers: list[nn.Module] = []
-    inputs = 1
-    for outputs in (16, 32, 64):
-        for _ in range(2):
-            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
-            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
-            inputs = outputs
-        if outputs < 64:
-            layers.append(nn.MaxPool2d(2))
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)]
-    return nn.Sequential(*layers)
