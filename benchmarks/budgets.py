@@ -163,7 +163,7 @@ def judge(network: str, name: str, budget: Budget, scale: float) -> list[Bar]:
     try:
         landing = land(network, name, FORMS[name], budget, scale)
     except ValueError as error:
-        if not _is_predicted(budget) or "that can be reached" not in str(error):
+        if not isinstance(budget, BytesBudget) or "that can be reached" not in str(error):
             raise
         least = str(error).split(": ")[1].split(" of the dense")[0]
         cells = (network, name, f"`{budget.describe()}`", *[""] * 5)
