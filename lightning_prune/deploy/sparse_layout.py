@@ -42,7 +42,7 @@ class TensorSize(NamedTuple):
         dtype: The type in the file.
         shape: The shape.
         nonzero: Number of entries that are not zero.
-        same_as: The name of the earlier tensor that the tensor is tied to; None if there is none.
+        same_as: The name of an earlier tensor, to which this tensor is tied; None without a tie.
     """
 
     name: str

@@ -30,7 +30,7 @@ class BlockGroup(TensorGroup, BoundedGroup):
         return int(self.alive().sum())
 
     def extents(self) -> Iterator[Extent]:
-        """Yield the tensor, of which an atom is any part; the first atom is as large as any."""
+        """Yield the tensor: its atoms may lie anywhere, and the first atom is the largest."""
         first = torch.zeros_like(self.alive())
         first.view(-1)[:1] = True
         for member, weights in self.spread(first):

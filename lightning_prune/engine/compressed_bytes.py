@@ -64,10 +64,10 @@ class CompressedFileCost(Cost):
             for name, source in self._parts.sources.items()
             if id(parameters.get(source.name)) in by_parameter
         }
-        self.learn(model)
+        self._learn(model)
 
-    def learn(self, model: nn.Module) -> None:
-        """Learn the bytes of all constants again, from the present weights."""
+    def _learn(self, model: nn.Module) -> None:
+        """Learn the bytes of all constants from the present weights."""
         graph = count_zstd_bytes(self._parts.graph)
         alone: dict[str, list[int]] = {each.name: [] for each in self._parts.constants}
         together = []

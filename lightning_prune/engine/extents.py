@@ -98,7 +98,7 @@ def describe_products(
 
 
 def _read_axis(labels: Tensor, group_of: Mapping[int, str], sizes: Mapping[str, int]) -> Axis:
-    """Return the axis; a group of which channels are missing, or unequal, does not shorten it."""
+    """Return the axis; only a group with all channels there, equally long, shortens it."""
     counts: dict[str, list[int]] = {}
     found = torch.unique(labels, return_counts=True)
     for label, count in zip(*(each.tolist() for each in found), strict=True):

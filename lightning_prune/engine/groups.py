@@ -96,7 +96,7 @@ class Group(ABC):
     @property
     @abstractmethod
     def weights_per_atom(self) -> float:
-        """Number of weights of which the score of an atom is the mean."""
+        """Number of scored weights in an atom; the score of the atom is their mean."""
 
     @property
     @abstractmethod

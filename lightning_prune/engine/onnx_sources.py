@@ -131,7 +131,7 @@ def _find_factor(
 def _find_equal(
     constant: Constant, arrays: Mapping[str, "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]
 ) -> Source | None:
-    """Return the tensor with the values of a constant; None if there is none, or no choice."""
+    """Return the first tensor that holds the values of a constant; None if no tensor does."""
     values = constant.values
     if values.ndim == 0 or values.dtype.kind != "f":
         return None

@@ -42,7 +42,7 @@ def make_limits(
         saved: What an earlier training has measured, by unit: `Limits.state_dict`.
 
     Raises:
-        ValueError: If a cost needs an example and there is none, or cannot be told.
+        ValueError: If a cost cannot be told, or needs an example that is missing.
     """
     full = {group.name: group.total for group in selection.groups}
     costs: dict[str, Cost] = {}
@@ -84,7 +84,7 @@ def make_cost(
 
 
 def _find_savings(cost: Cost, selection: Selection) -> dict[str, float]:
-    r"""Return the cost that an atom saves for each weight of which the score is the mean.
+    r"""Return the cost that an atom saves, divided by the number of its scored weights.
 
     .. math:: \frac{C(n) - C(n_{-g})}{n_g\, w_g}
 
@@ -141,4 +141,4 @@ _SAMPLES: Mapping[str, Budget] = {
     "parameters": ParameterBudget(keep=0.5),
     "latency": LatencyBudget(speedup=2.0),
 }
-"""A budget of each unit, of which only the unit matters."""
+"""A budget of each unit; nothing but the unit matters."""

@@ -24,7 +24,7 @@ def measure_spending(
         pruner: The engine.
         model: The pruned model; it stays as it is.
         example: The arguments of ``forward``; None for the module's ``example_input_array``.
-        latency_ms: The measured latency; None if there is none.
+        latency_ms: The measured latency; None if it was not measured.
     """
     if not pruner.spending:
         return []
