@@ -38,6 +38,7 @@ from lightning_prune import (
     report,
     shrink,
 )
+from lightning_prune.reporting.stopwatch import contradicts
 
 NETWORKS = ("ResNet-18", "MobileNetV2", "ViT")
 LEAST, MOST = 1.95, 2.3
@@ -112,10 +113,10 @@ def land(
             checked = kept
             latency = measure(dense, shrink(model, example), example, blocks)
             (expense,) = pruner.spending
-            measured = expense.limit.dense / latency.speedup
-            if abs(expense.cost / measured - 1) > expense.largest_error:
+            dense_ms = expense.limit.dense
+            if contradicts(latency, dense_ms / expense.cost, budget.speedup):
                 corrections += 1
-                pruner.correct_cost("latency", measured)
+                pruner.correct_cost("latency", dense_ms / latency.speedup)
     pruner.detach()
     small = shrink(model, example)
     (expense,) = pruner.spending

@@ -98,16 +98,19 @@ class CostCheck:
             self._pruner.correct_cost(expense.unit, measured)
 
     def _measure(self, expense: Expense) -> tuple[float, bool]:
-        """Return the measured cost, and whether it shows that the prediction is off."""
-        budget, dense = expense.limit.budget, expense.limit.dense
+        """Return the measured cost, and whether the prediction has to be corrected."""
+        budget, dense, final = expense.limit.budget, expense.limit.dense, expense.limit.final
         if isinstance(budget, LatencyBudget):
             shrunk = shrink(self._module, self._example)
             latency = measure_model_latency(self._module, shrunk, self._example, budget)
-            return dense / latency.speedup, contradicts(latency, dense / expense.cost)
+            is_off = contradicts(latency, dense / expense.cost, dense / final)
+            return dense / latency.speedup, is_off
         assert isinstance(budget, BytesBudget)
         removed = self._pruner.recipe.pattern.couples_tensors
         size = measure_bytes(self._module, budget, self._example, removes_channels=removed)
-        return size, abs(expense.cost - size) > (expense.largest_error or 0.0) * size
+        is_too_large = size > max(expense.cost, final)
+        is_off = abs(expense.cost - size) > (expense.largest_error or 0.0) * size
+        return size, is_off or is_too_large
 
     def print_measured(self) -> None:
         """Print what the budgets asked for, the cost that was predicted, and what is measured."""

@@ -99,25 +99,34 @@ def measure_model_latency(
     return Stopwatch(dense, example, budget, blocks)(shrunk)
 
 
-def contradicts(latency: Latency, speedup: float) -> bool:
-    """Return whether a measured latency shows that a predicted speedup is wrong.
+def contradicts(latency: Latency, predicted: float, asked: float) -> bool:
+    """Return whether a measured latency shows that a prediction has to be corrected.
 
-    That is so if the prediction is off by more than 5 %, and outside the interval of the
-    measurement. A correction by less would follow the noise.
+    That is so in two cases, both outside the interval of the measurement. A correction by less
+    would follow the noise.
+
+    - The prediction is off by more than 5 %.
+    - The model is slower than predicted, and slower than asked.
 
     Args:
         latency: The latency of the shrunk model in turns with the dense model.
-        speedup: The predicted speedup.
+        predicted: The predicted speedup.
+        asked: The speedup that the budget asks for at the end.
 
     Examples:
         >>> from lightning_prune.reporting.latency import Contest, compare_times
         >>> contest = Contest(runtime="torch", device="cpu", threads=1, dense=None, pruned=None)
-        >>> latency = compare_times(contest, [1.9, 2, 2, 2, 2, 2.2], [1.0] * 6, calls=1)
-        >>> latency.speedup, [contradicts(latency, speedup) for speedup in (1.8, 1.96, 2.15, 2.3)]
-        (2.0, [True, False, False, True])
+        >>> latency = compare_times(contest, [1.9, 2, 2, 2, 2, 2.05], [1.0] * 6, calls=1)
+        >>> latency.speedup, latency.high
+        (2.0, 2.05)
+        >>> [contradicts(latency, speedup, asked=1.0) for speedup in (1.8, 1.96, 2.09, 2.3)]
+        [True, False, False, True]
+        >>> [contradicts(latency, 2.09, asked) for asked in (2.04, 2.06)]
+        [False, True]
     """
-    is_outside = not latency.low <= speedup <= latency.high
-    return is_outside and abs(speedup / latency.speedup - 1) > LARGEST_ERROR
+    is_outside = not latency.low <= predicted <= latency.high
+    is_off = is_outside and abs(predicted / latency.speedup - 1) > LARGEST_ERROR
+    return is_off or latency.high < min(predicted, asked)
 
 
 def _resize(call: Call, batch_size: int | None) -> Call:
