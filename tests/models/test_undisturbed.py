@@ -102,9 +102,14 @@ def test_buffers_and_parameters_get_their_values_back(inside, parameters):
 def test_an_error_alone_undoes_the_changes_of_a_block():
     module = Cache()
     state = {n: t.clone() for n, t in module.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), undo_on_error(module):
-        module.change()
-        raise KeyboardInterrupt
+
+    def change_and_fail():
+        with undo_on_error(module):
+            module.change()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        change_and_fail()
     torch.testing.assert_close(dict(module.state_dict()), state, rtol=0, atol=0)
     with undo_on_error(module):
         module.change()
