@@ -167,7 +167,7 @@ def test_attach_refuses_a_wrong_argument(arguments, message):
         ("report", {"module": "net"}, "need module as a Module, got module='net'"),
         ("report", {"module": NET, "blocks": 7.5}, "need blocks as a whole number, got blocks=7.5"),
         ("shrink", {"module": None}, "need module as a Module, got module=None"),
-        ("shrink", {"module": NET, "statistics": 16}, "need statistics as an iterable or None"),
+        ("shrink", {"module": NET, "statistics": 16}, "need statistics as an iterable of val"),
         ("shrunk_state", {"module": nn.Linear}, "need module as a Module, got the class Linear"),
         ("adopt", {"module": NET, "state": "x.ckpt"}, "need state as a mapping of strings to val"),
         (
