@@ -84,7 +84,6 @@ def assert_whole(model: LightningModule, masks: dict[str, Tensor]) -> None:
     ids=str,
 )
 @pytest.mark.works_with("Stop and resume", "after any step, channels")
-@pytest.mark.filterwarnings("ignore:training ended with an update of the masks")
 def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(criterion, allocation, tmp_path):
     def pruning():
         schedule = PolynomialSchedule(every=0.2, end=0.9)
