@@ -49,7 +49,6 @@ from lightning_prune import (
 )
 
 BATCH = 64
-BATCHES = 16  # for new statistics
 VALIDATION = 10_000
 ROUNDING = 1e-4  # points; a metric is a float32
 SINGLE = [round(0.05 * step, 2) for step in range(1, 20)] + [0.98]
@@ -142,19 +141,6 @@ def measure(name: str, model: ValidatedClassifier, pattern: str) -> Result:
     return Result(name, count_parameters(model, pattern), validation, test)
 
 
-@torch.no_grad()
-def refresh_statistics(model: ValidatedClassifier) -> None:
-    """Give the batch normalizations the mean statistics of training batches."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    model.eval()
-    for norm in norms:
-        norm.train().reset_running_stats()
-        norm.momentum = None
-    for (images, _), _ in zip(model.train_dataloader(), range(BATCHES), strict=False):
-        model(images)
-    model.eval()
-
-
 def try_single_sparsities(
     dense: dict[str, Tensor], data: Splits, seed: int, pattern: str
 ) -> Iterator[Result]:
@@ -167,7 +153,6 @@ def try_single_sparsities(
         )
         with hide_output():
             prune_once(make_quiet_trainer(pruning), model)
-        refresh_statistics(model)
         yield measure(f"single {sparsity:g}", model, pattern)
 
 

@@ -17,6 +17,7 @@ from .post_training.search_report import SearchReport as SearchReport
 from .post_training.searching import search_sparsities as search_sparsities
 from .post_training.sensitivity import measure_sensitivity as measure_sensitivity
 from .post_training.sensitivity_report import Sensitivity as Sensitivity
+from .post_training.statistics import reestimate_statistics as reestimate_statistics
 from .recipe.allocations import (
     Allocation as Allocation,
     ERKAllocation as ERKAllocation,

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.averages import Averages
 from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.cost_check import CostCheck
+from lightning_prune.callbacks.old_statistics import OldStatistics
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
@@ -135,7 +137,7 @@ class PruningCallback(Callback):
         # What the next training restores: empty for a new training, None once training has started.
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
-        self._averaged_updates: int | None = None
+        self._averages, self._statistics = Averages(self.pruner), OldStatistics(self.pruner)
         self._logged_key: tuple[int, Sequence[Group]] | None = None  # at the last log of the epoch
 
     @property
@@ -232,8 +234,9 @@ class PruningCallback(Callback):
             steering.begin()
         self._steering = steering
         self._restored_state, self._is_training = None, True
-        self._averaged_updates, self._logged_key = None, None
-        self._mask_averages(trainer)
+        self._averages, self._statistics = Averages(self.pruner), OldStatistics(self.pruner)
+        self._logged_key = None
+        self._averages.mask(trainer)
         warn_of_saves_at_epoch_ends(trainer)
         self._print_table(trainer, "To be pruned")
 
@@ -276,7 +279,8 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Log sparsity and target after each update; Lightning repeats them between updates."""
-        self._mask_averages(trainer)
+        self._averages.mask(trainer)
+        self._statistics.note_batch()
         batches = trainer.fit_loop.total_batch_idx + 1
         if trainer.log_every_n_steps and batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.pruner.check_zeros()
@@ -302,7 +306,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Mask averaged copies, so that other callbacks save them with the present masks."""
-        self._mask_averages(trainer)
+        self._averages.mask(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks; the pruned weights stay zero."""
@@ -311,6 +315,7 @@ class PruningCallback(Callback):
             self._steering.end(pl_module)
         self.pruner.detach()
         self._print_table(trainer, "Pruned")
+        self._statistics.warn(pl_module)
         if self._costs is not None:
             self._costs.print_measured()
 
@@ -331,19 +336,6 @@ class PruningCallback(Callback):
             return is_finder or will_be_skipped(trainer, optimizer)
 
         return is_trial_step
-
-    def _mask_averages(self, trainer: Trainer) -> None:
-        """Prune the averaged copies of other callbacks after each change of the masks.
-
-        Between two changes an average of zeros stays zero, in any order of the callbacks.
-        """
-        if self.pruner.updates == self._averaged_updates:
-            return
-        self._averaged_updates = self.pruner.updates
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            average = getattr(callback, "_average_model", None)
-            if average is not None:
-                self.pruner.mask_copy(getattr(average, "module", average))
 
     def _print_table(self, trainer: Trainer, title: str) -> None:
         if trainer.is_global_zero:

@@ -1,7 +1,7 @@
 """Modules without their zero channels: made and checked."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.channels.coupling import ChannelPlace, CoupledChannels, Coupling, couple
 from lightning_prune.channels.numbers import Removal
 from lightning_prune.channels.removal import Smaller
+from lightning_prune.channels.statistics import measure_statistics
 from lightning_prune.channels.trial import Trial, try_with_generic_weights
-from lightning_prune.models.calls import make_call
+from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.comparison import Reference
 from lightning_prune.models.compiled import copy_module, unwrap_compiled
 from lightning_prune.models.names import named_tensors
@@ -23,7 +24,9 @@ _BATCHES = 3
 
 @check_arguments
 @show_progress()
-def shrink(module: Smaller, example: Any = None) -> Smaller:
+def shrink(
+    module: Smaller, example: Any = None, *, statistics: Iterable[Any] | None = None
+) -> Smaller:
     r"""Return a copy of a module without the channels that are zero wherever they lie.
 
     A channel is removed if all that is stored for it is 0: the row that makes it, its bias, the
@@ -46,9 +49,17 @@ def shrink(module: Smaller, example: Any = None) -> Smaller:
         module: The pruned module; left as it is.
         example: The arguments of ``forward``: a tensor, a tuple of arguments or a dict of named
             ones; by default ``module.example_input_array``.
+        statistics: Batches, such as a ``DataLoader``, from which batch normalizations in the copy
+            get new running means and variances after the comparison, as a module needs that was not
+            trained after pruning. All of them are read: ``itertools.islice(loader, 16)`` is enough.
+            ``forward`` gets as many items of a tuple or list as ``example`` has arguments, so
+            the images of ``(images, labels)``, or the names of a dict that ``example`` has. Where
+            several processes run, each calls this, and the mean is over the batches of all. By
+            default the statistics stay.
 
     Raises:
-        ValueError: If there is no example, or the module cannot be traced with it.
+        ValueError: If there is no example, the module cannot be traced with it, or ``statistics``
+            has no batch, or a batch without the arguments.
 
     Examples:
         >>> module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -60,6 +71,14 @@ def shrink(module: Smaller, example: Any = None) -> Smaller:
         (Linear(in_features=4, out_features=2, bias=True), {})
     """
     call = make_call(module, example)
+    smaller = _remove_zero_channels(module, call)
+    if statistics is not None:
+        measure_statistics(smaller, statistics, call)
+    return smaller
+
+
+def _remove_zero_channels(module: Smaller, call: Call) -> Smaller:
+    """Return the smaller copy, whose outputs have been compared."""
     coupling = couple(module, call)
     removal = _find_zero_channels(module, coupling)
     if not removal:
@@ -72,7 +91,7 @@ def shrink(module: Smaller, example: Any = None) -> Smaller:
     refused = tried.refused | checked.refused
     left = {coupling.groups[index].producers[0]: refused[index] for index in sorted(refused)}
     if left:
-        warnings.warn(_describe_left(left), stacklevel=4)  # over both decorators
+        warnings.warn(_describe_left(left), stacklevel=5)  # over both decorators
     return _record(checked.remove(), left)
 
 

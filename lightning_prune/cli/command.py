@@ -19,7 +19,7 @@ from lightning_prune.cli.refusals import describe_refusal
 from lightning_prune.cli.trainer import PruneTrainer
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 
-_OURS = ("prune", "sensitivity", "search", "report", "shrink", "export")
+_OURS = ("prune", "sensitivity", "search", "report", "reestimate", "shrink", "export")
 
 
 class PruneArgumentParser(LightningArgumentParser):
@@ -114,6 +114,10 @@ class PruneCLI(LightningCLI):
     def report(self, **arguments: Any) -> None:
         """Measure the size, work, memory and latency that pruning has saved."""
         self._run(self.trainer.report, arguments)
+
+    def reestimate(self, **arguments: Any) -> None:
+        """Give the batch normalizations of a checkpoint new statistics."""
+        self._run(self.trainer.reestimate, arguments)
 
     def shrink(self, **arguments: Any) -> None:
         """Remove the zero channels of a checkpoint."""

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import RenderableType
 from rich.progress import track
 from torch import nn
@@ -16,6 +15,8 @@ from torch import nn
 from lightning_prune.channels.adoption import shrunk_state
 from lightning_prune.channels.shrink import shrink
 from lightning_prune.cli.example import find_example
+from lightning_prune.cli.loading import choose_output, load_weights
+from lightning_prune.cli.validation import has_validation, validate_if_possible
 from lightning_prune.deploy.checkpoints import read_checkpoint, write_checkpoint
 from lightning_prune.deploy.compression import file_size
 from lightning_prune.deploy.files import need_libraries
@@ -26,7 +27,7 @@ from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
 from lightning_prune.models.calls import Call, bind_call, make_call, refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
 from lightning_prune.models.trees import find_tensors, move_to_cpu, replace_tensors
-from lightning_prune.post_training.calibration import quiet, validate
+from lightning_prune.post_training.calibration import check_one_process, quiet, validate
 from lightning_prune.reporting.pruning import change_table
 
 _KEPT_KEYS = (  # the keys of a checkpoint that describe the model, not the training
@@ -170,39 +171,42 @@ def write_shrunk(
     model: LightningModule,
     datamodule: LightningDataModule | None,
     *,
-    source: Path,
-    output: Path,
+    ckpt_path: str,
+    output: str | None,
     say: Say,
 ) -> None:
     """Remove zero channels, and write a checkpoint with the smaller model and no training state.
 
     Args:
         trainer: Validates both models.
-        model: The model, which does not change.
+        model: The model of the config.
         datamodule: The source of batches; by default the model.
-        source: The checkpoint of the model. The new checkpoint keeps the hyperparameters.
-        output: The checkpoint to write.
+        ckpt_path: The checkpoint of the model. The new checkpoint keeps the hyperparameters.
+        output: The checkpoint to write; None for a file beside the other.
         say: Called with each line and table for the user.
     """
-    before = _validate_if_possible(trainer, model, datamodule)
+    check_one_process(trainer, "to shrink")
+    target = choose_output(ckpt_path, output, "shrunk")
+    load_weights(model, ckpt_path)
+    before = validate_if_possible(trainer, model, datamodule)
     example = find_example(trainer, model, datamodule, samples=2)
     say("finding which channels go together, and comparing the smaller model with the model")
     smaller = shrink(model, example)
     dense, left = (sum(p.numel() for p in each.parameters()) for each in (model, smaller))
     if dense == left:
         raise ValueError(
-            f"need zero channels that can be removed, got none in ckpt_path='{source}'; prune "
+            f"need zero channels that can be removed, got none in ckpt_path='{ckpt_path}'; prune "
             "them in training with pattern: ChannelPattern"
         )
-    _write_shrunk_checkpoint(smaller, source, output)
+    _write_shrunk_checkpoint(smaller, ckpt_path, target)
     say(f"the smaller model has the same outputs; parameters: {dense:,} before, {left:,} after")
     if before:
-        after = _validate_if_possible(trainer, smaller, datamodule)
+        after = validate_if_possible(trainer, smaller, datamodule)
         say(change_table(before, after, "shrunk"))
-    say(f"written: {output}")
+    say(f"written: {target}")
 
 
-def _write_shrunk_checkpoint(smaller: nn.Module, source: Path, output: Path) -> None:
+def _write_shrunk_checkpoint(smaller: nn.Module, source: str, output: Path) -> None:
     checkpoint = read_checkpoint(source)
     kept = {key: checkpoint[key] for key in _KEPT_KEYS if key in checkpoint}
     start = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
@@ -241,7 +245,7 @@ def write_sparse(
     _describe_file(say, output, zeros, sum(weight.numel() for weight in weights))
     if precision == "fp32":
         say("the file loads back bit for bit, so it keeps the quality of the model")
-    elif not _has_validation(model, datamodule):
+    elif not has_validation(model, datamodule):
         say(f"the quality of the file was not measured: {_NOT_VALIDATED}")
     else:
         before = validate(trainer, deepcopy(model), datamodule)
@@ -256,22 +260,6 @@ def _describe_file(say: Say, path: Path, zeros: int, entries: int) -> None:
     say(f"zeros: {zeros:,} of {entries:,} weights, sparsity {zeros / max(entries, 1):.4f}")
 
 
-def _validate_if_possible(
-    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None
-) -> dict[str, float]:
-    """Return the metrics of a validated copy; no metrics if the model has no validation."""
-    if not _has_validation(model, datamodule):
-        return {}
-    return validate(trainer, deepcopy(model), datamodule)
-
-
-def _has_validation(model: LightningModule, datamodule: LightningDataModule | None) -> bool:
-    sources = (model, datamodule)
-    return is_overridden("validation_step", model) and any(
-        source is not None and is_overridden("val_dataloader", source) for source in sources
-    )
-
-
 def _items(call: Call) -> list[torch.Size]:
     """Return the shapes without the first dimension, which a traced file requires."""
     return [tensor.shape[1:] for tensor in call.tensors]
@@ -281,7 +269,7 @@ def _validate_and_record(
     trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, calls: int
 ) -> tuple[dict[str, float], list[Call]]:
     """Return the metrics of a validated copy, and the first calls of ``forward``."""
-    if not _has_validation(model, datamodule):
+    if not has_validation(model, datamodule):
         return {}, []
     copied = deepcopy(model)
     with CallRecorder(copied, limit=calls) as recorder:

@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule
 
 from lightning_prune.deploy.checkpoints import read_checkpoint, read_lightning_checkpoint
+from lightning_prune.deploy.files import check_output_file
 
 
 def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
@@ -17,6 +18,19 @@ def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     model.configure_model()
     adopt(model, checkpoint)
     return True
+
+
+def choose_output(ckpt_path: str, output: str | None, ending: str) -> Path:
+    """Return the checkpoint to write: by default beside another, with an ending in the name.
+
+    Raises:
+        ValueError: If the other is no checkpoint of Lightning, or the output is the other or cannot
+            be written.
+    """
+    read_lightning_checkpoint(ckpt_path)
+    source = Path(ckpt_path)
+    beside = source.with_name(f"{source.stem}-{ending}{source.suffix}")
+    return check_output_file(output or beside, ckpt_path=source)
 
 
 def load_weights(model: LightningModule, ckpt_path: str) -> bool:

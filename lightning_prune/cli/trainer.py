@@ -1,16 +1,19 @@
 """The subcommands of ``lightning-prune`` that do not train, as methods of a Trainer."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
-from lightning_prune.cli.formats import Format, Precision, check_precision, name_beside
-from lightning_prune.cli.loading import load_weights
-from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
-from lightning_prune.post_training.defaults import BATCHES, SEARCH_SPARSITIES, SPARSITIES, TRIALS
+from lightning_prune.cli.formats import Format, Precision
+from lightning_prune.post_training.defaults import (
+    BATCHES,
+    SEARCH_SPARSITIES,
+    SPARSITIES,
+    STATISTICS,
+    TRIALS,
+)
 from lightning_prune.recipe.budgets import Budget
 from lightning_prune.reporting.latency import BLOCKS, THREADS
 
@@ -30,6 +33,7 @@ class PruneTrainer(Trainer):
         output: str | None = None,
         batches: int = BATCHES,
         train_mode: bool = False,
+        statistics: int = STATISTICS,
     ) -> None:
         """Prune a checkpoint in one update without training, and validate before and after.
 
@@ -43,10 +47,11 @@ class PruneTrainer(Trainer):
             output: The checkpoint to write; by default beside the other, with '-pruned' in the
                 name. 'test --ckpt_path' tests this checkpoint. 'fit --ckpt_path' trains it on from
                 step 0 and keeps the zeros.
-            batches: Number of training batches for a criterion that needs gradients or inputs. No
-                weight changes.
+            batches: Number of training batches for a criterion that needs gradients or inputs.
             train_mode: Whether the modules are in train mode during these batches, for a
                 training_step that needs it.
+            statistics: Largest number of training batches for new statistics of batch
+                normalizations in the pruned model; 0 leaves them as they are.
         """
         from lightning_prune.post_training.one_shot import prune_once
 
@@ -60,6 +65,7 @@ class PruneTrainer(Trainer):
             output=target,
             batches=batches,
             train_mode=train_mode,
+            statistics=statistics,
         )
         _say(f"written: {target}")
 
@@ -75,7 +81,7 @@ class PruneTrainer(Trainer):
         tolerance: float = 0.01,
         batches: int = BATCHES,
         train_mode: bool = False,
-        reestimate: bool = False,
+        statistics: int = STATISTICS,
         output: str = "sensitivity",
         plot: bool = True,
     ) -> None:
@@ -93,41 +99,32 @@ class PruneTrainer(Trainer):
             sparsities: The sparsities to try, in (0, 1], rising.
             tolerance: Largest allowed loss of the metric against the dense model, in the unit of
                 the metric, for the sparsities that are written.
-            batches: Number of training batches for a criterion that needs gradients or inputs. No
-                weight changes.
+            batches: Number of training batches for a criterion that needs gradients or inputs.
             train_mode: Whether the modules are in train mode during these batches, for a
                 training_step that needs it.
-            reestimate: Whether batch normalizations get new statistics from these training batches
-                before each validation.
+            statistics: Largest number of training batches for new statistics of batch
+                normalizations before each validation; 0 leaves them as they are.
             output: The folder to write sensitivity.csv, sensitivity.yaml and sensitivity.png to.
             plot: Whether to draw sensitivity.png, which needs matplotlib.
         """
-        from lightning_prune.post_training.sensitivity import measure_sensitivity
-        from lightning_prune.post_training.sensitivity_report import (
-            check_folder,
-            check_plot,
-            check_tolerance,
-        )
+        from lightning_prune.cli.sensitivity import measure_and_write
 
-        check_tolerance(tolerance)
-        if plot:
-            check_plot()
-        check_folder(Path(output), plot=plot)
-        sensitivity = measure_sensitivity(
+        measure_and_write(
             self,
             model,
             datamodule,
+            folder=Path(output),
+            tolerance=tolerance,
+            plot=plot,
+            say=_say,
             monitor=monitor,
             mode=mode,
             ckpt_path=ckpt_path,
             sparsities=sparsities,
             batches=batches,
             train_mode=train_mode,
-            reestimate=reestimate,
+            statistics=statistics,
         )
-        _say(sensitivity.table(tolerance))
-        written = sensitivity.write(Path(output), tolerance, plot=plot)
-        _say(f"written: {', '.join(map(str, written))}")
 
     def search(
         self,
@@ -143,7 +140,7 @@ class PruneTrainer(Trainer):
         trials: int = TRIALS,
         batches: int = BATCHES,
         train_mode: bool = False,
-        reestimate: bool = True,
+        statistics: int = STATISTICS,
         output: str = "search",
         plot: bool = True,
     ) -> None:
@@ -165,12 +162,11 @@ class PruneTrainer(Trainer):
             datamodule: The data.
             sparsities: The sparsities that a tensor can get beside 0, in (0, 1], rising.
             trials: Largest number of validations with all tensors pruned.
-            batches: Number of training batches for new statistics, and for a criterion that needs
-                gradients or inputs. No weight changes.
+            batches: Number of training batches for a criterion that needs gradients or inputs.
             train_mode: Whether the modules are in train mode during these batches, for a
                 training_step that needs it.
-            reestimate: Whether batch normalizations get new statistics from these training batches
-                before each validation.
+            statistics: Largest number of training batches for new statistics of batch
+                normalizations before each validation; 0 leaves them as they are.
             output: The folder to write search.yaml, search.csv, search.png, search.ckpt and
                 search_curves.csv to. A later search reuses the curves.
             plot: Whether to draw search.png, which needs matplotlib.
@@ -193,7 +189,7 @@ class PruneTrainer(Trainer):
             trials=trials,
             batches=batches,
             train_mode=train_mode,
-            reestimate=reestimate,
+            statistics=statistics,
         )
 
     def report(
@@ -227,32 +223,56 @@ class PruneTrainer(Trainer):
                 one call. More blocks narrow the interval.
             output: A .json, .csv or .md file to write the report to, or a folder for all three.
         """
-        from lightning_prune.cli.example import find_example
-        from lightning_prune.post_training.calibration import check_one_process
-        from lightning_prune.reporting.records import check_output
-        from lightning_prune.reporting.report import report
+        from lightning_prune.cli.reporting import report_and_write
 
-        if batch_size < 1:
-            raise ValueError(f"need batch_size >= 1, got batch_size={batch_size}")
-        if output is not None:
-            check_output(Path(output))
-        check_one_process(self, "to report")
-        read_lightning_checkpoint(ckpt_path)
-        dense = deepcopy(model)
-        is_shrunk = load_weights(model, ckpt_path)
-        example = find_example(self, model, datamodule, batch_size)
-        found = report(
-            model.to(self.strategy.root_device),
-            example,
-            dense=dense if is_shrunk else None,
+        report_and_write(
+            self,
+            model,
+            datamodule,
+            ckpt_path=ckpt_path,
+            batch_size=batch_size,
+            output=None if output is None else Path(output),
+            say=_say,
             latency=latency,
             threads=threads,
             blocks=blocks,
-            progress=self.progress_bar_callback is not None,
         )
-        _say(found.table())
-        if output is not None:
-            _say(f"written: {', '.join(map(str, found.write(Path(output))))}")
+
+    def reestimate(
+        self,
+        model: LightningModule,
+        *,
+        ckpt_path: str,
+        datamodule: LightningDataModule | None = None,
+        output: str | None = None,
+        statistics: int = STATISTICS,
+        train_mode: bool = False,
+    ) -> None:
+        """Give the batch normalizations of a checkpoint new statistics, and validate.
+
+        They do not fit if no training followed the last update of the masks. Nothing else changes.
+
+        Args:
+            model: The model.
+            ckpt_path: The checkpoint, which does not change.
+            datamodule: The data.
+            output: The checkpoint to write; by default beside the other, with '-reestimated' in the
+                name. Nothing but the statistics differs.
+            statistics: Largest number of training batches.
+            train_mode: Whether all modules are in train mode, for a training_step that needs it.
+        """
+        from lightning_prune.cli.statistics import reestimate_and_write
+
+        reestimate_and_write(
+            self,
+            model,
+            datamodule,
+            ckpt_path=ckpt_path,
+            output=output,
+            say=_say,
+            statistics=statistics,
+            train_mode=train_mode,
+        )
 
     def shrink(
         self,
@@ -276,16 +296,8 @@ class PruneTrainer(Trainer):
                 name. In Python, adopt(Model(), torch.load(output)) loads it.
         """
         from lightning_prune.cli.deployment import write_shrunk
-        from lightning_prune.deploy.files import check_output_file
-        from lightning_prune.post_training.calibration import check_one_process
 
-        check_one_process(self, "to shrink")
-        read_lightning_checkpoint(ckpt_path)
-        source = Path(ckpt_path)
-        beside = source.with_name(f"{source.stem}-shrunk{source.suffix}")
-        target = check_output_file(output or beside, ckpt_path=source)
-        load_weights(model, ckpt_path)
-        write_shrunk(self, model, datamodule, source=source, output=target, say=_say)
+        write_shrunk(self, model, datamodule, ckpt_path=ckpt_path, output=output, say=_say)
 
     def export(
         self,
@@ -317,31 +329,20 @@ class PruneTrainer(Trainer):
             reduce_range: Whether int8 weights use 7 of the 8 bits, which x86 processors without
                 VNNI need; by default if this machine needs it.
         """
-        from lightning_prune.cli.deployment import check_libraries, write_onnx, write_sparse
-        from lightning_prune.deploy.files import check_output_file
-        from lightning_prune.post_training.calibration import check_batches, check_one_process
+        from lightning_prune.cli.exporting import export_and_write
 
-        check_batches(batches)
-        check_precision(format, precision, reduce_range)
-        check_one_process(self, "to export")
-        check_libraries(format)
-        read_lightning_checkpoint(ckpt_path)
-        beside = name_beside(ckpt_path, format, precision)
-        target = check_output_file(output or beside, ckpt_path=ckpt_path)
-        load_weights(model, ckpt_path)
-        if format == "sparse" and precision != "int8":
-            write_sparse(self, model, datamodule, output=target, precision=precision, say=_say)
-        else:
-            write_onnx(
-                self,
-                model,
-                datamodule,
-                output=target,
-                precision=precision,
-                batches=batches,
-                reduce_range=reduce_range,
-                say=_say,
-            )
+        export_and_write(
+            self,
+            model,
+            datamodule,
+            ckpt_path=ckpt_path,
+            output=output,
+            format=format,
+            precision=precision,
+            batches=batches,
+            reduce_range=reduce_range,
+            say=_say,
+        )
 
 
 def _say(message: RenderableType) -> None:

@@ -3,7 +3,7 @@
 import logging
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,18 +78,22 @@ def keep_tensors(module: nn.Module, *, parameters: bool = True) -> Iterator[None
         module: The module.
         parameters: Whether to keep the parameters, too, or only the buffers.
     """
-    registers: list[dict[str, Any]] = [part._buffers for part in module.modules()]
-    if parameters:
-        registers += [part._parameters for part in module.modules()]
-    before = [(register, dict(register)) for register in registers]
-    tensors = {id(t): t for _, named in before for t in named.values() if t is not None}
-    values = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+    put_back = _remember(module, parameters=parameters)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for register, named in before:
-                _put_back(register, named, values)
+        put_back()
+
+
+@contextmanager
+def undo_on_error(module: nn.Module) -> Iterator[None]:
+    """Give parameters and buffers the values back that they have now, if the block raises."""
+    put_back = _remember(module, parameters=True)
+    try:
+        yield
+    except BaseException:
+        put_back()
+        raise
 
 
 @contextmanager
@@ -126,6 +130,23 @@ def use_plain_kernels() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+def _remember(module: nn.Module, *, parameters: bool) -> Callable[[], None]:
+    """Copy the tensors of a module, and return the function that puts the values back."""
+    registers: list[dict[str, Any]] = [part._buffers for part in module.modules()]
+    if parameters:
+        registers += [part._parameters for part in module.modules()]
+    before = [(register, dict(register)) for register in registers]
+    tensors = {id(t): t for _, named in before for t in named.values() if t is not None}
+    values = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for register, named in before:
+                _put_back(register, named, values)
+
+    return put_back
 
 
 def _put_back(

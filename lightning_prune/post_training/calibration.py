@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -66,6 +67,17 @@ def check_batches(batches: int) -> None:
     """Raise ValueError if the number of batches is not positive."""
     if batches < 1:
         raise ValueError(f"need batches >= 1, got batches={batches}")
+
+
+def describe_missing_batches(
+    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None
+) -> str | None:
+    """Return why there are no training batches, in words; None if there are, as far as known."""
+    if trainer.limit_train_batches == 0:
+        return "limit_train_batches=0"
+    if any(is_overridden("train_dataloader", each) for each in (datamodule, model) if each):
+        return None
+    return f"no train_dataloader in {type(datamodule or model).__name__}"
 
 
 def check_unshrunk_checkpoint(ckpt_path: str | Path | None) -> str | None:
@@ -140,6 +152,9 @@ def calibrate(
 
     Returns:
         The detached engine.
+
+    Raises:
+        ValueError: If there are fewer training batches than the criterion needs.
     """
     given = find_pruning_callback(trainer)
     recipe = replace(
@@ -152,16 +167,27 @@ def calibrate(
     callback = PruningCallback.from_recipe(recipe, example=given.example)
     shown = batches if needs_batches(recipe.criterion) else 0
     at_once = not recipe.criterion.gathers and model.automatic_optimization
+    source: dict[str, Any] = {"datamodule": datamodule}
+    if missing := describe_missing_batches(trainer, model, datamodule):
+        if shown:
+            raise ValueError(f"need batches={batches} training batches, got {missing}")
+        source = {"train_dataloaders": range(1)}  # a fit begins with a batch, and ends before it
+    calibration = _Calibration(callback, shown, then)
     try:
         with unchanged(model), quiet(*_EXPECTED_WARNINGS):
             model.train(train_mode)
             fitting = similar_trainer(
                 trainer,
-                _Calibration(callback, shown, then),
+                calibration,
                 max_steps=max(trainer.max_steps, shown, 1) if trainer.max_steps > 0 else -1,
                 accumulate_grad_batches=max(shown, 1) if at_once else 1,
             )
-            fitting.fit(model, datamodule=datamodule)
+            fitting.fit(model, **source)
+            if not calibration.concluded:
+                raise ValueError(
+                    "need a training batch, got an empty train_dataloader; set "
+                    "limit_train_batches=0 (--trainer.limit_train_batches 0) to go without"
+                )
     finally:
         model.trainer = trainer
         if datamodule is not None:
@@ -272,7 +298,7 @@ def similar_trainer(trainer: Trainer, callback: Callback, **arguments: Any) -> T
         devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
         precision=trainer.precision,
         max_epochs=trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1,
-        limit_train_batches=trainer.limit_train_batches,
+        limit_train_batches=trainer.limit_train_batches or 1.0,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         logger=DummyLogger(),

@@ -1,6 +1,7 @@
 """Pruning a trained model in one update, without training."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.console import Console, RenderableType
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.models.statistics import find_statistics
+from lightning_prune.models.undisturbed import undo_on_error
 from lightning_prune.post_training.calibration import (
     calibrate,
     check_batches,
@@ -18,8 +21,9 @@ from lightning_prune.post_training.calibration import (
     find_pruning_callback,
     validate,
 )
-from lightning_prune.post_training.defaults import BATCHES
+from lightning_prune.post_training.defaults import BATCHES, STATISTICS
 from lightning_prune.post_training.pruned_checkpoint import write_pruned_checkpoint
+from lightning_prune.post_training.statistics import check_statistics, reestimate_statistics
 from lightning_prune.reporting.pruning import change_table, pruning_table
 
 
@@ -52,14 +56,16 @@ def prune_once(
     output: str | Path | None = None,
     batches: int = BATCHES,
     train_mode: bool = False,
+    statistics: int = STATISTICS,
 ) -> OneShotReport:
     """Prune a trained model in one update, without training, and validate it before and after.
 
     The Trainer's `PruningCallback` gives the recipe; its schedule is ignored. First, the criterion
     sees training batches: ``training_step`` and ``backward`` run, but the optimizers change no
-    weight. A criterion that reads weights only, such as `MagnitudeCriterion`, sees no batch.
-    Weights that are not pruned, buffers (such as the statistics of batch normalization) and random
-    number generators do not change.
+    weight. A criterion that reads weights only, such as `MagnitudeCriterion`, sees no batch. Then
+    batch normalizations get new running means and variances, as by `reestimate_statistics`, because
+    those of the dense model no longer fit. Weights that are not pruned, other buffers, modes and
+    random number generators do not change.
 
     Args:
         trainer: A Trainer with a `PruningCallback` and one device.
@@ -74,16 +80,19 @@ def prune_once(
             optimization, of the last.
         train_mode: Whether the modules are in train mode during these batches, for a
             ``training_step`` that needs it. By default they are in eval mode, without dropout.
+        statistics: Largest number of training batches for new statistics of batch normalizations; 0
+            leaves the statistics as they are. A model without running statistics needs no batch.
 
     Returns:
         The masks, and the metrics before and after.
 
     Raises:
-        ValueError: If there is no `PruningCallback`, more than one process, too few batches, or if
-            the output is the input or cannot be written.
+        ValueError: If there is no `PruningCallback`, more than one process, too few batches or none
+            for new statistics, or if the output is the input or cannot be written.
     """
     callback = find_pruning_callback(trainer)
     check_batches(batches)
+    check_statistics(statistics, trainer, model, datamodule)
     source = check_unshrunk_checkpoint(ckpt_path)
     target = None if output is None else check_output_file(output, ckpt_path=source)
     before = validate(trainer, model, datamodule, source)
@@ -94,9 +103,13 @@ def prune_once(
         for optimizer in optimizers:
             pruner.update(optimizer)
 
-    pruner = calibrate(
-        trainer, model, datamodule, batches=batches, train_mode=train_mode, then=prune
-    )
+    data = trainer, model, datamodule
+    renews = bool(statistics and find_statistics(model))
+    with undo_on_error(model) if renews else nullcontext():
+        pruner = calibrate(*data, batches=batches, train_mode=train_mode, then=prune)
+        if renews:
+            renewed = reestimate_statistics(*data, statistics=statistics, train_mode=train_mode)
+            console.print(str(renewed))
     after = validate(trainer, model, datamodule)
     report = OneShotReport(pruner=pruner, before=before, after=after)
     console.print(pruning_table(pruner, "Pruned"))

@@ -21,7 +21,12 @@ from lightning_prune.post_training.curves import (
     measure_curve,
     outline_curves,
 )
-from lightning_prune.post_training.defaults import BATCHES, SEARCH_SPARSITIES, TRIALS
+from lightning_prune.post_training.defaults import (
+    BATCHES,
+    SEARCH_SPARSITIES,
+    STATISTICS,
+    TRIALS,
+)
 from lightning_prune.post_training.joint_trials import (
     JointTrial,
     JointTrials,
@@ -61,7 +66,7 @@ def search_sparsities(
     trials: int = TRIALS,
     batches: int = BATCHES,
     train_mode: bool = False,
-    reestimate: bool = True,
+    statistics: int = STATISTICS,
     example: Any = None,
 ) -> SearchReport:
     """Search the sparsity of each tensor that a tolerance or a budget allows, without training.
@@ -94,10 +99,10 @@ def search_sparsities(
             writes it; by default no checkpoint is written.
         sparsities: The grid, in (0, 1], rising.
         trials: Largest number of validations with all tensors pruned together.
-        batches: Number of training batches for the criterion, and for new statistics.
+        batches: Number of training batches for the criterion, as in `prune_once`.
         train_mode: Whether the modules are in train mode during these batches.
-        reestimate: Whether batch normalizations get new statistics from ``batches`` training
-            batches before each validation. The old statistics do not fit the pruned model.
+        statistics: Largest number of training batches for new statistics of batch normalizations
+            before each validation, as in `prune_once`; 0 leaves the statistics as they are.
         example: For a budget that needs an example, the arguments of ``forward``; by default those
             of the callback, or the model's ``example_input_array``.
 
@@ -124,7 +129,7 @@ def search_sparsities(
         ckpt_path=ckpt_path,
         batches=batches,
         train_mode=train_mode,
-        reestimate=reestimate,
+        statistics=statistics,
     )
     cost = make_cost(budget, validator, callback.example if example is None else example)
     outline = outline_curves(validator, grid)
@@ -211,9 +216,8 @@ class _Plan:
             + (f" ({known} more are known from an earlier search)" if known else ""),
             f"  at most {self.trials} with all groups pruned together",
         ]
-        if self.validator.reestimate:
-            batches = self.validator.batches
-            lines.append(f"  {batches} training batches before each, for new statistics")
+        if batches := self.validator.statistics:
+            lines.append(f"  at most {batches} training batches before each, for new statistics")
         Console().print("\n".join(lines), soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.groups import Group
 from lightning_prune.post_training.calibration import find_pruning_callback
-from lightning_prune.post_training.defaults import BATCHES, SPARSITIES
+from lightning_prune.post_training.defaults import BATCHES, SPARSITIES, STATISTICS
 from lightning_prune.post_training.sensitivity_report import Mode, Sensitivity
 from lightning_prune.post_training.trials import begin_trials, check_grid, many_trials
 
@@ -27,7 +27,7 @@ def measure_sensitivity(
     sparsities: Sequence[float] = SPARSITIES,
     batches: int = BATCHES,
     train_mode: bool = False,
-    reestimate: bool = False,
+    statistics: int = STATISTICS,
 ) -> Sensitivity:
     """Prune each tensor alone to each sparsity, and validate each time.
 
@@ -45,8 +45,8 @@ def measure_sensitivity(
         sparsities: The grid, in (0, 1], rising.
         batches: Number of training batches for the criterion, as in `prune_once`.
         train_mode: Whether the modules are in train mode during these batches.
-        reestimate: Whether batch normalizations get new statistics from ``batches`` training
-            batches before each validation. The old statistics do not fit the pruned model.
+        statistics: Largest number of training batches for new statistics of batch normalizations
+            before each validation, as in `prune_once`; 0 leaves the statistics as they are.
 
     Returns:
         The metric by tensor and sparsity; NaN where a tensor cannot be that sparse, because each
@@ -66,7 +66,7 @@ def measure_sensitivity(
         ckpt_path=ckpt_path,
         batches=batches,
         train_mode=train_mode,
-        reestimate=reestimate,
+        statistics=statistics,
     )
     trials = [(group, sparsity) for group in validator.groups for sparsity in grid]
     metrics: Metrics = {}

@@ -1,96 +1,133 @@
-"""New statistics for the batch normalizations of a pruned model, from training batches."""
+"""New statistics for the normalizations of a pruned model, from training batches."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor
 
+from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.models.compiled import run_uncompiled
+from lightning_prune.models.statistics import (
+    find_statistics,
+    gather_statistics,
+    write_statistics,
+)
 from lightning_prune.models.undisturbed import keep_generators, keep_modes, keep_tensors
 from lightning_prune.post_training.calibration import (
-    describe_shortage,
+    check_one_process,
+    describe_missing_batches,
     hold_weights,
     quiet,
     similar_trainer,
 )
+from lightning_prune.post_training.defaults import STATISTICS
+
+_REMEDY = "set statistics=0 (--statistics 0) to keep the statistics as they are"
 
 
-def find_statistics(model: nn.Module) -> list[_NormBase]:
-    """Return the normalizations that keep a running mean and variance."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, _NormBase) and module.running_mean is not None
-    ]
+class Reestimation(NamedTuple):
+    """What got new statistics.
+
+    Attributes:
+        norms: Number of normalizations with new statistics.
+        batches: Number of training batches that gave them.
+    """
+
+    norms: int
+    batches: int
+
+    def __str__(self) -> str:
+        return f"normalizations with new statistics: {self.norms}, from {self.batches} batches"
 
 
+@check_arguments
 def reestimate_statistics(
     trainer: Trainer,
     model: LightningModule,
-    datamodule: LightningDataModule | None,
+    datamodule: LightningDataModule | None = None,
     *,
-    batches: int,
-    train_mode: bool,
-) -> None:
+    statistics: int = STATISTICS,
+    train_mode: bool = False,
+) -> Reestimation:
     """Give each batch normalization the mean statistics of training batches.
 
     Pruning shifts the inputs of a normalization, and the running statistics of the dense model no
-    longer fit: Li et al., "EagleEye" (2020), https://arxiv.org/abs/2007.02491. Only running means,
-    running variances and their counts change. Each call sees the same batches.
+    longer fit: Li et al., "EagleEye" (2020), https://arxiv.org/abs/2007.02491. ``training_step``
+    runs, and the optimizers change no weight. Only running means, running variances and their
+    counts change: the mean over the batches takes their place. Each call sees the same batches. A
+    normalization that the batches do not reach in train mode keeps the statistics that it has. In a
+    model without running statistics, no batch is read.
 
     Args:
         trainer: Gives device and precision; one process.
-        model: The pruned model.
+        model: The pruned model. On an error it stays as it is.
         datamodule: The source of training batches; by default the model.
-        batches: Number of training batches, at most one epoch.
+        statistics: Largest number of training batches. A shorter epoch gives all of its batches.
         train_mode: Whether all modules are in train mode during the batches. By default only the
             normalizations are, so that they see the inputs that they see in eval mode.
 
+    Returns:
+        The number of normalizations and batches.
+
     Raises:
-        ValueError: If an epoch has fewer batches.
+        ValueError: If there are no training batches, or more than one process.
     """
+    if statistics < 1:
+        raise ValueError(f"need statistics >= 1, got statistics={statistics}")
+    check_one_process(trainer, "for new statistics")
+    check_statistics(statistics, trainer, model, datamodule)
     norms = find_statistics(model)
+    if not norms:
+        return Reestimation(0, 0)
+    batches = _FirstBatches(statistics)
     try:
-        with keep_generators(), keep_modes(model), quiet(".*"):
-            with keep_tensors(model, parameters=False), _averaging(norms):
-                model.train(train_mode)
-                for norm in norms:
-                    norm.train()
-                fitting = similar_trainer(trainer, _FirstBatches(batches))
-                fitting.fit(model, datamodule=datamodule)
-                found = [_copy_buffers(norm) for norm in norms]
-            for norm, buffers in zip(norms, found, strict=True):
-                for name, value in buffers.items():
-                    norm.get_buffer(name).copy_(value)
+        with _undisturbed(model), run_uncompiled(model), gather_statistics(norms) as sums:
+            model.train(train_mode)
+            for norm in norms:
+                norm.train()
+            similar_trainer(trainer, batches).fit(model, datamodule=datamodule)
     finally:
         model.zero_grad()
         model.trainer = trainer
         if datamodule is not None:
             datamodule.trainer = trainer
+    if not batches.seen:
+        raise ValueError(f"need training batches for new statistics, got none; {_REMEDY}")
+    return Reestimation(write_statistics(norms, sums), batches.seen)
 
 
-def _copy_buffers(norm: _NormBase) -> Mapping[str, Tensor]:
-    return {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}
+def check_statistics(
+    statistics: int,
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+) -> None:
+    """Raise ValueError if new statistics are asked for and cannot be measured.
+
+    Args:
+        statistics: Number of training batches; 0 for the statistics that are there.
+        trainer: The Trainer.
+        model: The model; without running statistics it needs no batches.
+        datamodule: The source of batches; by default the model.
+    """
+    if statistics < 0:
+        raise ValueError(f"need statistics >= 0, got statistics={statistics}")
+    if not statistics or not find_statistics(model):
+        return
+    if missing := describe_missing_batches(trainer, model, datamodule):
+        raise ValueError(f"need training batches for new statistics, got {missing}; {_REMEDY}")
 
 
 @contextmanager
-def _averaging(norms: list[_NormBase]) -> Iterator[None]:
-    """Begin the statistics anew, and let each batch count equally, inside the block."""
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    try:
+def _undisturbed(model: LightningModule) -> Iterator[None]:
+    with keep_generators(), keep_modes(model), keep_tensors(model), quiet(".*"):
         yield
-    finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
 
 
 class _FirstBatches(Callback):
-    """Ends a fit after the first batches, in which no optimizer changes a weight."""
+    """Ends a fit after the first batches of an epoch, in which no optimizer changes a weight."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -113,6 +150,5 @@ class _FirstBatches(Callback):
         trainer.should_stop = self.seen >= self.batches
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse fewer batches than requested."""
-        if self.seen < self.batches:
-            raise ValueError(describe_shortage(self.batches, self.seen))
+        """Stop after an epoch with fewer batches."""
+        trainer.should_stop = True

@@ -24,6 +24,7 @@ from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.scores import TensorScores
 from lightning_prune.engine.update import prune_pool
+from lightning_prune.models.statistics import find_statistics
 from lightning_prune.models.undisturbed import keep_tensors
 from lightning_prune.post_training.calibration import (
     Conclusion,
@@ -36,7 +37,7 @@ from lightning_prune.post_training.calibration import (
     validate,
 )
 from lightning_prune.post_training.sensitivity_report import Mode
-from lightning_prune.post_training.statistics import find_statistics, reestimate_statistics
+from lightning_prune.post_training.statistics import check_statistics, reestimate_statistics
 from lightning_prune.recipe.allocations import UniformAllocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
@@ -56,9 +57,10 @@ class TrialValidator:
         dense: The metric of the dense model.
         pruner: The detached engine, with the groups.
         scores: The scores of all scored tensors by name, on the CPU.
-        batches: Number of training batches for new statistics of batch normalizations.
-        train_mode: Whether all modules are in train mode during these batches.
-        reestimate: Whether batch normalizations get new statistics before each validation.
+        batches: Number of training batches that the criterion has seen.
+        train_mode: Whether all modules are in train mode during training batches.
+        statistics: Largest number of training batches for new statistics of batch normalizations
+            before each validation; 0 for none, as in a model without such layers.
     """
 
     trainer: Trainer
@@ -71,7 +73,7 @@ class TrialValidator:
     scores: Mapping[str, Tensor]
     batches: int
     train_mode: bool
-    reestimate: bool
+    statistics: int
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -130,12 +132,12 @@ class TrialValidator:
         self._refresh_statistics()
 
     def _refresh_statistics(self) -> None:
-        if self.reestimate:
+        if self.statistics:
             reestimate_statistics(
                 self.trainer,
                 self.model,
                 self.datamodule,
-                batches=self.batches,
+                statistics=self.statistics,
                 train_mode=self.train_mode,
             )
 
@@ -150,16 +152,17 @@ def begin_trials(
     ckpt_path: str | Path | None,
     batches: int,
     train_mode: bool,
-    reestimate: bool,
+    statistics: int,
 ) -> TrialValidator:
     """Validate the dense model, and score the weights by the recipe of the `PruningCallback`.
 
     Raises:
         ValueError: If there is no `PruningCallback`, the checkpoint cannot be used, there are too
-            few batches, or validation does not log ``monitor``.
+            few batches or none for new statistics, or validation does not log ``monitor``.
     """
     recipe = find_pruning_callback(trainer).recipe
     check_batches(batches)
+    check_statistics(statistics, trainer, model, datamodule)
     logged = validate(trainer, model, datamodule, check_unshrunk_checkpoint(ckpt_path))
     _check_monitor(monitor, logged)
     scores: dict[str, Tensor] = {}
@@ -182,7 +185,7 @@ def begin_trials(
         scores=scores,
         batches=batches,
         train_mode=train_mode,
-        reestimate=reestimate and bool(find_statistics(model)),
+        statistics=statistics if find_statistics(model) else 0,
     )
 
 

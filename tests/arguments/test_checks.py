@@ -157,6 +157,8 @@ def test_attach_refuses_a_wrong_argument(arguments, message):
         ("prune_once", {"trainer": None, "model": MODEL}, "need trainer as a Trainer, got t"),
         ("prune_once", {"model": NET}, "need model as a LightningModule, got model=Linear"),
         ("prune_once", {"model": MODEL, "batches": "8"}, "need batches as .*; write batches=8"),
+        ("prune_once", {"model": MODEL, "statistics": 2.5}, "need statistics as a whole number"),
+        ("reestimate_statistics", {"model": MODEL, "statistics": None}, "need statistics as a wh"),
         (
             "measure_sensitivity",
             {"model": MODEL, "monitor": 3, "mode": "max"},
@@ -165,6 +167,7 @@ def test_attach_refuses_a_wrong_argument(arguments, message):
         ("report", {"module": "net"}, "need module as a Module, got module='net'"),
         ("report", {"module": NET, "blocks": 7.5}, "need blocks as a whole number, got blocks=7.5"),
         ("shrink", {"module": None}, "need module as a Module, got module=None"),
+        ("shrink", {"module": NET, "statistics": 16}, "need statistics as an iterable of val"),
         ("shrunk_state", {"module": nn.Linear}, "need module as a Module, got the class Linear"),
         ("adopt", {"module": NET, "state": "x.ckpt"}, "need state as a mapping of strings to val"),
         (
@@ -195,7 +198,8 @@ def test_attach_refuses_a_wrong_argument(arguments, message):
     ],
 )
 def test_a_function_refuses_a_wrong_argument_before_any_work(name, arguments, message, trainer):
-    own = {"trainer": trainer} if name in ("prune_once", "measure_sensitivity") else {}
+    trained = "prune_once", "measure_sensitivity", "reestimate_statistics"
+    own = {"trainer": trainer} if name in trained else {}
     arguments = own | arguments
     function = getattr(lightning_prune, name)
     with pytest.raises(TypeError, match=message):

@@ -52,7 +52,18 @@ data: searched.Data
 """
 
 GIVEN = ["--config", "recipe.yaml", "--ckpt_path", "dense.ckpt", "--monitor", "val_acc"]
-GIVEN += ["--mode", "max", "--batches", "2", "--trials", "4", "--sparsities", "[0.5, 0.9]"]
+GIVEN += [
+    "--mode",
+    "max",
+    "--batches",
+    "2",
+    "--statistics",
+    "2",
+    "--trials",
+    "4",
+    "--sparsities",
+    "[0.5, 0.9]",
+]
 FILES = {f"search.{kind}" for kind in ("csv", "yaml", "png", "ckpt")} | {"search_curves.csv"}
 
 
@@ -76,7 +87,7 @@ def test_a_tolerance_gives_files_that_other_commands_take(search, folder, prune_
     search("--tolerance", "0.1", "--output", "out/new")
     printed = capsys.readouterr().out
     assert "search: at most 8 validations" in printed
-    assert "2 training batches before each, for new statistics" in printed
+    assert "at most 2 training batches before each, for new statistics" in printed
     assert "all together" in printed
     assert {path.name for path in (folder / "out" / "new").iterdir()} == FILES
     assert (folder / "dense.ckpt").read_bytes() == before
@@ -108,7 +119,7 @@ def test_help_explains_a_search(search, capsys):
         search("--help")
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    for option in ("--tolerance", "--budget", "--trials", "--reestimate", "--output", "--plot"):
+    for option in ("--tolerance", "--budget", "--trials", "--statistics", "--output", "--plot"):
         assert option in printed
 
 
@@ -125,7 +136,7 @@ def test_help_explains_a_search(search, capsys):
         (["--tolerance", "1", "--trials", "0"], "need trials >= 1, got trials=0"),
         (["--tolerance", "1", "--output", "searched.py"], "need a folder to write to, got the fil"),
         (["--tolerance", "1", "--trainer.callbacks", "null"], "need a PruningCallback among the"),
-        (["--tolerance", "1", "--batches", "5"], "need at least batches=5 training batches"),
+        (["--tolerance", "1", "--statistics", "-1"], "need statistics >= 0, got statistics=-1"),
         (["--budget", "ParameterBudget", "--budget.keep", "2"], "need 0 < keep < 1"),
         (["--budget", "ParametrBudget"], "did you mean 'ParameterBudget'?"),
         (["--tolerence", "1"], "did you mean 'tolerance'?"),

@@ -12,6 +12,7 @@ from lightning_prune.models.undisturbed import (
     keep_modes,
     keep_quiet,
     keep_tensors,
+    undo_on_error,
     use_plain_kernels,
 )
 
@@ -96,6 +97,24 @@ def test_buffers_and_parameters_get_their_values_back(inside, parameters):
     torch.testing.assert_close(dict(module.state_dict()), state, rtol=0, atol=0)
     assert module.weight is weight
     assert module.empty is None
+
+
+def test_an_error_alone_undoes_the_changes_of_a_block():
+    module = Cache()
+    state = {n: t.clone() for n, t in module.state_dict().items()}
+
+    def change_and_fail():
+        with undo_on_error(module):
+            module.change()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        change_and_fail()
+    torch.testing.assert_close(dict(module.state_dict()), state, rtol=0, atol=0)
+    with undo_on_error(module):
+        module.change()
+    assert module.weight.tolist() == [2, 2]
+    assert module.written.tolist() == [2, 2]
 
 
 def test_a_buffer_that_inference_mode_has_made_is_put_back():

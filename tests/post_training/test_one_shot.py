@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_prune import (
     Criterion,
@@ -49,7 +50,7 @@ class GAN(Model):
 def test_magnitudes_need_no_training_batch():
     model = Model()
     callback = PruningCallback(sparsity=0.75, allocation=UniformAllocation())
-    report = prune_once(trainer_with(callback), model)
+    report = prune_once(trainer_with(callback), model, statistics=0)
     assert model.modes == []
     for layer in (model.net[0], model.net[4]):
         assert (layer.weight == 0).float().mean() == 0.75
@@ -64,9 +65,10 @@ def test_a_frozen_layer_that_a_glob_names_is_pruned_too():
     assert (model.net[4].weight == 0).float().mean() == 0.75
 
 
+@pytest.mark.parametrize("statistics", [0, 2])
 @pytest.mark.parametrize("train_mode", [False, True])
 @pytest.mark.parametrize("kind", [Model, GAN])
-def test_only_what_is_pruned_changes(kind, train_mode):
+def test_only_what_is_pruned_changes_and_statistics(kind, train_mode, statistics):
     model = kind()
     model.net[0].eval()
     before, hooks = state_of(model), registered(model)
@@ -75,13 +77,17 @@ def test_only_what_is_pruned_changes(kind, train_mode):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    report = prune_once(trainer_with(callback), model, batches=5, train_mode=train_mode)
+    report = prune_once(
+        trainer_with(callback), model, batches=5, train_mode=train_mode, statistics=statistics
+    )
     assert torch.equal(torch.rand(1), expected)
-    assert model.modes == [train_mode] * 5
+    assert model.modes == [train_mode] * (5 + statistics)
     masks = report.pruner.masks
     assert report.pruner.sparsity == pytest.approx(0.5, abs=0.01)
+    renewed = [] if statistics == 0 else list(model.net[1].state_dict(prefix="net.1."))[2:]
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name] * masks.get(name, 1)), name
+        is_as_before = torch.equal(tensor, before[name] * masks.get(name, 1))
+        assert is_as_before != (name in renewed), name
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
     assert registered(model) == hooks
@@ -272,8 +278,86 @@ def test_an_error_in_the_training_step_leaves_the_model_as_it_was(monkeypatch):
 
 
 class Stream(IterableDataset):
+    def __init__(self, batches=3):
+        self.batches = batches
+
     def __iter__(self):
-        yield from [(torch.randn(8, 8), torch.arange(8) % 4)] * 3
+        yield from [(torch.randn(8, 8), torch.arange(8) % 4)] * self.batches
+
+
+class Unlearning(LightningModule):
+    """A network without training batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Model().net
+
+    training_step, validation_step = Model.training_step, Model.validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters())
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(8, 8), torch.arange(8) % 4), batch_size=8)
+
+
+class Emptied(Unlearning):
+    def train_dataloader(self):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "found"),
+    [(Unlearning, 1.0, "no train_dataloader in Unl"), (Model, 0, "limit_train_batches=0")],
+)
+def test_without_training_batches_only_the_statistics_cannot_be_had(kind, limit, found):
+    model = kind()
+    before = state_of(model)
+    pruning = PruningCallback(sparsity=0.75, allocation=UniformAllocation())
+    trainer = trainer_with(pruning, limit_train_batches=limit)
+    with pytest.raises(ValueError, match=f"got {found}.*; set statistics=0"):
+        prune_once(trainer, model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert prune_once(trainer, model, statistics=0).pruner.sparsity == 0.75
+    assert (model.net[0].weight == 0).float().mean() == 0.75
+    model = kind()
+    del model.net[1]
+    assert prune_once(trainer, model).pruner.sparsity == 0.75
+    pruning = PruningCallback(sparsity=0.75, criterion=WeightTimesGradient())
+    trainer = trainer_with(pruning, limit_train_batches=limit)
+    with pytest.raises(ValueError, match=f"need batches=16 training batches, got {found}"):
+        prune_once(trainer, model)
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+def test_an_empty_loader_is_refused():
+    trainer, model = trainer_with(PruningCallback()), Emptied()
+    with pytest.raises(ValueError, match="need a training batch, got an empty train_dataloader"):
+        prune_once(trainer, model, statistics=0)
+    assert (model.net[0].weight != 0).all()
+
+
+def test_an_empty_stream_leaves_the_model_dense(monkeypatch):
+    model = Unlearning()
+    before = state_of(model)
+    stream = DataLoader(Stream(0), batch_size=None)
+    monkeypatch.setattr(model, "train_dataloader", lambda: stream)
+    with pytest.raises(ValueError, match="new statistics, got none; set statistics=0"):
+        prune_once(trainer_with(PruningCallback()), model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_new_statistics_that_fail_leave_the_model_dense(monkeypatch):
+    model = Model()
+    before = state_of(model)
+
+    def fail(batch, batch_idx):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "training_step", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        prune_once(trainer_with(PruningCallback()), model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("stream", [None, Stream()])
@@ -302,6 +386,7 @@ def test_what_cannot_work_is_refused_before_anything_happens(tmp_path):
         (trainer_with(), {}, "need a PruningCallback .* got none"),
         (trainer_with(PruningCallback(), devices=2), {}, "need one process .* got world_size=2"),
         (pruning, {"batches": 0}, "need batches >= 1, got batches=0"),
+        (pruning, {"statistics": -1}, "need statistics >= 0, got statistics=-1"),
         (pruning, {"ckpt_path": tmp_path / "no"}, "need an existing checkpoint, got ckpt_path="),
         (pruning, {"output": tmp_path}, "need the name of a file to write, got the folder"),
         (pruning, {"output": unwritable}, "that can be written, got output=.*: Not a directory"),

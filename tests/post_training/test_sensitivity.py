@@ -100,7 +100,13 @@ def test_the_model_is_unchanged(criterion, train_mode):
     expected = torch.rand(1)
     torch.manual_seed(3)
     sensitivity = measured(
-        model, callback, monitor="val_loss", mode="min", batches=2, train_mode=train_mode
+        model,
+        callback,
+        monitor="val_loss",
+        mode="min",
+        batches=2,
+        train_mode=train_mode,
+        statistics=0,
     )
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -152,6 +158,7 @@ def test_the_pattern_is_that_of_the_recipe():
         ({"sparsities": (0.0, 0.5)}, r"need at least one sparsity in \(0, 1\]"),
         ({"sparsities": (0.9, 0.5)}, r"need rising sparsities, got sparsities=\[0.9, 0.5\]"),
         ({"batches": 0}, "need batches >= 1, got batches=0"),
+        ({"statistics": -1}, "need statistics >= 0, got statistics=-1"),
         ({"ckpt_path": "none.ckpt"}, "need an existing checkpoint, got ckpt_path='none.ckpt'"),
     ],
 )

@@ -1,0 +1,63 @@
+"""The subcommand ``export``."""
+
+from collections.abc import Callable
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.console import RenderableType
+
+from lightning_prune.cli.deployment import check_libraries, write_onnx, write_sparse
+from lightning_prune.cli.formats import Format, Precision, check_precision, name_beside
+from lightning_prune.cli.loading import load_weights
+from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
+from lightning_prune.deploy.files import check_output_file
+from lightning_prune.post_training.calibration import check_batches, check_one_process
+
+
+def export_and_write(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    *,
+    ckpt_path: str,
+    output: str | None,
+    format: Format,
+    precision: Precision,
+    batches: int,
+    reduce_range: bool | None,
+    say: Callable[[RenderableType], None],
+) -> None:
+    """Check all arguments, load the checkpoint, and write the file.
+
+    Args:
+        trainer: Validates.
+        model: The model of the config.
+        datamodule: The data; None for those of the model.
+        ckpt_path: The checkpoint.
+        output: The file to write; None for a file beside the checkpoint.
+        format: ``"onnx"`` or ``"sparse"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        batches: Number of validation batches to compare and calibrate with.
+        reduce_range: Whether 8-bit weights use 7 bits; by default if this machine needs it.
+        say: Prints a text or a table.
+    """
+    check_batches(batches)
+    check_precision(format, precision, reduce_range)
+    check_one_process(trainer, "to export")
+    check_libraries(format)
+    read_lightning_checkpoint(ckpt_path)
+    beside = name_beside(ckpt_path, format, precision)
+    target = check_output_file(output or beside, ckpt_path=ckpt_path)
+    load_weights(model, ckpt_path)
+    if format == "sparse" and precision != "int8":
+        write_sparse(trainer, model, datamodule, output=target, precision=precision, say=say)
+    else:
+        write_onnx(
+            trainer,
+            model,
+            datamodule,
+            output=target,
+            precision=precision,
+            batches=batches,
+            reduce_range=reduce_range,
+            say=say,
+        )
