@@ -51,7 +51,7 @@ def report_revival(revival: str, reaction: str) -> None:
         raise RuntimeError(
             f"{revival}; remove the code that writes, or set on_revival='warn' to mask and go on"
         )
-    warnings.warn(f"{revival}; they are masked again", stacklevel=4)
+    warnings.warn(f"{revival}; they are masked again", stacklevel=5)
 
 
 def _find_statistics(tensor: PrunedTensor, optimizer: Optimizer) -> str | None:

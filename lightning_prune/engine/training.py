@@ -15,10 +15,9 @@ from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
-from lightning_prune.engine.revival import describe_revival, find_revived, report_revival
 from lightning_prune.engine.roster import Roster
 from lightning_prune.engine.update import Due, update_masks
-from lightning_prune.engine.zero_keeper import ZeroKeeper
+from lightning_prune.engine.zero_watch import ZeroWatch
 from lightning_prune.recipe.budgets import Unit
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.recipe import Recipe
@@ -56,7 +55,7 @@ class Training:
         self._is_trial_step: Callable[[Optimizer], bool]
         self._ownerships: list[Ownership] = []
         self._hooks: list[RemovableHandle] = []
-        self._keepers: list[ZeroKeeper] = []
+        self._zeros = ZeroWatch(recipe.on_revival)
         self._gradients = GradientGuard(recipe)
 
     @property
@@ -133,14 +132,14 @@ class Training:
             is_due = self.due_points.is_due(index)
             if is_due:
                 self.inspect()
-            self._keepers[index].clear()
+            self._zeros.keepers[index].clear()
             self._observe(optimizer, is_due=is_due)
             self.due_points.in_step.add(index)
         else:
             self._gradients.refuse_others(index, self.due_points.steps[index])
         for tensor in self.owned(index):
             tensor.forget_seen()  # LBFGS has seen the same inputs again
-        self._keepers[index].before_step()
+        self._zeros.keepers[index].before_step()
         if is_first:
             self._gradients.note(index, self.owned(index))
 
@@ -183,13 +182,7 @@ class Training:
     def inspect(self) -> None:
         """Look for layers that were replaced, and for pruned weights that are not 0."""
         self._look_at_model()
-        if revived := find_revived(self.tensors):
-            revival = describe_revival(revived, self._optimizers, self._keepers)
-            report_revival(revival, self.recipe.on_revival)
-            for tensor in revived:
-                tensor.mask.apply(tensor.weights)
-            for keeper in self._keepers:
-                keeper.begin_anew()
+        self._zeros.inspect(self.tensors)
 
     def _update(self, optimizer: Optimizer) -> bool:
         """Update the masks; return whether a due point was passed for the first time."""
@@ -218,15 +211,13 @@ class Training:
             tensor.follow_parameter()
         if completed:
             self._look_at_model()
-            if revived := find_revived(self.tensors):
-                revival = describe_revival(revived, self._optimizers, self._keepers)
+            revival = self._zeros.describe(self.tensors)
         self._unhook_optimizers()
         self.is_running = False
         for tensor in self.tensors:
             tensor.remove_hooks()
             tensor.mask.apply(tensor.weights)
-        if revival:
-            report_revival(revival, self.recipe.on_revival)
+        self._zeros.report(revival)
 
     def describe_tensors(self) -> dict[str, Any]:
         """Return masks, shapes and states of the tensors that the model has now."""
@@ -257,7 +248,7 @@ class Training:
     def _select_again(self) -> None:
         """Take up tensors that an optimizer has gained; they are due at once."""
         joined = self.roster.commit(self.roster.enroll(self._optimizers, self.due_points.steps))
-        self._renew_keepers()
+        self._zeros.renew(self._optimizers, self.tensors)
         waiting = self.roster.find_waiting()
         for index, optimizer in enumerate(self._optimizers):
             self._ownerships[index].look_again(optimizer, waiting)
@@ -299,7 +290,7 @@ class Training:
     def _begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self.index(optimizer)
         self._gradients.begin_step(index)
-        self._keepers[index].note_writes()
+        self._zeros.keepers[index].note_writes()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self.index(optimizer)
@@ -314,13 +305,13 @@ class Training:
         else:
             for tensor in self.owned(index):
                 tensor.forget_seen()
-        self._keepers[index].after_step()
+        self._zeros.keepers[index].after_step()
         step = self.due_points.steps[index]
         for tensor in self.owned(index):
             tensor.step = step
 
     def _hook_optimizers(self) -> None:
-        self._renew_keepers()
+        self._zeros.renew(self._optimizers, self.tensors)
         self._ownerships = [Ownership(optimizer) for optimizer in self._optimizers]
         for optimizer in self._optimizers:
             # Compiled optimizers would trace the hooks and recompile at each step.
@@ -332,16 +323,6 @@ class Training:
     def _unhook_optimizers(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        for keeper in self._keepers:
-            keeper.remove()
-        self._hooks, self._keepers = [], []
+        self._zeros.remove()
+        self._hooks = []
         self._gradients = GradientGuard(self.recipe)
-
-    def _renew_keepers(self) -> None:
-        """Find out again which optimizer trains which tensor; several can hold a parameter."""
-        for keeper in self._keepers:
-            keeper.remove()
-        self._keepers = [
-            ZeroKeeper(optimizer, self.tensors, index)
-            for index, optimizer in enumerate(self._optimizers)
-        ]
