@@ -201,6 +201,5 @@ def test_the_demo_keeps_its_accuracy_in_one_shot_with_new_statistics_only():
         trainer = trainer_with(PruningCallback(sparsity=0.9))
         accuracies.append(prune_once(trainer, model, data, statistics=statistics).after["val_acc"])
     old, new = accuracies
-    print(f"val_acc at sparsity 0.9 with old statistics {old:.4f}, with new statistics {new:.4f}")
     assert new > 0.9
     assert new > old + 0.1
