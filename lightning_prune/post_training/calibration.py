@@ -32,6 +32,11 @@ _EXPECTED_WARNINGS = (
     "weights are 0 and no mask says why",  # no weight changes, so none grows back
 )
 
+_EMPTY = (
+    "need a training batch, got an empty train_dataloader; set limit_train_batches=0 "
+    "(--trainer.limit_train_batches 0) to go without"
+)
+
 Conclusion = Callable[[Pruner, Sequence[Optimizer]], None]
 
 
@@ -160,11 +165,7 @@ def calibrate(
     callback = PruningCallback.from_recipe(recipe, example=given.example)
     shown = batches if needs_batches(recipe.criterion) else 0
     at_once = not recipe.criterion.gathers and model.automatic_optimization
-    source: dict[str, Any] = {"datamodule": datamodule}
-    if missing := describe_missing_batches(trainer, model, datamodule):
-        if shown:
-            raise ValueError(f"need batches={batches} training batches, got {missing}")
-        source = {"train_dataloaders": range(1)}  # a fit begins with a batch, and ends before it
+    source = _choose_source(trainer, model, datamodule, shown)
     calibration = _Calibration(callback, shown, then)
     try:
         with unchanged(model), quiet(*_EXPECTED_WARNINGS):
@@ -177,16 +178,29 @@ def calibrate(
             )
             fitting.fit(model, **source)
             if not calibration.concluded:
-                raise ValueError(
-                    "need a training batch, got an empty train_dataloader; set "
-                    "limit_train_batches=0 (--trainer.limit_train_batches 0) to go without"
-                )
+                raise ValueError(_EMPTY)
     finally:
         model.trainer = trainer
         if datamodule is not None:
             datamodule.trainer = trainer
     callback.pruner.mask_copy(model)
     return callback.pruner
+
+
+def _choose_source(
+    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, shown: int
+) -> dict[str, Any]:
+    """Return where a fit reads batches: nowhere if there are none, and the criterion needs none.
+
+    Raises:
+        ValueError: If there are none, and the criterion needs batches.
+    """
+    missing = describe_missing_batches(trainer, model, datamodule)
+    if missing is None:
+        return {"datamodule": datamodule}
+    if shown:
+        raise ValueError(f"need batches={shown} training batches, got {missing}")
+    return {"train_dataloaders": range(1)}  # the fit ends before the first batch
 
 
 class HoldingOptimizer(Optimizer):

@@ -1,8 +1,16 @@
+from copy import deepcopy
+
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 from torch import nn
 
-from lightning_prune import PruningCallback, measure_sensitivity, reestimate_statistics
+from lightning_prune import (
+    PruningCallback,
+    measure_sensitivity,
+    prune_once,
+    reestimate_statistics,
+)
 from lightning_prune.models.statistics import find_statistics
 from tests.hooks import registered
 from tests.post_training.models import Model, state_of, trainer_with
@@ -178,3 +186,20 @@ def test_curves_with_new_statistics_leave_the_model_unchanged():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert new.dense == old.dense
     assert new.metrics["net.0.weight"] != old.metrics["net.0.weight"]
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_accuracy_in_one_shot_with_new_statistics_only():
+    from examples.digits import DigitsClassifier, DigitsDataModule
+
+    seed_everything(0, verbose=False)
+    dense, data = DigitsClassifier(), DigitsDataModule()
+    trainer_with(max_epochs=10).fit(dense, data)
+    accuracies = []
+    for statistics in (0, 16):
+        model = deepcopy(dense)
+        trainer = trainer_with(PruningCallback(sparsity=0.9))
+        accuracies.append(prune_once(trainer, model, data, statistics=statistics).after["val_acc"])
+    old, new = accuracies
+    assert new > 0.9
+    assert new > old + 0.1
