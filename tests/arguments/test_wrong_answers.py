@@ -46,7 +46,7 @@ KINDS = {
     **dict.fromkeys(("begin", "end", "power", "initial", "rate", "scale", "share"), NUMBER),
     **dict.fromkeys(("every", "weight", "temperature", "damping"), NUMBER),
     **dict.fromkeys(("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim"), WHOLE),
-    **dict.fromkeys(("block", "rounds"), WHOLE),
+    "rounds": WHOLE,
     **dict.fromkeys(
         ("unit", "scope", "what", "optimizer", "quality", "output", "on_revival"), WORD
     ),
