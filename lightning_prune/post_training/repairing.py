@@ -103,7 +103,7 @@ def repair_layers(
         train_mode: Whether the modules are in train mode during these batches.
 
     Raises:
-        ValueError: If an epoch has fewer batches.
+        ValueError: If an epoch has fewer batches. Then the model is dense, as before pruning.
     """
     chooses = pruner.recipe.criterion is None and not pruner.recipe.pattern.couples_tensors
     groups = {group.name: group for group in pruner.groups} if chooses else {}
@@ -115,13 +115,18 @@ def repair_layers(
             model.train(train_mode)
             if repairs:
                 similar_trainer(trainer, operation).fit(model, datamodule=datamodule)
+    except BaseException:
+        twin.restore()
+        raise
     finally:
         model.zero_grad()
         model.trainer = trainer
         if datamodule is not None:
             datamodule.trainer = trainer
     called = {layer.name for layer in operation.done}
-    unseen = {layer.name: "not called" for layer in repairs if layer.name not in called}
+    unseen = {
+        layer.name: "no training batch calls it" for layer in repairs if layer.name not in called
+    }
     return RepairReport(layers=operation.done, skipped=skipped | unseen)
 
 
