@@ -15,6 +15,7 @@ from lightning_prune.post_training.defaults import (
     TRIALS,
 )
 from lightning_prune.recipe.budgets import Budget
+from lightning_prune.recipe.repair import Repair
 from lightning_prune.reporting.latency import BLOCKS, THREADS
 
 
@@ -34,6 +35,7 @@ class PruneTrainer(Trainer):
         batches: int = BATCHES,
         train_mode: bool = False,
         statistics: int = STATISTICS,
+        repair: Repair | None = None,
     ) -> None:
         """Prune a checkpoint in one update without training, and validate before and after.
 
@@ -47,16 +49,16 @@ class PruneTrainer(Trainer):
             output: The checkpoint to write; by default beside the other, with '-pruned' in the
                 name. 'test --ckpt_path' tests this checkpoint. 'fit --ckpt_path' trains it on from
                 step 0 and keeps the zeros.
-            batches: Number of training batches for a criterion that needs gradients or inputs.
-            train_mode: Whether the modules are in train mode during these batches, for a
-                training_step that needs it.
+            batches: Number of training batches for a repair, or for a criterion that needs them.
+            train_mode: Whether the modules are in train mode in these batches.
             statistics: Largest number of training batches for new statistics of batch
                 normalizations in the pruned model; 0 leaves them as they are.
+            repair: How kept weights make up for pruned weights, such as '{damping: 0.01}'.
         """
         from lightning_prune.post_training.one_shot import prune_once
 
         source = Path(ckpt_path)
-        target = output or source.parent / f"{source.stem}-pruned{source.suffix}"
+        target = output or source.with_name(f"{source.stem}-pruned{source.suffix}")
         prune_once(
             self,
             model,
@@ -66,6 +68,7 @@ class PruneTrainer(Trainer):
             batches=batches,
             train_mode=train_mode,
             statistics=statistics,
+            repair=repair,
         )
         _say(f"written: {target}")
 

@@ -28,7 +28,7 @@ class DenseCopies:
 
     def __init__(self, recipe: Recipe) -> None:
         self._answer = recipe.straight_through
-        self._is_observed = recipe.criterion.gathers
+        self._is_observed = recipe.chosen_criterion.gathers
         self._tensors: dict[int, list[PrunedTensor]] = {}
         self._ready: set[int] = set()  # the gradients are complete
         self._stepping: set[int] = set()  # between the begin and the end of optimizer.step()

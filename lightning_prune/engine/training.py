@@ -266,7 +266,7 @@ class Training:
         before = {tensor: tensor.state for tensor in tensors}
         try:
             for tensor in tensors:
-                tensor.state = self.recipe.criterion.observe(tensor, tensor.state)
+                tensor.state = self.recipe.chosen_criterion.observe(tensor, tensor.state)
             if is_due:
                 self._update(optimizer)
         except BaseException:

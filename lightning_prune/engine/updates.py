@@ -105,7 +105,7 @@ class Updates:
         for tensor in enrolment.selection.tensors:
             if tensor.optimizer != index:
                 continue
-            if is_counted and self._recipe.criterion.resets_at_update:
+            if is_counted and self._recipe.chosen_criterion.resets_at_update:
                 tensor.state = {}
             if tensor.hooks and points.is_over(index):
                 tensor.remove_hooks()

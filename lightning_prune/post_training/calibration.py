@@ -163,8 +163,8 @@ def calibrate(
     given = find_pruning_callback(trainer)
     recipe = given.recipe.at_once(OneShotSchedule(end=1.0))
     callback = PruningCallback.from_recipe(recipe, example=given.example)
-    shown = batches if needs_batches(recipe.criterion) else 0
-    at_once = not recipe.criterion.gathers and model.automatic_optimization
+    shown = batches if needs_batches(recipe.chosen_criterion) else 0
+    at_once = not recipe.chosen_criterion.gathers and model.automatic_optimization
     source = _choose_source(trainer, model, datamodule, shown)
     calibration = _Calibration(callback, shown, then)
     try:
