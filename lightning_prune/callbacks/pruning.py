@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,6 +18,7 @@ from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
 from lightning_prune.callbacks.steering import Steering
+from lightning_prune.callbacks.unsupported import refuse_unsupported
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
@@ -27,6 +27,7 @@ from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
@@ -59,6 +60,7 @@ class PruningCallback(Callback):
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); null for never.
+        penalty: How the weights that go next shrink before they go; null for no penalty.
         rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
         tolerance: The loss of a validation metric that pruning may cost; null for no limit. Then
             ``sparsity`` is the most that is tried, and ``schedule`` is left out.
@@ -94,6 +96,7 @@ class PruningCallback(Callback):
         example: Any = None,
         budget: Budget | list[Budget] | None = None,
         most: float | None = None,
+        penalty: GrowingPenalty | None = None,
     ) -> None:
         self._begin(
             Recipe.of(
@@ -106,6 +109,7 @@ class PruningCallback(Callback):
                 pattern=pattern,
                 keep_zeros=keep_zeros,
                 regrow=regrow,
+                penalty=penalty,
                 rewind=rewind,
                 tolerance=tolerance,
                 on_revival=on_revival,
@@ -155,17 +159,7 @@ class PruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer that pruning does not support."""
-        others = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]
-        if len(others) > 1:
-            raise ValueError(
-                f"need one PruningCallback in a Trainer, got {len(others)}; write several "
-                "targets in a single callback: sparsity={'encoder': 0.9, 'decoder': 0.5}"
-            )
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
-            raise ValueError(
-                "need a strategy that keeps the shape of parameters, got "
-                f"{type(trainer.strategy).__name__}; use ModelParallelStrategy (FSDP2) or DDP"
-            )
+        refuse_unsupported(trainer, PruningCallback)
         if stage == "fit":
             self._restored_state, self._seen = {}, SeenExample()
 

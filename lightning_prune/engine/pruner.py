@@ -18,6 +18,7 @@ from lightning_prune.recipe.budgets import Budget, Unit
 from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Schedule
@@ -44,6 +45,7 @@ class Pruner(Readings):
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); None for never.
+        penalty: How the weights that go next shrink before they go; None for no penalty.
         on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
             ``"warn"`` only: then they are masked again. They are found at due points, by
             `check_zeros` and by `detach`.
@@ -79,6 +81,7 @@ class Pruner(Readings):
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
+        penalty: GrowingPenalty | None = None,
         on_revival: Literal["error", "warn"] = "error",
     ) -> None:
         self._begin(
@@ -92,6 +95,7 @@ class Pruner(Readings):
                 pattern=pattern,
                 keep_zeros=keep_zeros,
                 regrow=regrow,
+                penalty=penalty,
                 on_revival=on_revival,
             )
         )
@@ -272,6 +276,7 @@ class Pruner(Readings):
             "criterion": type(self.recipe.criterion).__name__,
             **self._training.due_points.state_dict(),
             **self._training.describe_tensors(),
+            **self._training.next_atoms.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -21,10 +21,13 @@ from lightning_prune.models.sharding import reshard
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import is_sharded
+
+_Answer = Allocation | Criterion | Pattern | GrowingPenalty
 
 
 def select(
@@ -116,19 +119,21 @@ def _select_channels(
     return select_channels(model, optimizers, recipe.targets, recipe.pattern, example)
 
 
-def _answers_on_tensors(recipe: Recipe) -> list[Allocation | Criterion | Pattern]:
+def _answers_on_tensors(recipe: Recipe) -> list[_Answer]:
     """Return the answers that meet the weights of a tensor."""
-    answers: list[Allocation | Criterion | Pattern] = [
+    answers: list[_Answer] = [
         recipe.chosen_allocation,
         recipe.criterion,
         recipe.pattern,
     ]
     if recipe.regrow is not None:
         answers += [recipe.regrow.criterion, recipe.regrow.first or recipe.criterion]
+    if recipe.penalty is not None:
+        answers.append(recipe.penalty)
     return answers
 
 
-def _refuse_shards(name: str, answers: Sequence[Allocation | Criterion | Pattern]) -> None:
+def _refuse_shards(name: str, answers: Sequence[_Answer]) -> None:
     """Raise ValueError, naming the sharded tensor, if an answer needs whole tensors."""
     for answer in answers:
         if not answer.works_on_shards:

@@ -12,6 +12,7 @@ from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
+from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
@@ -37,6 +38,7 @@ class Recipe:
         pattern: What shape the pruned weights have.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How pruned weights grow back elsewhere (RigL, SET); None for never.
+        penalty: How the weights that go next shrink before they go; None for no penalty.
         rewind: The step to which each round of the schedule goes back; None for no rewinding.
         tolerance: The loss of a metric that pruning may cost; None for no limit. The rounds of the
             tolerance take the place of the schedule.
@@ -63,6 +65,7 @@ class Recipe:
     pattern: Pattern = UnstructuredPattern()
     keep_zeros: bool = False
     regrow: Regrow | None = None
+    penalty: GrowingPenalty | None = None
     rewind: Rewind | None = None
     tolerance: Tolerance | None = None
     on_revival: Literal["error", "warn"] = "error"
@@ -135,6 +138,7 @@ class Recipe:
                 per_row: true
             keep_zeros: false
             regrow: null
+            penalty: null
             rewind: null
             tolerance: null
             on_revival: error
@@ -178,6 +182,7 @@ class Recipe:
                 f"{type(pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
             )
         self._refuse_two_ways_back()
+        self._refuse_penalty()
 
     def _refuse_two_ways_back(self) -> None:
         """Raise ValueError if two of rewinding, regrowth and a tolerance are asked for."""
@@ -197,6 +202,20 @@ class Recipe:
                 raise ValueError(
                     "need either rewind or regrow, got both: regrowth goes on between rounds"
                 )
+
+    def _refuse_penalty(self) -> None:
+        """Raise ValueError if a penalty cannot know what goes next, or would be undone."""
+        if self.penalty is None:
+            return
+        self.penalty.check_schedule(self.schedule)
+        reasons = {
+            "regrow": "the penalty would shrink weights that grow back",
+            "rewind": "the weights go back to those before the penalty",
+            "tolerance": "the metric decides what goes next, and no schedule",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name) is not None:
+                raise ValueError(f"need either penalty or {name}, got both: {reason}")
 
 
 def _refuse_budget(budget: Budget, pattern: Pattern) -> None:

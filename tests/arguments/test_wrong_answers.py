@@ -18,6 +18,7 @@ from lightning_prune import (
     CosineSchedule,
     Criterion,
     DistillationCallback,
+    GrowingPenalty,
     MagnitudeCriterion,
     NMPattern,
     Pattern,
@@ -36,13 +37,14 @@ from tests.conftest import answers
 
 QUESTIONS = Schedule, Allocation, Criterion, Pattern
 RECORDS = [*(kind for question in QUESTIONS for kind in answers(question)), Recipe, Regrow, Rewind]
+RECORDS.append(GrowingPenalty)
 CALLBACKS = [SparsityMonitor, SparsityCheckpoint, DistillationCallback]
 ENGINES = [Pruner, PruningCallback]
 
 NUMBER, WHOLE, WORD, FLAG = (int, float), (int,), (str,), (bool,)
 KINDS = {
     **dict.fromkeys(("begin", "end", "power", "initial", "rate", "scale", "share"), NUMBER),
-    **dict.fromkeys(("every", "weight", "temperature"), NUMBER),
+    **dict.fromkeys(("every", "weight", "temperature", "largest", "ahead"), NUMBER),
     **dict.fromkeys(("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim"), WHOLE),
     **dict.fromkeys(
         ("unit", "scope", "what", "optimizer", "quality", "output", "on_revival"), WORD
@@ -54,6 +56,7 @@ KINDS = {
     "allocation": (Allocation,),
     "pattern": (Pattern,),
     "regrow": (Regrow,),
+    "penalty": (GrowingPenalty,),
     "rewind": (Rewind,),
     **dict.fromkeys(("isomorphic", "budget_met"), FLAG),
     "most": NUMBER,

@@ -1,0 +1,58 @@
+"""A growing penalty: what goes next shrinks before it goes."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_prune.arguments.checks import check_fields
+from lightning_prune.recipe.schedules import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowingPenalty:
+    r"""Shrink the weights that go next, more and more, so that the network learns to do without.
+
+    The penalty looks ahead on the schedule. It acts on the atoms (channels, blocks or weights) that
+    the schedule would take within the next ``ahead``, by the present scores. The strength on an
+    atom grows from 0 to :math:`\lambda`, while the atom stays among these. After each optimizer
+    step at the learning rate :math:`\eta`
+
+    .. math:: w \leftarrow w - \eta \lambda \min(t / a, 1) \, w
+
+    where :math:`t` is the time since the atom was chosen, and :math:`a` the time ``ahead``. All
+    weights of a channel shrink: also the bias, the normalization and the inputs of the layers that
+    read the channel. So little is left when the channel goes. Ten times within ``ahead`` the atoms
+    are chosen anew. The penalty on an atom that is no longer among them ends.
+
+    The growth is that of Wang et al., "Neural Pruning via Growing Regularization" (2021),
+    https://arxiv.org/abs/2012.09243. The penalty on all weights that go together is that of Fang et
+    al., "DepGraph: Towards Any Structural Pruning" (2023), https://arxiv.org/abs/2301.12900. Both
+    add :math:`\lambda w` to the gradient. Here the weights shrink apart from the gradient, as by
+    the weight decay of AdamW. So adaptive optimizers do not divide the penalty away, gradients are
+    clipped without it, and criteria see the gradients of the loss alone.
+
+    Args:
+        largest: The largest strength :math:`\lambda`, positive.
+        ahead: The time that the strength takes to grow, as a share of the time from the start of
+            the training to the schedule's end, in (0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    works_on_shards: ClassVar[bool] = False
+    largest: float = 1.0
+    ahead: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.largest > 0:
+            raise ValueError(f"need largest > 0, got largest={self.largest}")
+        if not 0 < self.ahead <= 1:
+            raise ValueError(f"need 0 < ahead <= 1, got ahead={self.ahead}")
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Raise ValueError if the schedule leaves no time before the end."""
+        if schedule.end == 0:
+            raise ValueError(
+                "need training before the end of the schedule for penalty, got end=0; raise end"
+            )
