@@ -1,7 +1,7 @@
 """The atoms that go next, which a growing penalty shrinks before they go."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from lightning_prune.engine.update import Due, find_next
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import Schedule
+from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.recipe.units import TOLERANCE
 
 _LOOKS = 10
@@ -42,10 +43,11 @@ class NextAtoms:
         has_clock = clocks is not None and recipe.penalty is not None
         self._clock = clocks(recipe.schedule) if clocks and has_clock else None
         saved = (state or {}).get("penalty", {"levels": {}, "looked": {}})
-        # How far the penalty has grown at the last look: 0 to 1, or -inf for atoms that stay.
+        # How far the penalty has grown at the last look, in (0, 1]; 0 for atoms that stay.
         self._levels: dict[str, Tensor] = dict(saved["levels"])
         self._looked = {int(index): float(moment) for index, moment in saved["looked"].items()}
         self._now: dict[int, float] = {}  # the moments of the steps that are being made
+        self._strengths: dict[int, _Strengths] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the penalty on each atom has grown, and the moments of the last looks."""
@@ -88,14 +90,16 @@ class NextAtoms:
         """
         if found is None:
             return
+        now = self._now[index]
+        passed = (now - self._looked.get(index, now)) / self._window
         others = {group.name for group in groups if group.optimizer != index}
         self._levels = {name: self._levels[name] for name in self._levels.keys() & others} | {
-            name: torch.where(atoms, self._grow(name, atoms, index), -math.inf)
-            for name, atoms in found.items()
+            name: self._grow(name, atoms, passed) for name, atoms in found.items()
         }
-        self._looked[index] = self._now[index]
+        self._looked[index] = now
+        self._strengths = {}
 
-    def shrink(self, optimizer: Optimizer, index: int, groups: Iterable[Group]) -> None:
+    def shrink(self, optimizer: Optimizer, index: int, groups: Sequence[Group]) -> None:
         """Shrink the weights of the atoms that go next, as a decoupled weight decay does.
 
         Args:
@@ -103,19 +107,34 @@ class NextAtoms:
             index: The index of the optimizer.
             groups: All groups.
         """
-        penalty = self._recipe.penalty
-        if penalty is None or not self._levels:
+        if not self._levels:
             return
-        rates = {id(p): each["lr"] for each in optimizer.param_groups for p in each["params"]}
+        known = self._strengths.get(index)
+        if known is None or known.groups is not groups or known.optimizer is not optimizer:
+            known = self._strengths[index] = self._spread(optimizer, index, groups)
+        for member, strength, options in known.of_weights:
+            rate, weights = float(options["lr"]), member.weights
+            if rate * known.largest > 1:  # no weight changes the sign
+                strength = strength.clamp(max=1 / rate)
+            weights.addcmul_(strength.to(weights.device), weights, value=-rate)
+
+    def _spread(self, optimizer: Optimizer, index: int, groups: Sequence[Group]) -> "_Strengths":
+        """Return the present strength on each weight that the optimizer trains."""
+        assert self._recipe.penalty is not None
+        largest = self._recipe.penalty.largest
+        options = {id(p): each for each in optimizer.param_groups for p in each["params"]}
+        found = []
         for group in groups:
-            if group.optimizer != index or group.name not in self._levels:
+            level = self._levels.get(group.name)
+            if group.optimizer != index or level is None or level.shape != group.alive().shape:
                 continue
-            left = 1 - self._grow(group.name, group.alive(), index)
-            for member, of_weights in group.spread(left):  # 1 where the penalty is 0
-                rate = rates.get(id(member.parameter))
-                if rate is not None:  # the optimizer does not train frozen weights
-                    strength = penalty.largest * (1 - of_weights)
-                    member.weights.mul_((1 - rate * strength).clamp(min=0))
+            for member, left in group.spread(1 - level.to(group.members[0].mask.device)):
+                if id(member.parameter) in options:  # it does not train frozen weights
+                    strength = (largest * (1 - left)).to(member.weights.dtype)
+                    found.append((member, strength, options[id(member.parameter)]))
+        return _Strengths(
+            groups=groups, optimizer=optimizer, largest=largest, of_weights=tuple(found)
+        )
 
     @property
     def _window(self) -> float:
@@ -123,10 +142,29 @@ class NextAtoms:
         assert self._recipe.penalty is not None
         return self._recipe.penalty.ahead * self._recipe.schedule.end
 
-    def _grow(self, name: str, atoms: Tensor, index: int) -> Tensor:
-        """Return how far the penalty on the atoms of a group has grown until now, 0 to 1."""
+    def _grow(self, name: str, atoms: Tensor, passed: float) -> Tensor:
+        """Return how far the penalty on some atoms has grown, in (0, 1]; 0 for the others."""
         level = self._levels.get(name)
         if level is None or level.shape != atoms.shape:
-            return torch.zeros_like(atoms, dtype=torch.float32)
-        passed = (self._now[index] - self._looked.get(index, 0.0)) / self._window
-        return (level.to(atoms.device) + passed).clamp(0, 1)
+            level = torch.zeros_like(atoms, dtype=torch.float32)
+        level = level.to(atoms.device)
+        grown = torch.where(level > 0, level + passed, 1 / _LOOKS).clamp(max=1)
+        return grown * atoms
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Strengths:
+    """The strengths of the penalty until the next look.
+
+    Args:
+        groups: The groups that they hold for.
+        optimizer: The optimizer of the groups.
+        largest: The largest strength.
+        of_weights: Tensors, with a strength that spreads over the weights, and with the options of
+            the optimizer for these weights.
+    """
+
+    groups: Sequence[Group]
+    optimizer: Optimizer
+    largest: float
+    of_weights: tuple[tuple[PrunedTensor, Tensor, Mapping[str, Any]], ...]

@@ -12,16 +12,16 @@ class GrowingPenalty:
     r"""Shrink the weights that go next, more and more, so that the network learns to do without.
 
     The penalty looks ahead on the schedule. It acts on the atoms (channels, blocks or weights) that
-    the schedule would take within the next ``ahead``, by the present scores. The strength on an
-    atom grows from 0 to :math:`\lambda`, while the atom stays among these. After each optimizer
+    the schedule would take within the next ``ahead``, by the present scores. It looks ten times
+    within ``ahead``. The penalty on an atom starts with :math:`\lambda / 10`, and grows at each
+    look at which the atom is among these, up to :math:`\lambda`; else it ends. After each optimizer
     step at the learning rate :math:`\eta`
 
-    .. math:: w \leftarrow w - \eta \lambda \min(t / a, 1) \, w
+    .. math:: w \leftarrow w - \eta \lambda \min(0.1 + t / a, 1) \, w
 
-    where :math:`t` is the time since the atom was chosen, and :math:`a` the time ``ahead``. All
-    weights of a channel shrink: also the bias, the normalization and the inputs of the layers that
-    read the channel. So little is left when the channel goes. Ten times within ``ahead`` the atoms
-    are chosen anew. The penalty on an atom that is no longer among them ends.
+    where :math:`t` is the time since the atom was chosen, up to the last look, and :math:`a` the
+    time ``ahead``. All weights of a channel shrink: also the bias, the normalization and the inputs
+    of the layers that read the channel. So little is left when the channel goes.
 
     The growth is that of Wang et al., "Neural Pruning via Growing Regularization" (2021),
     https://arxiv.org/abs/2012.09243. The penalty on all weights that go together is that of Fang et

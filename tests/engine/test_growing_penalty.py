@@ -47,10 +47,10 @@ def test_it_multiplies_the_weights_that_go_by_one_minus_rate_times_strength():
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[4.0, 3.0, 2.0, 1.0]]))
     optimizer, pruner = start(net, sparsity=0.5)
-    step(net, optimizer, pruner, 5)  # the penalty starts at step 4, at 0
+    step(net, optimizer, pruner, 4)  # the penalty starts at step 4
     assert net.weight.tolist() == [[4.0, 3.0, 2.0, 1.0]]
     factor = 1.0
-    for grown in (0.25, 0.5, 0.75):
+    for grown in (0.1, 0.35, 0.6, 0.85):
         step(net, optimizer, pruner)
         factor *= 1 - 0.1 * grown
         torch.testing.assert_close(net.weight.detach(), torch.tensor([[4, 3, 2 * factor, factor]]))
