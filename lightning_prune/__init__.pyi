@@ -25,6 +25,7 @@ from .recipe.allocations import (
     UniformAllocation as UniformAllocation,
 )
 from .recipe.atoms import Atoms as Atoms
+from .recipe.branch_pattern import BranchPattern as BranchPattern
 from .recipe.budgets import (
     Budget as Budget,
     BytesBudget as BytesBudget,

@@ -26,7 +26,7 @@ BEFORE = {
 ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
     *("ParameterBudget", "Ramp", "Recipe", "SearchReport", "Tolerance", "measure_latency_table"),
-    *("search_sparsities", "sparsity", "GrowingPenalty"),
+    *("search_sparsities", "sparsity", "GrowingPenalty", "BranchPattern"),
 }
 REMOVED = {"Group", "ChannelGroup"}
 

@@ -47,7 +47,7 @@ def select(
     """
     reshard(model)
     if recipe.pattern.couples_tensors:
-        selection = _select_channels(model, optimizers, recipe, example)
+        selection = _select_coupled(model, optimizers, recipe, example)
     else:
         selection = select_tensors(model, optimizers, recipe.targets)
         groups = tuple(_make_group(tensor, recipe.pattern) for tensor in selection.tensors)
@@ -108,15 +108,18 @@ def _make_group(tensor: PrunedTensor, pattern: Pattern) -> Group:
     return (WeightGroup if is_free else BlockGroup)(members=(tensor,), pattern=pattern)
 
 
-def _select_channels(
+def _select_coupled(
     model: nn.Module, optimizers: Sequence[Optimizer], recipe: Recipe, example: Any
 ) -> Selection:
-    from lightning_prune.engine.channel_selection import select_channels  # it imports tracing
-
     for name, parameter in named_parameters(model).items():
         if is_sharded(parameter):
             _refuse_shards(name, [recipe.pattern])
-    return select_channels(model, optimizers, recipe.targets, recipe.pattern, example)
+    if recipe.pattern.spans_branches:  # The imports below import tracing.
+        from lightning_prune.engine.branch_selection import select_branches as choose
+    else:
+        from lightning_prune.engine.channel_selection import select_channels as choose
+
+    return choose(model, optimizers, recipe.targets, recipe.pattern, example)
 
 
 def _answers_on_tensors(recipe: Recipe) -> list[_Answer]:

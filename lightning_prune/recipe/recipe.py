@@ -225,6 +225,11 @@ def _refuse_budget(budget: Budget, pattern: Pattern) -> None:
             f"need a pattern that leaves the sparsity open for {budget.describe()}, got "
             f"pattern={pattern}, which says how much itself; write the sparsity of each tensor"
         )
+    if pattern.spans_branches and budget.unit not in ("macs", "parameters"):
+        raise ValueError(
+            f"need a pattern inside single tensors, or ChannelPattern(), for {budget.describe()}, "
+            f"got pattern={pattern}; use MacsBudget or ParameterBudget"
+        )
     if budget.needs_removal and not pattern.couples_tensors:
         raise ValueError(
             f"need channels that can be removed for {budget.describe()}, got pattern={pattern}: "
