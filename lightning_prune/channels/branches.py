@@ -16,6 +16,7 @@ from lightning_prune.models.names import owner_of, plain_name
 from lightning_prune.models.tracing import trace
 
 _ADDITIONS = ("add",)
+_PASSING = ("to", "contiguous", "type_as", "alias", "detach")
 _PRODUCTS = (
     *("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "einsum", "bilinear"),
     *("scaled_dot_product_attention", "convolution", "conv1d", "conv2d", "conv3d"),
@@ -236,7 +237,7 @@ def _find_owned(graph: _Graph, region: Set[fx.Node]) -> set[str]:
     """Return the names of the modules all of whose code computes a part of the region."""
     owned: dict[str, bool] = {}
     for node in graph.nodes:
-        if node in graph.live and node.op == "call_function":
+        if node in graph.live and node.op == "call_function" and not _passes_on(node):
             for name in _modules(node):
                 owned[name] = owned.get(name, True) and node in region
     return {name for name, is_owned in owned.items() if is_owned and name}
@@ -268,6 +269,19 @@ def _is_around(module: str, name: str) -> bool:
 
 def _is_called(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+
+
+def _passes_on(node: fx.Node) -> bool:
+    """Whether an operation returns its argument, such as a cast to the dtype of the argument.
+
+    Then the graph calls the stream by the name of this result from here on.
+    """
+    if not _is_called(node) or operation_name(node) not in _PASSING:
+        return False
+    before, after = (each.meta.get("val") for each in (node.all_input_nodes[0], node))
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return False
+    return before.shape == after.shape and before.dtype == after.dtype
 
 
 def _is_product(node: fx.Node) -> bool:

@@ -157,6 +157,35 @@ def test_what_cannot_be_left_out_stays_dense_by_name(model, reason):
         start(model, sparsity=0.5)
 
 
+class Casting(nn.Module):
+    """A normalization in single precision, as large language models have, before a layer."""
+
+    example_input_array = torch.zeros(2, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer, self.last = RootMeanSquare(), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(x + self.layer(self.norm(x)))
+
+
+class RootMeanSquare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        x = x.to(torch.float32)
+        return self.weight * (x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt())
+
+
+def test_a_normalization_that_casts_is_left_out_with_the_branch():
+    model = Casting()
+    prune(model, sparsity=1.0)
+    assert set(shrink(model).state_dict()) == {"last.weight", "last.bias"}
+
+
 class Mixture(nn.Module):
     """Experts in a list, each with a gate, which are added one by one."""
 
