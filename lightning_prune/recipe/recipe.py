@@ -171,6 +171,11 @@ class Recipe:
                 f"need scores >= 0 for {type(allocation).__name__}{per}, got "
                 f"criterion={type(self.criterion).__name__}, whose scores can be negative"
             )
+        if pattern.spans_branches and allocation.per == "latency":
+            raise ValueError(
+                f"need macs or parameters for branches, got allocation={allocation} with "
+                f"pattern={pattern}; use GlobalAllocation(per='macs')"
+            )
         if allocation.needs_single_tensors and pattern.couples_tensors:
             raise ValueError(
                 f"need a pattern inside single tensors for {type(allocation).__name__}, got "

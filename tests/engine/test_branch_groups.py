@@ -138,6 +138,11 @@ def test_a_cost_that_is_not_known_for_branches_is_refused(budget):
         Recipe(pattern=BranchPattern(), budget=budget)
 
 
+def test_latencies_of_branches_are_refused():
+    with pytest.raises(ValueError, match=r"got allocation=.* with pattern=BranchPattern\(\)"):
+        Recipe(pattern=BranchPattern(), allocation=GlobalAllocation(per="latency"))
+
+
 def test_the_table_counts_branches():
     pruner = prune(Transformer(), sparsity=0.5)
     text = str(pruning_table(pruner))
