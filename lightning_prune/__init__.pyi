@@ -51,6 +51,7 @@ from .recipe.patterns import (
     UnstructuredPattern as UnstructuredPattern,
 )
 from .recipe.penalty import GrowingPenalty as GrowingPenalty
+from .recipe.phases import Phases as Phases
 from .recipe.recipe import Recipe as Recipe
 from .recipe.regrowth import Regrow as Regrow
 from .recipe.rewind import Rewind as Rewind
@@ -63,6 +64,7 @@ from .recipe.schedules import (
     Ramp as Ramp,
     Schedule as Schedule,
 )
+from .recipe.straight_through import StraightThrough as StraightThrough
 from .recipe.tensor import PrunedTensor as PrunedTensor
 from .recipe.tolerance import Tolerance as Tolerance
 from .reporting.latency import Latency as Latency

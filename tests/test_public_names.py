@@ -25,8 +25,9 @@ BEFORE = {
 }
 ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
-    *("ParameterBudget", "Ramp", "Recipe", "SearchReport", "Tolerance", "measure_latency_table"),
-    *("search_sparsities", "sparsity", "GrowingPenalty", "BranchPattern"),
+    *("ParameterBudget", "Phases", "Ramp", "Recipe", "SearchReport", "StraightThrough"),
+    *("Tolerance", "measure_latency_table", "search_sparsities", "sparsity"),
+    *("BranchPattern", "GrowingPenalty"),
 }
 REMOVED = {"Group", "ChannelGroup"}
 

@@ -12,12 +12,13 @@ class DuePoints:
 
     Args:
         schedule: When to prune.
-        regrow: When to regrow; None for never.
+        regrow: When to regrow, or to change the phase; None for never.
         clocks: Makes the clock of a schedule; None before training, when nothing can be due.
         state: An earlier `state_dict`; empty if there is none.
         optimizers: Number of optimizers.
         may_go_back: Whether a training can go back to an earlier due point, so that none is the
             last.
+        goes_on: Whether masks change after the last due point, too.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class DuePoints:
         state: Mapping[str, Any] | None = None,
         optimizers: int = 0,
         may_go_back: bool = False,
+        goes_on: bool = False,
     ) -> None:
         state = state or {}
         self.schedule, self.regrow, self.may_go_back = schedule, regrow, may_go_back
+        self.goes_on = goes_on
         self.in_step: set[int] = set()  # between before_step() and the step
         self._clock = clocks(schedule) if clocks else None
         self._regrow_clock = clocks(regrow) if clocks and regrow else None
@@ -115,6 +118,10 @@ class DuePoints:
         """Return the last due point that was served."""
         return self._pruned.get(index)
 
+    def last_regrowth(self, index: int) -> float | None:
+        """Return the last due point of regrowth, or of a phase, that was served."""
+        return self._regrown.get(index)
+
     def share(self, index: int) -> float:
         """Return the fraction of the final sparsity that is due since the last due point."""
         point = self.last_pruning(index)
@@ -126,7 +133,7 @@ class DuePoints:
 
     def is_over(self, index: int) -> bool:
         """Whether no later update is due."""
-        if self.may_go_back:
+        if self.may_go_back or self.goes_on:
             return False
         regrown = self.regrow is None or self._regrown.get(index) == self.regrow.end
         return self._served.get(index) == self.schedule.end and regrown

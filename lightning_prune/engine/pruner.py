@@ -19,9 +19,11 @@ from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.penalty import GrowingPenalty
+from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Schedule
+from lightning_prune.recipe.straight_through import StraightThrough
 from lightning_prune.recipe.targets import SparsityTargets
 
 
@@ -45,6 +47,9 @@ class Pruner(Readings):
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); None for never.
+        straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); None if
+            they stay pruned.
+        phases: When training is dense and sparse in turns (AC/DC); None for always sparse.
         penalty: How the weights that go next shrink before they go; None for no penalty.
         on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
             ``"warn"`` only: then they are masked again. They are found at due points, by
@@ -81,6 +86,8 @@ class Pruner(Readings):
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
+        straight_through: StraightThrough | None = None,
+        phases: Phases | None = None,
         penalty: GrowingPenalty | None = None,
         on_revival: Literal["error", "warn"] = "error",
     ) -> None:
@@ -95,6 +102,8 @@ class Pruner(Readings):
                 pattern=pattern,
                 keep_zeros=keep_zeros,
                 regrow=regrow,
+                straight_through=straight_through,
+                phases=phases,
                 penalty=penalty,
                 on_revival=on_revival,
             )
@@ -262,7 +271,8 @@ class Pruner(Readings):
             return
         self._training.end(completed=completed)
         if completed:
-            warn_of_early_end(self._training.enrolment, self._training.due_points)
+            training = self._training
+            warn_of_early_end(training.enrolment, training.due_points, self.recipe.phases)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit a weight), step counts, gathered statistics and the recipe.

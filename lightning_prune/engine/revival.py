@@ -34,7 +34,8 @@ def describe_revival(
     found = []
     for tensor, count in revived.items():
         trace = keepers[tensor.optimizer].find_trace(tensor)
-        trace = trace or _find_statistics(tensor, optimizers[tensor.optimizer])
+        if not tensor.may_return:  # else its statistics are never 0
+            trace = trace or _find_statistics(tensor, optimizers[tensor.optimizer])
         how = trace or "written through .data, or before an earlier step"
         found.append(f"{count} others in '{tensor.name}' at step {tensor.step} ({how})")
     return f"need pruned weights to be 0, got {', '.join(found)}"

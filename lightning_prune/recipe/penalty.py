@@ -40,7 +40,7 @@ class GrowingPenalty:
     """
 
     works_on_shards: ClassVar[bool] = False
-    largest: float = 1.0
+    largest: float = 3.0
     ahead: float = 0.2
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABCMeta
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import yaml
@@ -13,9 +13,11 @@ from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
 from lightning_prune.recipe.penalty import GrowingPenalty
+from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
+from lightning_prune.recipe.straight_through import StraightThrough
 from lightning_prune.recipe.targets import DEFAULT_SPARSITY, SparsityTargets, check_targets
 from lightning_prune.recipe.tolerance import MOST_TRIED, Tolerance
 
@@ -38,6 +40,9 @@ class Recipe:
         pattern: What shape the pruned weights have.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How pruned weights grow back elsewhere (RigL, SET); None for never.
+        straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); None if
+            pruned weights stay pruned.
+        phases: When training is dense and sparse in turns (AC/DC); None for always sparse.
         penalty: How the weights that go next shrink before they go; None for no penalty.
         rewind: The step to which each round of the schedule goes back; None for no rewinding.
         tolerance: The loss of a metric that pruning may cost; None for no limit. The rounds of the
@@ -65,6 +70,8 @@ class Recipe:
     pattern: Pattern = UnstructuredPattern()
     keep_zeros: bool = False
     regrow: Regrow | None = None
+    straight_through: StraightThrough | None = None
+    phases: Phases | None = None
     penalty: GrowingPenalty | None = None
     rewind: Rewind | None = None
     tolerance: Tolerance | None = None
@@ -123,6 +130,22 @@ class Recipe:
         """The allocation; the default of the pattern if the user gives None."""
         return self.allocation or self.pattern.default_allocation()
 
+    def at_once(self, schedule: Schedule) -> "Recipe":
+        """Return the recipe of pruning at once: without the answers that need a training.
+
+        Args:
+            schedule: When the masks change.
+        """
+        return replace(
+            self,
+            schedule=schedule,
+            regrow=None,
+            straight_through=None,
+            phases=None,
+            rewind=None,
+            tolerance=None,
+        )
+
     def to_yaml(self) -> str:
         """Return the recipe as the ``init_args`` of a `PruningCallback` in a config.
 
@@ -138,6 +161,8 @@ class Recipe:
                 per_row: true
             keep_zeros: false
             regrow: null
+            straight_through: null
+            phases: null
             penalty: null
             rewind: null
             tolerance: null
@@ -188,6 +213,33 @@ class Recipe:
             )
         self._refuse_two_ways_back()
         self._refuse_penalty()
+        if self.straight_through is not None:
+            self._refuse_beside("straight_through")
+        if self.phases is not None:
+            self._refuse_beside("phases")
+
+    def _refuse_beside(self, returning: str) -> None:
+        """Raise ValueError if an answer cannot work where pruned weights return.
+
+        Args:
+            returning: The answer by which they return: straight_through or phases.
+        """
+        kind, pattern = type(getattr(self, returning)).__name__, type(self.pattern).__name__
+        if self.pattern.couples_tensors:
+            raise ValueError(
+                f"need a pattern inside single tensors for {kind}, got pattern={pattern}; no "
+                "gradient reaches a channel that is 0 everywhere"
+            )
+        reasons = {
+            "keep_zeros": "weights that return are not kept at 0",
+            "regrow": "both choose which pruned weights return",
+            "phases": "both choose when pruned weights return",
+            "rewind": "going back forgets what pruned weights have learned",
+            "tolerance": "going back forgets what pruned weights have learned",
+        }
+        for name, reason in reasons.items():
+            if name != returning and getattr(self, name):
+                raise ValueError(f"need either {returning} or {name}, got both: {reason}")
 
     def _refuse_two_ways_back(self) -> None:
         """Raise ValueError if two of rewinding, regrowth and a tolerance are asked for."""
@@ -217,6 +269,8 @@ class Recipe:
             "regrow": "the penalty would shrink weights that grow back",
             "rewind": "the weights go back to those before the penalty",
             "tolerance": "the metric decides what goes next, and no schedule",
+            "straight_through": "the penalty would shrink weights that may return",
+            "phases": "the penalty would shrink weights that return",
         }
         for name, reason in reasons.items():
             if getattr(self, name) is not None:

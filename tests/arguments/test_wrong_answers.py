@@ -22,6 +22,7 @@ from lightning_prune import (
     MagnitudeCriterion,
     NMPattern,
     Pattern,
+    Phases,
     Pruner,
     PruningCallback,
     Recipe,
@@ -30,14 +31,22 @@ from lightning_prune import (
     Schedule,
     SparsityCheckpoint,
     SparsityMonitor,
+    StraightThrough,
     Tolerance,
     UniformAllocation,
 )
 from tests.conftest import answers
 
 QUESTIONS = Schedule, Allocation, Criterion, Pattern
-RECORDS = [*(kind for question in QUESTIONS for kind in answers(question)), Recipe, Regrow, Rewind]
-RECORDS.append(GrowingPenalty)
+RECORDS = [
+    *(kind for question in QUESTIONS for kind in answers(question)),
+    Recipe,
+    Regrow,
+    Rewind,
+    StraightThrough,
+    Phases,
+    GrowingPenalty,
+]
 CALLBACKS = [SparsityMonitor, SparsityCheckpoint, DistillationCallback]
 ENGINES = [Pruner, PruningCallback]
 
@@ -45,7 +54,9 @@ NUMBER, WHOLE, WORD, FLAG = (int, float), (int,), (str,), (bool,)
 KINDS = {
     **dict.fromkeys(("begin", "end", "power", "initial", "rate", "scale", "share"), NUMBER),
     **dict.fromkeys(("every", "weight", "temperature", "largest", "ahead"), NUMBER),
-    **dict.fromkeys(("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim"), WHOLE),
+    **dict.fromkeys(
+        ("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim", "rounds"), WHOLE
+    ),
     **dict.fromkeys(
         ("unit", "scope", "what", "optimizer", "quality", "output", "on_revival"), WORD
     ),
@@ -58,6 +69,8 @@ KINDS = {
     "regrow": (Regrow,),
     "penalty": (GrowingPenalty,),
     "rewind": (Rewind,),
+    "straight_through": (StraightThrough,),
+    "phases": (Phases,),
     **dict.fromkeys(("isomorphic", "budget_met"), FLAG),
     "most": NUMBER,
     "per": WORD,

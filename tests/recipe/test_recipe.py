@@ -20,6 +20,7 @@ from lightning_prune import (
     NMPattern,
     OneShotSchedule,
     Pattern,
+    Phases,
     Pruner,
     PruningCallback,
     RandomCriterion,
@@ -27,6 +28,7 @@ from lightning_prune import (
     Regrow,
     Rewind,
     Schedule,
+    StraightThrough,
     Tolerance,
     UniformAllocation,
     UnstructuredPattern,
@@ -37,6 +39,7 @@ ROUNDS = MultiStepSchedule(milestones=(0.2, 0.4), fractions=(0.5, 1.0))
 RECIPES = [
     Recipe(),
     Recipe(sparsity={"*": 0.9, "head": None, "body.*": 0.5}),
+    Recipe(straight_through=StraightThrough(every=3), sparsity=0.95),
     Recipe(regrow=Regrow(), schedule=OneShotSchedule(end=0), keep_zeros=True),
     Recipe(regrow=Regrow(first=None, criterion=RandomCriterion(seed=3)), pattern=BlockPattern()),
     Recipe(penalty=GrowingPenalty(largest=3), pattern=ChannelPattern()),
@@ -174,12 +177,40 @@ def test_an_answer_of_another_kind_is_refused_by_name(make, name, answer, messag
             "need either penalty or tolerance, got both: the metric decides",
         ),
         (
+            {"penalty": GrowingPenalty(), "straight_through": StraightThrough()},
+            "need either penalty or straight_through, got both: the penalty would shrink",
+        ),
+        (
+            {"penalty": GrowingPenalty(), "phases": Phases()},
+            "need either penalty or phases, got both: the penalty would shrink weights that return",
+        ),
+        (
             {"penalty": GrowingPenalty(), "schedule": OneShotSchedule(end=0)},
             "need training before the end of the schedule for penalty, got end=0; raise end",
         ),
         (
             {"rewind": Rewind(), "regrow": Regrow(), "schedule": ROUNDS},
             "need either rewind or regrow, got both",
+        ),
+        (
+            {"straight_through": StraightThrough(), "pattern": ChannelPattern()},
+            "need a pattern inside single tensors for StraightThrough, got pattern=ChannelPattern",
+        ),
+        (
+            {"straight_through": StraightThrough(), "keep_zeros": True},
+            "need either straight_through or keep_zeros, got both",
+        ),
+        (
+            {"straight_through": StraightThrough(), "regrow": Regrow()},
+            "need either straight_through or regrow, got both",
+        ),
+        (
+            {"straight_through": StraightThrough(), "rewind": Rewind(), "schedule": ROUNDS},
+            "need either straight_through or rewind, got both",
+        ),
+        (
+            {"straight_through": StraightThrough(), "tolerance": Tolerance(monitor="val_acc")},
+            "need either straight_through or tolerance, got both",
         ),
         ({"pattern": NMPattern(), "sparsity": 0.3}, r"at least 1 - n/m = 0.5 for 2:4"),
         ({"sparsity": 1.5}, "need 0 <= sparsity <= 1, got sparsity=1.5"),
