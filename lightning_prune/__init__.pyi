@@ -26,6 +26,7 @@ from .recipe.allocations import (
     UniformAllocation as UniformAllocation,
 )
 from .recipe.atoms import Atoms as Atoms
+from .recipe.branch_pattern import BranchPattern as BranchPattern
 from .recipe.budgets import (
     Budget as Budget,
     BytesBudget as BytesBudget,
@@ -50,6 +51,7 @@ from .recipe.patterns import (
     Pattern as Pattern,
     UnstructuredPattern as UnstructuredPattern,
 )
+from .recipe.penalty import GrowingPenalty as GrowingPenalty
 from .recipe.phases import Phases as Phases
 from .recipe.recipe import Recipe as Recipe
 from .recipe.regrowth import Regrow as Regrow

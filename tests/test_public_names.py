@@ -25,9 +25,9 @@ BEFORE = {
 }
 ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
-    *("ParameterBudget", "Phases", "Ramp", "Recipe", "Repair", "SearchReport"),
-    *("StraightThrough", "Tolerance", "measure_latency_table", "reestimate_statistics"),
-    *("search_sparsities", "sparsity"),
+    *("BranchPattern", "GrowingPenalty", "ParameterBudget", "Phases", "Ramp", "Recipe", "Repair"),
+    *("SearchReport", "StraightThrough", "Tolerance", "measure_latency_table"),
+    *("reestimate_statistics", "search_sparsities", "sparsity"),
 }
 REMOVED = {"Group", "ChannelGroup"}
 

@@ -4,11 +4,13 @@ from lightning_prune.callbacks.checkpoint import SparsityCheckpoint
 from lightning_prune.callbacks.distillation import DistillationCallback
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.pruning import PruningCallback
+from lightning_prune.recipe.branch_pattern import BranchPattern
 from lightning_prune.recipe.nm_pattern import NMPattern
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.tolerance import Tolerance
 
 __all__ = [
+    "BranchPattern",
     "DistillationCallback",
     "NMPattern",
     "PruningCallback",

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,6 +20,7 @@ from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
 from lightning_prune.callbacks.steering import Steering
+from lightning_prune.callbacks.unsupported import refuse_unsupported
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
@@ -29,6 +29,7 @@ from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
@@ -66,6 +67,7 @@ class PruningCallback(Callback):
         straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); null if
             they stay pruned.
         phases: When training is dense and sparse in turns (AC/DC); null for always sparse.
+        penalty: How the weights that go next shrink before they go; null for no penalty.
         rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
         tolerance: The loss of a validation metric that pruning may cost; null for no limit. Then
             ``sparsity`` is the most that is tried, and ``schedule`` is left out.
@@ -103,6 +105,7 @@ class PruningCallback(Callback):
         most: float | None = None,
         straight_through: StraightThrough | None = None,
         phases: Phases | None = None,
+        penalty: GrowingPenalty | None = None,
     ) -> None:
         self._begin(
             Recipe.of(
@@ -117,6 +120,7 @@ class PruningCallback(Callback):
                 regrow=regrow,
                 straight_through=straight_through,
                 phases=phases,
+                penalty=penalty,
                 rewind=rewind,
                 tolerance=tolerance,
                 on_revival=on_revival,
@@ -167,17 +171,7 @@ class PruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer that pruning does not support."""
-        others = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]
-        if len(others) > 1:
-            raise ValueError(
-                f"need one PruningCallback in a Trainer, got {len(others)}; write several "
-                "targets in a single callback: sparsity={'encoder': 0.9, 'decoder': 0.5}"
-            )
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
-            raise ValueError(
-                "need a strategy that keeps the shape of parameters, got "
-                f"{type(trainer.strategy).__name__}; use ModelParallelStrategy (FSDP2) or DDP"
-            )
+        refuse_unsupported(trainer, PruningCallback)
         if stage == "fit":
             self._restored_state, self._seen = {}, SeenExample()
 

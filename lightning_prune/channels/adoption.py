@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.channels.absent import Absence, find_absences, put_absences
 from lightning_prune.channels.attention import has_whole_heads, slim_attention
 from lightning_prune.channels.numbers import Setting, find_numbers, find_set_numbers, set_numbers
 from lightning_prune.channels.removal import put_tensors
@@ -30,6 +31,7 @@ def shrunk_state(module: nn.Module) -> dict[str, Any]:
     return {
         "state_dict": module.state_dict(),
         "shrunk_attributes": find_set_numbers(module),
+        "shrunk_modules": find_absences(module),
         "shrunk_version": _VERSION,
     }
 
@@ -50,17 +52,21 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the state is not that of a shrunk module of this class.
     """
-    weights = _read_weights(module, state)
-    settings = _read_settings(module, state, weights)
-    trial = copy_module(module)
+    absences = _read_absences(module, state)
+    fresh = copy_module(module)
+    put_absences(fresh, absences)
+    weights = _read_weights(fresh, state)
+    settings = _read_settings(fresh, state, weights)
+    trial = copy_module(fresh)
     try:
         _load(trial, weights, settings)
     except Exception as error:
         raise ValueError(
             f"need weights that load into a {type(module).__name__}, got {describe_error(error)}"
         ) from error
-    _check_layers(trial, module)
+    _check_layers(trial, fresh)
     _check_forward(trial, module)
+    put_absences(module, absences)
     _load(module, weights, settings)
 
 
@@ -83,6 +89,19 @@ def _load(module: nn.Module, weights: Mapping[str, Any], settings: Iterable[Sett
 
 
 # -- checks of the state -------------------------------------------------------------------------
+
+
+def _read_absences(module: nn.Module, state: Mapping[str, Any]) -> list[Absence]:
+    """Return the modules that removed branches have left out; none for the module itself."""
+    if not isinstance(state, Mapping) or not isinstance(state.get("shrunk_modules", {}), Mapping):
+        raise ValueError("need the result of shrunk_state, got one with other modules left out")
+    children = named_modules(module)
+    absences = []
+    for name, outputs in state.get("shrunk_modules", {}).items():
+        if not name or name not in children or not isinstance(outputs, str):
+            raise ValueError(f"need modules to leave out that the module has, got {name!r}")
+        absences.append(Absence(module=name, outputs=outputs))
+    return absences
 
 
 def _read_weights(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:

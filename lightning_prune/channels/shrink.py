@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.channels.branch_removal import leave_out_zero_branches
 from lightning_prune.channels.coupling import ChannelPlace, CoupledChannels, Coupling, couple
 from lightning_prune.channels.numbers import Removal
 from lightning_prune.channels.removal import Smaller
@@ -27,12 +28,14 @@ _BATCHES = 3
 def shrink(
     module: Smaller, example: Any = None, *, statistics: Iterable[Any] | None = None
 ) -> Smaller:
-    r"""Return a copy of a module without the channels that are zero wherever they lie.
+    r"""Return a copy of a module without the channels and residual branches that are zero.
 
     A channel is removed if all that is stored for it is 0: the row that makes it, its bias, the
     scale and shift of its normalization and the columns that read it, as `ChannelPattern` leaves
-    them. Before the copy is returned, its outputs are compared with those of the module on random
-    batches, in evaluation and in training mode (without dropout):
+    them. A residual branch is left out if all its parameters are 0, as `BranchPattern` leaves them.
+    Then modules without weights take the places of its modules. Before the copy is returned, its
+    outputs are compared with those of the module on random batches, in evaluation and in training
+    mode (without dropout):
 
     .. math:: \max |y' - y| \le 10^{-5} \max |y|
 
@@ -71,27 +74,26 @@ def shrink(
         (Linear(in_features=4, out_features=2, bias=True), {})
     """
     call = make_call(module, example)
-    smaller = _remove_zero_channels(module, call)
+    smaller = _remove_zeros(module, call)
     if statistics is not None:
         measure_statistics(smaller, statistics, call)
     return smaller
 
 
-def _remove_zero_channels(module: Smaller, call: Call) -> Smaller:
+def _remove_zeros(module: Smaller, call: Call) -> Smaller:
     """Return the smaller copy, whose outputs have been compared."""
+    module, left = leave_out_zero_branches(module, call, _BATCHES)
     coupling = couple(module, call)
     removal = _find_zero_channels(module, coupling)
     if not removal:
-        return _record(copy_module(module), {})
+        return _record(copy_module(module), left)
     tried = try_with_generic_weights(module, call, coupling, removal)
     tried.drop_idle_numbers()
     removal = {index: removal[index] for index in tried.accepted}
     reference = Reference(module, call, _BATCHES)
     checked = Trial(module, reference, coupling, removal, known=tried.reading)
     refused = tried.refused | checked.refused
-    left = {coupling.groups[index].producers[0]: refused[index] for index in sorted(refused)}
-    if left:
-        warnings.warn(_describe_left(left), stacklevel=5)  # over both decorators
+    left |= {coupling.groups[index].producers[0]: refused[index] for index in sorted(refused)}
     return _record(checked.remove(), left)
 
 
@@ -145,6 +147,8 @@ def _choose_channel(group: CoupledChannels) -> Tensor:
 
 def _record(smaller: Smaller, left: dict[str, str]) -> Smaller:
     """Note the zero channels that are left in a module on the module itself."""
+    if left:
+        warnings.warn(_describe_left(left), stacklevel=6)  # over both decorators
     unwrap_compiled(smaller).zero_channels_left = left  # type: ignore[assignment]
     return smaller
 

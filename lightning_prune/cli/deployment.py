@@ -175,7 +175,7 @@ def write_shrunk(
     output: str | None,
     say: Say,
 ) -> None:
-    """Remove zero channels, and write a checkpoint with the smaller model and no training state.
+    """Remove zero channels and branches, and write a checkpoint without the training state.
 
     Args:
         trainer: Validates both models.
@@ -196,7 +196,7 @@ def write_shrunk(
     if dense == left:
         raise ValueError(
             f"need zero channels that can be removed, got none in ckpt_path='{ckpt_path}'; prune "
-            "them in training with pattern: ChannelPattern"
+            "them in training with pattern: ChannelPattern, or branches with BranchPattern"
         )
     _write_shrunk_checkpoint(smaller, ckpt_path, target)
     say(f"the smaller model has the same outputs; parameters: {dense:,} before, {left:,} after")

@@ -54,7 +54,7 @@ def select_channels(
     """
     found = find_candidates(module, optimizers, sparsity)
     if any(is_lazy(each.parameter) for each in found):
-        return _wait_for_shapes(found)
+        return wait_for_shapes(found)
     call = make_call(module, example)
     coupling = couple(module, call)
     by_name = {name: each for each in found for name in each.names}
@@ -190,7 +190,7 @@ def _list_reasons(
     return {each.name: reasons[each.name] for each in found if each.name in reasons}
 
 
-def _wait_for_shapes(found: Sequence[Candidate]) -> Selection:
+def wait_for_shapes(found: Sequence[Candidate]) -> Selection:
     """Return a selection of nothing, which may grow once all parameters have a shape."""
     lazy = next(each.name for each in found if is_lazy(each.parameter))
     waits = f"waits for '{lazy}' to be initialized"

@@ -119,19 +119,18 @@ def find_axes(
         groups: All groups of the selection.
         shapes: The shape of each parameter of a group.
     """
-    spans: dict[str, dict[int | None, list[tuple[str, int, int]]]]
+    spans: dict[str, dict[tuple[int | None, int], list[tuple[str, int, int]]]]
     spans = defaultdict(lambda: defaultdict(list))
     for group in groups:
         for extent in group.extents():
-            of_axis = spans[extent.parameter][extent.axis]
+            shape, axis = shapes[extent.parameter], extent.axis
+            length = extent.length or (math.prod(shape) if axis is None else shape[axis])
+            of_axis = spans[extent.parameter][axis, length]
             of_axis.append((group.name, extent.covered, extent.width))
     return {
         name: tuple(
-            Axis(
-                length=math.prod(shapes[name]) if axis is None else shapes[name][axis],
-                spans=tuple(sorted(of_axis)),
-            )
-            for axis, of_axis in axes.items()
+            Axis(length=length, spans=tuple(sorted(of_axis)))
+            for (_, length), of_axis in axes.items()
         )
         for name, axes in spans.items()
     }

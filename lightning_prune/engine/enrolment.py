@@ -254,7 +254,7 @@ def _refuse_lost_rows(groups: Sequence[Group]) -> None:
 def _refuse_empty_masks(groups: list[Group]) -> None:
     """Raise ValueError for a group that has a saved mask but no weight left to train."""
     for group in groups:
-        if group.atoms_kept == 0 and group.sparsity < 1:
+        if group.atoms_kept == 0 and group.sparsity < 1 and group.floor:
             raise ValueError(
                 f"need a saved mask that keeps a weight, got none in '{group.name}': the state is "
                 "damaged, or comes from a run with sparsity 1; go on from another checkpoint, or "
@@ -270,7 +270,7 @@ def _keep_zeros(groups: list[Group]) -> None:
     """
     nonzero = [(group, group.nonzero()) for group in groups]
     for group, atoms in nonzero:
-        if not atoms.any():
+        if group.floor and not atoms.any():
             raise ValueError(
                 f"need a weight that is not 0 with keep_zeros=True, got none in '{group.name}'"
             )

@@ -20,12 +20,14 @@ class Extent:
         axis: The axis; None if atoms are any parts of the parameter, so that indices are entries.
         covered: Number of indices that belong to atoms of the group.
         width: Indices of each atom. If blocks at an edge are smaller, it is that of whole blocks.
+        length: Number of equal parts that the parameter counts as; None for the length of the axis.
     """
 
     parameter: str
     axis: int | None
     covered: int
     width: int
+    length: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

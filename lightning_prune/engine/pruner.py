@@ -18,6 +18,7 @@ from lightning_prune.recipe.budgets import Budget, Unit
 from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
@@ -49,6 +50,7 @@ class Pruner(Readings):
         straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); None if
             they stay pruned.
         phases: When training is dense and sparse in turns (AC/DC); None for always sparse.
+        penalty: How the weights that go next shrink before they go; None for no penalty.
         on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
             ``"warn"`` only: then they are masked again. They are found at due points, by
             `check_zeros` and by `detach`.
@@ -86,6 +88,7 @@ class Pruner(Readings):
         regrow: Regrow | None = None,
         straight_through: StraightThrough | None = None,
         phases: Phases | None = None,
+        penalty: GrowingPenalty | None = None,
         on_revival: Literal["error", "warn"] = "error",
     ) -> None:
         self._begin(
@@ -101,6 +104,7 @@ class Pruner(Readings):
                 regrow=regrow,
                 straight_through=straight_through,
                 phases=phases,
+                penalty=penalty,
                 on_revival=on_revival,
             )
         )
@@ -282,6 +286,7 @@ class Pruner(Readings):
             "criterion": type(self.recipe.chosen_criterion).__name__,
             **self._training.due_points.state_dict(),
             **self._training.describe_tensors(),
+            **self._training.next_atoms.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

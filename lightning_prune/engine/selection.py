@@ -21,10 +21,13 @@ from lightning_prune.models.sharding import reshard
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import is_sharded
+
+_Answer = Allocation | Criterion | Pattern | GrowingPenalty
 
 
 def select(
@@ -44,7 +47,7 @@ def select(
     """
     reshard(model)
     if recipe.pattern.couples_tensors:
-        selection = _select_channels(model, optimizers, recipe, example)
+        selection = _select_coupled(model, optimizers, recipe, example)
     else:
         selection = select_tensors(model, optimizers, recipe.targets)
         groups = tuple(_make_group(tensor, recipe.pattern) for tensor in selection.tensors)
@@ -105,30 +108,35 @@ def _make_group(tensor: PrunedTensor, pattern: Pattern) -> Group:
     return (WeightGroup if is_free else BlockGroup)(members=(tensor,), pattern=pattern)
 
 
-def _select_channels(
+def _select_coupled(
     model: nn.Module, optimizers: Sequence[Optimizer], recipe: Recipe, example: Any
 ) -> Selection:
-    from lightning_prune.engine.channel_selection import select_channels  # it imports tracing
-
     for name, parameter in named_parameters(model).items():
         if is_sharded(parameter):
             _refuse_shards(name, [recipe.pattern])
-    return select_channels(model, optimizers, recipe.targets, recipe.pattern, example)
+    if recipe.pattern.spans_branches:  # The imports below import tracing.
+        from lightning_prune.engine.branch_selection import select_branches as choose
+    else:
+        from lightning_prune.engine.channel_selection import select_channels as choose
+
+    return choose(model, optimizers, recipe.targets, recipe.pattern, example)
 
 
-def _answers_on_tensors(recipe: Recipe) -> list[Allocation | Criterion | Pattern]:
+def _answers_on_tensors(recipe: Recipe) -> list[_Answer]:
     """Return the answers that meet the weights of a tensor."""
-    answers: list[Allocation | Criterion | Pattern] = [
+    answers: list[_Answer] = [
         recipe.chosen_allocation,
         recipe.chosen_criterion,
         recipe.pattern,
     ]
     if recipe.regrow is not None:
         answers += [recipe.regrow.criterion, recipe.regrow.first or recipe.chosen_criterion]
+    if recipe.penalty is not None:
+        answers.append(recipe.penalty)
     return answers
 
 
-def _refuse_shards(name: str, answers: Sequence[Allocation | Criterion | Pattern]) -> None:
+def _refuse_shards(name: str, answers: Sequence[_Answer]) -> None:
     """Raise ValueError, naming the sharded tensor, if an answer needs whole tensors."""
     for answer in answers:
         if not answer.works_on_shards:

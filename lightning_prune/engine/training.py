@@ -13,6 +13,7 @@ from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.engine.gradient_guard import GradientGuard
 from lightning_prune.engine.limits import Latencies
+from lightning_prune.engine.next_atoms import NextAtoms
 from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
@@ -39,6 +40,7 @@ class Training:
         roster: The tensors of the model under pruning.
         is_running: Whether hooks are on the optimizers: between `begin` and `end`.
         due_points: The completed steps, and the due points that were served.
+        next_atoms: The atoms that go next, which a penalty shrinks.
         updates: The updates that were made.
     """
 
@@ -61,6 +63,7 @@ class Training:
         self._zeros = ZeroWatch(recipe.on_revival)
         self._gradients = GradientGuard(recipe)
         self._copies = DenseCopies(recipe)
+        self.next_atoms = NextAtoms(recipe)
 
     @property
     def enrolment(self) -> Enrolment:
@@ -102,6 +105,7 @@ class Training:
             may_go_back=self.due_points.may_go_back,
             goes_on=self.due_points.goes_on,
         )
+        self.next_atoms = NextAtoms(self.recipe, clocks, state)
         enrolment = self.roster.enroll(optimizers, self.due_points.steps)
         self._copies.check(optimizers, enrolment.selection.tensors)
         self._optimizers = list(optimizers)
@@ -261,14 +265,17 @@ class Training:
         Replicas choose the same masks: DDP has already averaged their gradients, and the sums that
         hooks have gathered are added up here.
         """
-        tensors = [tensor for tensor in self.owned(self.index(optimizer)) if tensor.is_scored]
+        index = self.index(optimizer)
+        tensors = [tensor for tensor in self.owned(index) if tensor.is_scored]
         sum_replicas(value for tensor in tensors for value in tensor.seen.values())
         before = {tensor: tensor.state for tensor in tensors}
         try:
             for tensor in tensors:
                 tensor.state = self.recipe.chosen_criterion.observe(tensor, tensor.state)
+            found = self.next_atoms.find(index, self.enrolment, self.due_points)
             if is_due:
                 self._update(optimizer)
+            self.next_atoms.take(found, index, self.enrolment.selection.groups)
         except BaseException:
             for tensor, state in before.items():
                 tensor.state = state
@@ -298,6 +305,7 @@ class Training:
             if self._copies.is_on:
                 self._choose_again(optimizer)
             self.due_points.complete_step(index)
+            self.next_atoms.shrink(optimizer, index, self.enrolment.selection.groups)
         elif not self._is_trial_step(optimizer):
             raise RuntimeError(
                 "need before_step(optimizer) between backward() and step(), got a step without it; "

@@ -85,6 +85,19 @@ def prune_pool(pool: Pool, target: float, scores: Scores) -> None:
             group.keep(choice)
 
 
+def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tensor]:
+    """Return the atoms that an update would prune, by the name of the group; nothing changes."""
+    book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
+    found: dict[str, Tensor] = {}
+    for pool in pools:
+        for group, choice in _choose(recipe, pool, due, book):
+            goes = group.alive() & ~group.alive_after(choice)
+            if goes.any():
+                found[group.name] = goes
+        book.release(pool.tensors)
+    return found
+
+
 def _choose(
     recipe: Recipe, pool: Pool, due: Due, book: ScoreBook
 ) -> list[tuple[Group, Tensor | Cut]]:

@@ -23,11 +23,14 @@ class Pattern(ABC):
     the methods that differ.
 
     Attributes:
-        couples_tensors: Whether an atom spans several tensors: a channel of a traced model.
+        couples_tensors: Whether an atom spans several tensors: a channel or a residual branch of a
+            traced model.
+        spans_branches: Whether such an atom is a residual branch.
         fixes_sparsity: Whether the pattern itself says how sparse a tensor ends.
     """
 
     couples_tensors: ClassVar[bool] = False
+    spans_branches: ClassVar[bool] = False
     fixes_sparsity: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
+from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
@@ -45,6 +46,7 @@ class Recipe:
         straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); None if
             pruned weights stay pruned.
         phases: When training is dense and sparse in turns (AC/DC); None for always sparse.
+        penalty: How the weights that go next shrink before they go; None for no penalty.
         rewind: The step to which each round of the schedule goes back; None for no rewinding.
         tolerance: The loss of a metric that pruning may cost; None for no limit. The rounds of the
             tolerance take the place of the schedule.
@@ -73,6 +75,7 @@ class Recipe:
     regrow: Regrow | None = None
     straight_through: StraightThrough | None = None
     phases: Phases | None = None
+    penalty: GrowingPenalty | None = None
     rewind: Rewind | None = None
     tolerance: Tolerance | None = None
     on_revival: Literal["error", "warn"] = "error"
@@ -166,6 +169,7 @@ class Recipe:
             regrow: null
             straight_through: null
             phases: null
+            penalty: null
             rewind: null
             tolerance: null
             on_revival: error
@@ -198,6 +202,11 @@ class Recipe:
                 f"need scores >= 0 for {type(allocation).__name__}{per}, got "
                 f"criterion={type(self.chosen_criterion).__name__}, whose scores can be negative"
             )
+        if pattern.spans_branches and allocation.per == "latency":
+            raise ValueError(
+                f"need macs or parameters for branches, got allocation={allocation} with "
+                f"pattern={pattern}; use GlobalAllocation(per='macs')"
+            )
         if allocation.needs_single_tensors and pattern.couples_tensors:
             raise ValueError(
                 f"need a pattern inside single tensors for {type(allocation).__name__}, got "
@@ -209,6 +218,7 @@ class Recipe:
                 f"{type(pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
             )
         self._refuse_two_ways_back()
+        self._refuse_penalty()
         if self.straight_through is not None:
             self._refuse_beside("straight_through")
         if self.phases is not None:
@@ -256,6 +266,22 @@ class Recipe:
                     "need either rewind or regrow, got both: regrowth goes on between rounds"
                 )
 
+    def _refuse_penalty(self) -> None:
+        """Raise ValueError if a penalty cannot know what goes next, or would be undone."""
+        if self.penalty is None:
+            return
+        self.penalty.check_schedule(self.schedule)
+        reasons = {
+            "regrow": "the penalty would shrink weights that grow back",
+            "rewind": "the weights go back to those before the penalty",
+            "tolerance": "the metric decides what goes next, and no schedule",
+            "straight_through": "the penalty would shrink weights that may return",
+            "phases": "the penalty would shrink weights that return",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name) is not None:
+                raise ValueError(f"need either penalty or {name}, got both: {reason}")
+
 
 def _refuse_budget(budget: Budget, pattern: Pattern) -> None:
     """Raise ValueError if the zeros of a pattern cannot meet a budget."""
@@ -263,6 +289,11 @@ def _refuse_budget(budget: Budget, pattern: Pattern) -> None:
         raise ValueError(
             f"need a pattern that leaves the sparsity open for {budget.describe()}, got "
             f"pattern={pattern}, which says how much itself; write the sparsity of each tensor"
+        )
+    if pattern.spans_branches and budget.unit not in ("macs", "parameters"):
+        raise ValueError(
+            f"need a pattern inside single tensors, or ChannelPattern(), for {budget.describe()}, "
+            f"got pattern={pattern}; use MacsBudget or ParameterBudget"
         )
     if budget.needs_removal and not pattern.couples_tensors:
         raise ValueError(

@@ -7,6 +7,7 @@ from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.names import list_names
 from lightning_prune.models.prunable import ADAPTER
+from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.reporting.tables import Cell, Column, Table
 
 _LISTED_NAMES = 6
@@ -23,6 +24,12 @@ _CHANNEL_COLUMNS = (
     Column(heading="channels"),
     *_NUMBERS,
 )
+_BRANCH_COLUMNS = (
+    Column(heading="branches like that of", align="left"),
+    Column(heading="tensors"),
+    Column(heading="branches"),
+    *_NUMBERS,
+)
 
 
 def pruning_table(pruner: Pruner, title: str = "") -> Table:
@@ -34,7 +41,7 @@ def pruning_table(pruner: Pruner, title: str = "") -> Table:
     """
     return Table(
         title=title,
-        columns=_CHANNEL_COLUMNS if pruner.recipe.pattern.couples_tensors else _TENSOR_COLUMNS,
+        columns=_choose_columns(pruner.recipe.pattern),
         rows=[*(_group_row(pruner, group) for group in pruner.groups), _total_row(pruner)],
         has_total=True,
         notes=[
@@ -68,6 +75,12 @@ def change_table(before: Mapping[str, float], after: Mapping[str, float], label:
         ],
         rows=rows,
     )
+
+
+def _choose_columns(pattern: Pattern) -> tuple[Column, ...]:
+    if pattern.spans_branches:
+        return _BRANCH_COLUMNS
+    return _CHANNEL_COLUMNS if pattern.couples_tensors else _TENSOR_COLUMNS
 
 
 def _group_row(pruner: Pruner, group: Group) -> list[Cell]:
@@ -114,7 +127,8 @@ def _model_notes(pruner: Pruner) -> list[str]:
     """Return a line on the whole model: its sparsity, or what removing the channels takes away."""
     now, total = pruner.parameter_sparsity, sum(pruner.sizes.values())
     if pruner.recipe.pattern.couples_tensors:
-        removed = f"removing the pruned channels takes away {now:.4f} of all parameters"
+        atoms = "branches" if pruner.recipe.pattern.spans_branches else "channels"
+        removed = f"removing the pruned {atoms} takes away {now:.4f} of all parameters"
         return [removed] if now else []
     final = pruner.final_sparsity * sum(group.size for group in pruner.groups) / max(total, 1)
     return [f"whole model: {total:,} weights, sparsity {now:.4f}, final {final:.4f}"]

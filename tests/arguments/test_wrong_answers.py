@@ -18,6 +18,7 @@ from lightning_prune import (
     CosineSchedule,
     Criterion,
     DistillationCallback,
+    GrowingPenalty,
     MagnitudeCriterion,
     NMPattern,
     Pattern,
@@ -39,14 +40,14 @@ from tests.conftest import answers
 
 QUESTIONS = Schedule, Allocation, Criterion, Pattern
 RECORDS = [*(kind for question in QUESTIONS for kind in answers(question)), Recipe, Regrow]
-RECORDS += [Phases, Repair, Rewind, StraightThrough]
+RECORDS += [GrowingPenalty, Phases, Repair, Rewind, StraightThrough]
 CALLBACKS = [SparsityMonitor, SparsityCheckpoint, DistillationCallback]
 ENGINES = [Pruner, PruningCallback]
 
 NUMBER, WHOLE, WORD, FLAG = (int, float), (int,), (str,), (bool,)
 KINDS = {
     **dict.fromkeys(("begin", "end", "power", "initial", "rate", "scale", "share"), NUMBER),
-    **dict.fromkeys(("every", "weight", "temperature", "damping"), NUMBER),
+    **dict.fromkeys(("every", "weight", "temperature", "damping", "largest", "ahead"), NUMBER),
     **dict.fromkeys(("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim"), WHOLE),
     "rounds": WHOLE,
     **dict.fromkeys(
@@ -59,6 +60,7 @@ KINDS = {
     "allocation": (Allocation,),
     "pattern": (Pattern,),
     "regrow": (Regrow,),
+    "penalty": (GrowingPenalty,),
     "rewind": (Rewind,),
     "straight_through": (StraightThrough,),
     "phases": (Phases,),

@@ -29,7 +29,14 @@ UNDER_CONTRACT = {kind for base in QUESTIONS.values() for kind in answers_under_
 
 def combine():
     """Return the combinations in which an answer under contract has a part."""
-    known = (dict.fromkeys([*answers(q), *answers_under_contract(q)]) for q in QUESTIONS.values())
+    known = (
+        dict.fromkeys(
+            kind
+            for kind in [*answers(question), *answers_under_contract(question)]
+            if not getattr(kind, "spans_branches", False)  # the network has no branches
+        )
+        for question in QUESTIONS.values()
+    )
     everything = itertools.product(*known, OPTIMIZERS)
     return [combination for combination in everything if UNDER_CONTRACT & set(combination)]
 

@@ -12,6 +12,7 @@ from lightning_prune import (
     ChannelPattern,
     Criterion,
     ERKAllocation,
+    GrowingPenalty,
     LAMPAllocation,
     MagnitudeCriterion,
     MovementCriterion,
@@ -19,6 +20,7 @@ from lightning_prune import (
     NMPattern,
     OneShotSchedule,
     Pattern,
+    Phases,
     Pruner,
     PruningCallback,
     RandomCriterion,
@@ -40,6 +42,7 @@ RECIPES = [
     Recipe(straight_through=StraightThrough(every=3), sparsity=0.95),
     Recipe(regrow=Regrow(), schedule=OneShotSchedule(end=0), keep_zeros=True),
     Recipe(regrow=Regrow(first=None, criterion=RandomCriterion(seed=3)), pattern=BlockPattern()),
+    Recipe(penalty=GrowingPenalty(largest=3), pattern=ChannelPattern()),
     Recipe(rewind=Rewind(to=4, what="learning_rate"), schedule=ROUNDS),
     Recipe(tolerance=Tolerance(monitor="val_acc", dense=0.9), sparsity={"*": 0.95, "head": None}),
     Recipe(pattern=NMPattern(n=1, m=4), sparsity=0.8, allocation=UniformAllocation()),
@@ -161,6 +164,30 @@ def test_an_answer_of_another_kind_is_refused_by_name(make, name, answer, messag
             "need a pattern inside single tensors for Regrow, got pattern=ChannelPattern",
         ),
         ({"rewind": Rewind()}, "need a schedule with rounds for rewind"),
+        (
+            {"penalty": GrowingPenalty(), "regrow": Regrow()},
+            "need either penalty or regrow, got both: the penalty would shrink weights that grow",
+        ),
+        (
+            {"penalty": GrowingPenalty(), "rewind": Rewind(), "schedule": ROUNDS},
+            "need either penalty or rewind, got both: the weights go back",
+        ),
+        (
+            {"penalty": GrowingPenalty(), "tolerance": Tolerance(monitor="val_acc")},
+            "need either penalty or tolerance, got both: the metric decides",
+        ),
+        (
+            {"penalty": GrowingPenalty(), "straight_through": StraightThrough()},
+            "need either penalty or straight_through, got both: the penalty would shrink",
+        ),
+        (
+            {"penalty": GrowingPenalty(), "phases": Phases()},
+            "need either penalty or phases, got both: the penalty would shrink weights that return",
+        ),
+        (
+            {"penalty": GrowingPenalty(), "schedule": OneShotSchedule(end=0)},
+            "need training before the end of the schedule for penalty, got end=0; raise end",
+        ),
         (
             {"rewind": Rewind(), "regrow": Regrow(), "schedule": ROUNDS},
             "need either rewind or regrow, got both",

@@ -1,0 +1,59 @@
+"""A growing penalty inside a Lightning Trainer: resumed, on replicas, and refused on shards."""
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from lightning_prune import GrowingPenalty, PolynomialSchedule, PruningCallback, TaylorCriterion
+from tests.callbacks.replicas import Net, Sharded, assert_equal, loader, make_trainer, outcome
+from tests.callbacks.runs import STEPS, Save, fit
+
+PENALTY = GrowingPenalty(largest=3.0, ahead=0.5)
+
+
+@pytest.mark.parametrize("criterion", [None, TaylorCriterion()], ids=str)
+def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(criterion, tmp_path):
+    def pruning():
+        schedule = PolynomialSchedule(begin=0.3, end=0.8, every=0.2)
+        return PruningCallback(criterion=criterion, schedule=schedule, penalty=PENALTY)
+
+    whole, save = fit(pruning=pruning()), Save(tmp_path)
+    assert not whole.differences(fit(save, pruning=pruning()))
+    for step in range(1, STEPS + 1, 2):
+        resumed = fit(pruning=pruning(), resume=tmp_path / f"{step}.ckpt", seed=1)
+        assert not whole.after(step).differences(resumed), step
+
+
+def fit_replicas(folder, penalty):
+    pruning, model = PruningCallback(sparsity=0.75, penalty=penalty), Net(dropout=0.1)
+
+    def differ():
+        torch.manual_seed(torch.distributed.get_rank())
+
+    model.on_train_start = differ
+    make_trainer(folder, DDPStrategy(), pruning).fit(model, loader())
+    return outcome(pruning, model)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_replicas_shrink_the_same_weights(two, tmp_path):
+    first, second = two(fit_replicas, tmp_path, PENALTY)
+    assert_equal(first[0], second[0])
+    assert_equal(first[1], second[1])
+    without, _ = two(fit_replicas, tmp_path, None)
+    assert any(not torch.equal(first[1][name], without[1][name]) for name in without[1])
+
+
+def fit_shards(folder):
+    pruning = PruningCallback(sparsity=0.75, penalty=PENALTY)
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    with pytest.raises(ValueError, match=r"need whole parameters for GrowingPenalty.*sharded"):
+        make_trainer(folder, strategy, pruning).fit(Sharded(), loader())
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_a_penalty_on_shards_is_refused_by_name(two, tmp_path):
+    assert two(fit_shards, tmp_path) == [True, True]
