@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -20,9 +20,11 @@ from benchmarks.parts.pretrained.encoder import (
 )
 from benchmarks.parts.pretrained.text import read_text
 from lightning_prune import (
+    MagnitudeCriterion,
     NMPattern,
     Pattern,
     PruningCallback,
+    Repair,
     UniformAllocation,
     UnstructuredPattern,
     WandaCriterion,
@@ -35,6 +37,7 @@ TARGETS = ("0.5", TWO_FOUR, "0.6", "0.7")
 JUDGED = ("0.5", TWO_FOUR)
 MOST = 0.75  # error with repair over the error by Wanda
 MAGNITUDE, WANDA, REPAIR = "magnitude", "Wanda", "repair"
+CRITERIA = {MAGNITUDE: MagnitudeCriterion(), WANDA: WandaCriterion(), REPAIR: None}
 HEADINGS = (
     "sparsity",
     "way",
@@ -71,29 +74,14 @@ def choose_pattern(target: str, *, per_row: bool) -> Pattern:
     return NMPattern(n=2, m=4) if target == TWO_FOUR else UnstructuredPattern(per_row=per_row)
 
 
-def prune_by_magnitude(target: str) -> PruningCallback:
-    """Return a recipe that prunes the same fraction of each layer."""
+def make_recipe(way: str, target: str) -> PruningCallback:
+    """Return a recipe that prunes the same fraction of each layer; a repair needs no criterion."""
     return PruningCallback(
         sparsity=read_sparsity(target),
-        pattern=choose_pattern(target, per_row=False),
+        pattern=choose_pattern(target, per_row=way != MAGNITUDE),
         allocation=UniformAllocation(),
+        criterion=CRITERIA[way],
     )
-
-
-def prune_by_wanda(target: str) -> PruningCallback:
-    """Return the recipe of the paper."""
-    return PruningCallback(
-        sparsity=read_sparsity(target),
-        pattern=choose_pattern(target, per_row=True),
-        allocation=UniformAllocation(),
-        criterion=WandaCriterion(),
-    )
-
-
-WAYS: dict[str, Callable[[str], PruningCallback]] = {
-    MAGNITUDE: prune_by_magnitude,
-    WANDA: prune_by_wanda,
-}
 
 
 def read_sparsity(target: str) -> float:
@@ -119,10 +107,10 @@ def run(batches: int, tests: int, targets: Sequence[str]) -> list[Bar]:
     bars = []
     for target in targets:
         shots = {}
-        for way in WAYS:
+        for way in CRITERIA:
             shots[way] = prune(dense, calibration, test, way, target)
             print(shots[way].write_row(target, way), flush=True)
-        if target in JUDGED and REPAIR in shots:
+        if target in JUDGED:
             errors = [shots[way].fidelity.error for way in (REPAIR, WANDA)]
             name = f"{target}, error with repair over the error by Wanda"
             bars.append(Bar(name=name, value=errors[0] / errors[1], most=MOST))
@@ -134,10 +122,11 @@ def prune(
 ) -> Shot:
     """Prune a copy of the network, and embed the test sentences."""
     model = SentenceEncoder(copy.deepcopy(dense), calibration)
-    trainer = make_quiet_trainer(WAYS[way](target), limit_val_batches=0)
+    trainer = make_quiet_trainer(make_recipe(way, target), limit_val_batches=0)
+    repair = Repair() if way == REPAIR else None
     start = time.perf_counter()
     with hide_output():
-        found = prune_once(trainer, model, batches=len(calibration))
+        found = prune_once(trainer, model, batches=len(calibration), repair=repair)
     seconds = time.perf_counter() - start
     weights = sum(tensor.total for tensor in found.pruner.tensors)
     return Shot(
