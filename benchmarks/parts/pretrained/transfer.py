@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, taken to Fashion-MNIST and pruned while it learns on."""
+"""EfficientNet-Lite0, taken to Fashion-MNIST, then pruned while the dense network teaches it."""
 
 import copy
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -18,6 +19,7 @@ from benchmarks.kit.training import Classifier, count_points, make_quiet_trainer
 from benchmarks.parts.pretrained.efficientnet import load_network
 from lightning_prune import (
     ChannelPattern,
+    DistillationCallback,
     MacsBudget,
     PolynomialSchedule,
     PruningCallback,
@@ -92,7 +94,8 @@ def run(root: Path, images: int, tests: int, side: int, epochs: int) -> list[Bar
     bars = []
     for name, options in WAYS.items():
         pruning = PruningCallback(schedule=SCHEDULE, **options)
-        _, found = train(name, dense, data, epochs, pruning)
+        teacher = DistillationCallback(output="net")
+        _, found = train(name, dense, data, epochs, pruning, teacher)
         print(found.write_row(), flush=True)
         lost = longer.accuracy - found.accuracy
         bars.append(Bar(name=f"points lost, {name}", value=lost, most=MOST_LOST))
@@ -112,7 +115,7 @@ def read_images(root: Path, images: int, tests: int, side: int) -> Data:
 
 
 def train(
-    name: str, net: nn.Module, data: Data, epochs: int, *callbacks: PruningCallback
+    name: str, net: nn.Module, data: Data, epochs: int, *callbacks: Callback
 ) -> tuple[nn.Module, Result]:
     """Return a trained copy of a network, with channels removed, and what it reached."""
     torch.manual_seed(0)
@@ -124,8 +127,8 @@ def train(
         trainer.fit(model, FullBatches(data.train, BATCH, seed=0))
     seconds = time.perf_counter() - start
     found = model.net.eval()
-    if any(callback.recipe.pattern.couples_tensors for callback in callbacks):
-        found = shrink(found, model.example_input_array)
+    if callbacks:
+        found = shrink(found, model.example_input_array)  # single zeros stay
     bought = report(found, model.example_input_array, dense=net, latency=False, progress=False)
     left = sum(int(weights.count_nonzero()) for weights in found.parameters())
     return found, Result(
