@@ -55,6 +55,10 @@ class SentenceEncoder(LightningModule):
         ids, mask, target = batch
         return 1 - (self(ids, mask) * target).sum(dim=1).mean()
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss."""
+        self.log("val_loss", self.training_step(batch, batch_idx), batch_size=len(batch.ids))
+
     def configure_optimizers(self) -> dict[str, object]:
         """Return AdamW, with a warm-up over 5 % of the steps and a cosine to 0."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
@@ -70,6 +74,10 @@ class SentenceEncoder(LightningModule):
         """Return the batches, in a new order in each epoch."""
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(self.batches, batch_size=None, shuffle=True, generator=generator)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the same batches in order."""
+        return DataLoader(self.batches, batch_size=None)
 
 
 def load_network() -> nn.Module:
