@@ -109,13 +109,13 @@ class ByteDecoder(LightningModule):
 
     def __init__(
         self,
-        width: int = 128,
+        width: int = 96,
         heads: int = 4,
         depth: int = 2,
         learning_rate: float = 3e-3,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="learning_rate")  # so that the config of a fit decides
         self.learning_rate = learning_rate
         self.example_input_array = torch.zeros(1, 64, dtype=torch.long)
         self.bytes = nn.Embedding(BYTES, width)
