@@ -51,6 +51,7 @@ from .recipe.patterns import (
 )
 from .recipe.recipe import Recipe as Recipe
 from .recipe.regrowth import Regrow as Regrow
+from .recipe.repair import Repair as Repair
 from .recipe.rewind import Rewind as Rewind
 from .recipe.schedules import (
     CosineSchedule as CosineSchedule,

@@ -12,6 +12,7 @@ from lightning_prune.cli.loading import load_weights
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 from lightning_prune.post_training.defaults import BATCHES, SEARCH_SPARSITIES, SPARSITIES, TRIALS
 from lightning_prune.recipe.budgets import Budget
+from lightning_prune.recipe.repair import Repair
 from lightning_prune.reporting.latency import BLOCKS, THREADS
 
 
@@ -30,6 +31,7 @@ class PruneTrainer(Trainer):
         output: str | None = None,
         batches: int = BATCHES,
         train_mode: bool = False,
+        repair: Repair | None = None,
     ) -> None:
         """Prune a checkpoint in one update without training, and validate before and after.
 
@@ -47,11 +49,13 @@ class PruneTrainer(Trainer):
                 weight changes.
             train_mode: Whether the modules are in train mode during these batches, for a
                 training_step that needs it.
+            repair: How kept weights make up for pruned weights, such as '{damping: 0.01}'. A config
+                without a criterion lets the repair choose the masks.
         """
         from lightning_prune.post_training.one_shot import prune_once
 
         source = Path(ckpt_path)
-        target = output or source.parent / f"{source.stem}-pruned{source.suffix}"
+        target = output or source.with_name(f"{source.stem}-pruned{source.suffix}")
         prune_once(
             self,
             model,
@@ -60,6 +64,7 @@ class PruneTrainer(Trainer):
             output=target,
             batches=batches,
             train_mode=train_mode,
+            repair=repair,
         )
         _say(f"written: {target}")
 

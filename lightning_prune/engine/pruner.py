@@ -269,7 +269,7 @@ class Pruner(Readings):
         return {
             "version": VERSION,
             "recipe": self.recipe.to_yaml(),
-            "criterion": type(self.recipe.criterion).__name__,
+            "criterion": type(self.recipe.chosen_criterion).__name__,
             **self._training.due_points.state_dict(),
             **self._training.describe_tensors(),
         }
@@ -281,7 +281,7 @@ class Pruner(Readings):
             ValueError: If it is not the state of a `Pruner`, of a later version, or damaged.
             RuntimeError: If this object is attached.
         """
-        pending = copy_state(state, type(self.recipe.criterion).__name__)
+        pending = copy_state(state, type(self.recipe.chosen_criterion).__name__)
         if self._training.is_running:
             raise RuntimeError("need load_state_dict() before attach(), got an attached Pruner")
         self._pending = pending

@@ -172,7 +172,7 @@ class Roster:
                 is_over = self._is_over(tensor.optimizer)
                 if tensor.is_scored and not tensor.hooks and not is_over:
                     watched.append(tensor)
-                    tensor.hooks = self._recipe.criterion.watch(tensor)
+                    tensor.hooks = self._recipe.chosen_criterion.watch(tensor)
         except BaseException:
             for tensor in watched:
                 tensor.remove_hooks()

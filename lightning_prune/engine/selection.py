@@ -120,11 +120,11 @@ def _answers_on_tensors(recipe: Recipe) -> list[Allocation | Criterion | Pattern
     """Return the answers that meet the weights of a tensor."""
     answers: list[Allocation | Criterion | Pattern] = [
         recipe.chosen_allocation,
-        recipe.criterion,
+        recipe.chosen_criterion,
         recipe.pattern,
     ]
     if recipe.regrow is not None:
-        answers += [recipe.regrow.criterion, recipe.regrow.first or recipe.criterion]
+        answers += [recipe.regrow.criterion, recipe.regrow.first or recipe.chosen_criterion]
     return answers
 
 
@@ -147,7 +147,7 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
         try:
             _refuse_unknown_axes(tensor, recipe.pattern)
             recipe.pattern.check_shape(tensor.shape)
-            recipe.criterion.check_tensor(tensor, model)
+            recipe.chosen_criterion.check_tensor(tensor, model)
             _refuse_untrained(tensor, recipe)
             _check_rows(tensor, recipe.pattern)
         except ValueError as error:
@@ -208,8 +208,8 @@ def _refuse_untrained(tensor: PrunedTensor, recipe: Recipe) -> None:
     """Raise ValueError if no optimizer trains a tensor, and an answer needs the training."""
     if tensor.is_trained:
         return
-    if recipe.criterion.reads_gradients:
-        kind = type(recipe.criterion).__name__
+    if recipe.chosen_criterion.reads_gradients:
+        kind = type(recipe.chosen_criterion).__name__
         raise ValueError(f"need a trained weight for the gradients of {kind}, got a frozen weight")
     if recipe.regrow is not None:
         raise ValueError("need a trained weight for Regrow, got a frozen weight that stays 0")

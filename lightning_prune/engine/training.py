@@ -274,7 +274,7 @@ class Training:
         before = {tensor: tensor.state for tensor in tensors}
         try:
             for tensor in tensors:
-                tensor.state = self.recipe.criterion.observe(tensor, tensor.state)
+                tensor.state = self.recipe.chosen_criterion.observe(tensor, tensor.state)
             if is_due:
                 self._update(optimizer)
         except BaseException:
@@ -290,7 +290,7 @@ class Training:
             self.updates += 1
             self.changed = changed
         for tensor in self.owned(index):
-            if updated and self.recipe.criterion.resets_at_update:
+            if updated and self.recipe.chosen_criterion.resets_at_update:
                 tensor.state = {}
             if tensor.hooks and self.due_points.is_over(index):
                 tensor.remove_hooks()

@@ -99,7 +99,7 @@ def _choose_exchanges(
     for group in pool.groups:
         alive = group.alive_after(chosen[group]) if group in chosen else group.alive()
         if exchanged := group.count_exchanged(alive, due.exchanged):
-            drop = book.read(group.members, recipe.criterion)
+            drop = book.read(group.members, recipe.chosen_criterion)
             grow = book.read(group.members, recipe.regrow.criterion)
             found.append((group, group.choose_exchange(alive, exchanged, drop=drop, grow=grow)))
     return found
@@ -108,7 +108,7 @@ def _choose_exchanges(
 def _first_criterion(recipe: Recipe, pool: Pool) -> Criterion:
     """Return the criterion that prunes: while nothing is pruned, regrowth may name another."""
     first = recipe.regrow.first if recipe.regrow else None
-    return first if first and pool.is_dense else recipe.criterion
+    return first if first and pool.is_dense else recipe.chosen_criterion
 
 
 def _clear(tensors: Sequence[PrunedTensor], optimizer: Optimizer) -> None:

@@ -150,8 +150,8 @@ def calibrate(
         tolerance=None,
     )
     callback = PruningCallback.from_recipe(recipe, example=given.example)
-    shown = batches if needs_batches(recipe.criterion) else 0
-    at_once = not recipe.criterion.gathers and model.automatic_optimization
+    shown = batches if needs_batches(recipe.chosen_criterion) else 0
+    at_once = not recipe.chosen_criterion.gathers and model.automatic_optimization
     try:
         with unchanged(model), quiet(*_EXPECTED_WARNINGS):
             model.train(train_mode)

@@ -1,7 +1,7 @@
 """Pruning a trained model in one update, without training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.engine.repairing import DenseTwin
 from lightning_prune.post_training.calibration import (
     calibrate,
     check_batches,
@@ -20,6 +21,8 @@ from lightning_prune.post_training.calibration import (
 )
 from lightning_prune.post_training.defaults import BATCHES
 from lightning_prune.post_training.pruned_checkpoint import write_pruned_checkpoint
+from lightning_prune.post_training.repairing import RepairReport, check_repair, repair_layers
+from lightning_prune.recipe.repair import Repair
 from lightning_prune.reporting.pruning import change_table, pruning_table
 
 
@@ -31,11 +34,13 @@ class OneShotReport:
         pruner: The engine, with ``tensors``, ``masks`` and ``sparsity``.
         before: The metrics of the dense model, by name.
         after: The metrics of the pruned model, by name.
+        repaired: The layers that were repaired; none without a `Repair`.
     """
 
     pruner: Pruner
     before: Mapping[str, float]
     after: Mapping[str, float]
+    repaired: RepairReport = field(default_factory=RepairReport)
 
     def table(self) -> RenderableType:
         """Return the metrics before and after, side by side, for a terminal."""
@@ -52,6 +57,7 @@ def prune_once(
     output: str | Path | None = None,
     batches: int = BATCHES,
     train_mode: bool = False,
+    repair: Repair | None = None,
 ) -> OneShotReport:
     """Prune a trained model in one update, without training, and validate it before and after.
 
@@ -59,7 +65,8 @@ def prune_once(
     sees training batches: ``training_step`` and ``backward`` run, but the optimizers change no
     weight. A criterion that reads weights only, such as `MagnitudeCriterion`, sees no batch.
     Weights that are not pruned, buffers (such as the statistics of batch normalization) and random
-    number generators do not change.
+    number generators do not change. With ``repair``, the kept weights and the biases of pruned
+    layers change, so that the layers keep their outputs on the training batches.
 
     Args:
         trainer: A Trainer with a `PruningCallback` and one device.
@@ -74,32 +81,54 @@ def prune_once(
             optimization, of the last.
         train_mode: Whether the modules are in train mode during these batches, for a
             ``training_step`` that needs it. By default they are in eval mode, without dropout.
+        repair: How the weights that are left make up for those that went; None to leave them as
+            they are. If the recipe has no criterion, the repair also chooses the masks inside each
+            tensor; the masks of a criterion are kept.
 
     Returns:
         The masks, and the metrics before and after.
 
     Raises:
         ValueError: If there is no `PruningCallback`, more than one process, too few batches, or if
-            the output is the input or cannot be written.
+            the output is the input or cannot be written. If a repair chooses the masks and the
+            allocation needs scores.
     """
     callback = find_pruning_callback(trainer)
     check_batches(batches)
     source = check_unshrunk_checkpoint(ckpt_path)
     target = None if output is None else check_output_file(output, ckpt_path=source)
+    if repair is not None:
+        check_repair(callback.recipe)
     before = validate(trainer, model, datamodule, source)
     console = Console()
+    twins: list[DenseTwin] = []
 
     def prune(pruner: Pruner, optimizers: Any) -> None:
         console.print(pruning_table(pruner, "To be pruned"))
+        twins.extend([DenseTwin(pruner.tensors)] if repair is not None else [])
         for optimizer in optimizers:
             pruner.update(optimizer)
 
     pruner = calibrate(
         trainer, model, datamodule, batches=batches, train_mode=train_mode, then=prune
     )
+    repaired = RepairReport()
+    if repair is not None:
+        repaired = repair_layers(
+            trainer,
+            model,
+            datamodule,
+            pruner=pruner,
+            twin=twins[0],
+            repair=repair,
+            batches=batches,
+            train_mode=train_mode,
+        )
     after = validate(trainer, model, datamodule)
-    report = OneShotReport(pruner=pruner, before=before, after=after)
+    report = OneShotReport(pruner=pruner, before=before, after=after, repaired=repaired)
     console.print(pruning_table(pruner, "Pruned"))
+    if repair is not None:
+        console.print(repaired.table())
     console.print(report.table())
     if target is not None:
         write_pruned_checkpoint(trainer, callback.state_key, pruner.state_dict(), target)

@@ -169,7 +169,7 @@ def begin_trials(
         datamodule,
         batches=batches,
         train_mode=train_mode,
-        then=_keep_scores(recipe.criterion, scores),
+        then=_keep_scores(recipe.chosen_criterion, scores),
     )
     return TrialValidator(
         trainer=trainer,

@@ -1,5 +1,7 @@
 """The inputs of a layer, for criteria that score weights by inputs."""
 
+import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,10 +13,18 @@ from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.precision import widen_to_single
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_PIECE = 2**24  # factors held at a time
 
 
 def check_inputs(tensor: PrunedTensor, model: nn.Module) -> None:
     """Raise ValueError if a hook on the owner would not see the factors of the tensor."""
+    if found := find_hidden_inputs(tensor, model):
+        # The caller adds the name of the tensor and the remedy.
+        raise ValueError(f"need an owner whose inputs a hook can see, got a {found},")
+
+
+def find_hidden_inputs(tensor: PrunedTensor, model: nn.Module) -> str | None:
+    """Return why a hook on the owner would not see the factors of the tensor; None if it does."""
     owner, kind = tensor.owner, type(tensor.owner).__name__
     compiled = [m for m in model.modules() if _is_compiled(m) and owner in m.modules()]
     places = sum(
@@ -22,17 +32,15 @@ def check_inputs(tensor: PrunedTensor, model: nn.Module) -> None:
         for module in model.modules()
         for parameter in module._parameters.values()
     )
-    found = None
     if compiled:
-        found = f"{kind} in a compiled {type(compiled[0]).__name__}"
-    elif isinstance(owner, NonDynamicallyQuantizableLinear):
-        found = "MultiheadAttention, which does not call its projection"
-    elif _find_inputs_shape(tensor)[1:] != tensor.shape[1:]:
-        found = f"{kind}, not the weight of a Linear, convolution or Conv1D"
-    elif places > 1:
-        found = f"{kind} that shares the weight with {places - 1} more"
-    if found:  # The caller adds the name of the tensor and the remedy.
-        raise ValueError(f"need an owner whose inputs a hook can see, got a {found},")
+        return f"{kind} in a compiled {type(compiled[0]).__name__}"
+    if isinstance(owner, NonDynamicallyQuantizableLinear):
+        return "MultiheadAttention, which does not call its projection"
+    if _find_inputs_shape(tensor)[1:] != tensor.shape[1:]:
+        return f"{kind}, not the weight of a Linear, convolution or Conv1D"
+    if places > 1:
+        return f"{kind} that shares the weight with {places - 1} more"
+    return None
 
 
 def sum_squares(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
@@ -45,19 +53,53 @@ def sum_squares(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
     Returns:
         A row of sums for each group of outputs, ``(groups, inputs / groups, ...)``.
     """
-    owner, shape = tensor.owner, _find_inputs_shape(tensor)
+    shape = _find_inputs_shape(tensor)
     inputs = widen_to_single(inputs.detach())
-    if not isinstance(owner, _Convolution):
+    if not isinstance(tensor.owner, _Convolution):
         return inputs.reshape(-1, shape[1]).square().sum(0, keepdim=True)
-    axes = range(2, 2 + len(owner.kernel_size))
+    windows = _unfold(tensor.owner, inputs, square=True)
+    axes = range(2, 2 + len(tensor.owner.kernel_size))
+    return windows.sum(dim=(0, *axes)).view(shape)
+
+
+def list_factors(tensor: PrunedTensor, inputs: Tensor) -> Iterator[Tensor]:
+    """Yield the factors that the weights of an output meet, a piece of the samples at a time.
+
+    Args:
+        tensor: The weight of a Linear, a convolution or a Conv1D.
+        inputs: The inputs of a call of the owner.
+
+    Yields:
+        A matrix for each group of outputs, ``(groups, positions, inputs / groups * kernel)``.
+    """
+    shape = _find_inputs_shape(tensor)
+    inputs, columns = widen_to_single(inputs.detach()), math.prod(shape[1:])
+    if not isinstance(tensor.owner, _Convolution):
+        yield inputs.reshape(1, -1, columns)
+        return
     inputs = inputs if inputs.ndim == len(shape) else inputs[None]
+    most = max(1, _PIECE // max(1, inputs[0].numel() * math.prod(shape[2:])))
+    for begin in range(0, len(inputs), most):
+        windows = _unfold(tensor.owner, inputs[begin : begin + most], square=False)
+        grouped = windows.reshape(len(windows), *shape[:2], *windows.shape[2:]).movedim(0, 1)
+        yield grouped.movedim(2, len(shape)).reshape(shape[0], -1, columns)
+
+
+def _unfold(owner: _Convolution, inputs: Tensor, *, square: bool) -> Tensor:
+    """Return the inputs, padded, that each position of the output meets.
+
+    Returns:
+        A view, ``(samples, inputs, positions..., kernel...)``.
+    """
+    inputs = inputs if inputs.ndim == 2 + len(owner.kernel_size) else inputs[None]
     mode = "constant" if owner.padding_mode == "zeros" else owner.padding_mode
-    windows = nn.functional.pad(inputs, owner._reversed_padding_repeated_twice, mode).square()
-    for axis, size, stride, gap in zip(
-        axes, owner.kernel_size, owner.stride, owner.dilation, strict=True
+    windows = nn.functional.pad(inputs, owner._reversed_padding_repeated_twice, mode)
+    windows = windows.square() if square else windows
+    for axis, (size, stride, gap) in enumerate(
+        zip(owner.kernel_size, owner.stride, owner.dilation, strict=True), start=2
     ):
         windows = windows.unfold(axis, gap * (size - 1) + 1, stride)[..., ::gap]
-    return windows.sum(dim=(0, *axes)).view(shape)
+    return windows
 
 
 def make_empty_sums(tensor: PrunedTensor) -> Tensor:

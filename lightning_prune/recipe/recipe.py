@@ -18,6 +18,8 @@ from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
 from lightning_prune.recipe.targets import DEFAULT_SPARSITY, SparsityTargets, check_targets
 from lightning_prune.recipe.tolerance import MOST_TRIED, Tolerance
 
+_MAGNITUDE = MagnitudeCriterion()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -33,7 +35,8 @@ class Recipe:
             sparsity.
         most: The largest sparsity that any tensor may reach, in [0, 1]; None for no limit.
         allocation: Where weights are pruned; None for the `Pattern.default_allocation`.
-        criterion: Which weights are kept.
+        criterion: Which weights are kept; None for `MagnitudeCriterion`, or for the masks that a
+            `Repair` chooses.
         pattern: What shape the pruned weights have.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How pruned weights grow back elsewhere (RigL, SET); None for never.
@@ -59,7 +62,7 @@ class Recipe:
     most: float | None = None
     schedule: Schedule = PolynomialSchedule()
     allocation: Allocation | None = None
-    criterion: Criterion = MagnitudeCriterion()
+    criterion: Criterion | None = None
     pattern: Pattern = UnstructuredPattern()
     keep_zeros: bool = False
     regrow: Regrow | None = None
@@ -120,15 +123,18 @@ class Recipe:
         """The allocation; the default of the pattern if the user gives None."""
         return self.allocation or self.pattern.default_allocation()
 
+    @property
+    def chosen_criterion(self) -> Criterion:
+        """The criterion; `MagnitudeCriterion` if the user gives None."""
+        return self.criterion or _MAGNITUDE
+
     def to_yaml(self) -> str:
         """Return the recipe as the ``init_args`` of a `PruningCallback` in a config.
 
         Examples:
             >>> recipe = Recipe(pattern=UnstructuredPattern(per_row=True))
             >>> print(recipe.to_yaml().partition("criterion:")[2], end="")
-            <BLANKLINE>
-              class_path: lightning_prune.MagnitudeCriterion
-              init_args: {}
+             null
             pattern:
               class_path: lightning_prune.UnstructuredPattern
               init_args:
@@ -161,11 +167,11 @@ class Recipe:
         for budget in self.budgets:
             _refuse_budget(budget, pattern)
         divides = allocation.needs_unsigned_scores or allocation.per is not None
-        if divides and self.criterion.has_signed_scores:
+        if divides and self.chosen_criterion.has_signed_scores:
             per = "" if allocation.per is None else f"(per='{allocation.per}')"
             raise ValueError(
                 f"need scores >= 0 for {type(allocation).__name__}{per}, got "
-                f"criterion={type(self.criterion).__name__}, whose scores can be negative"
+                f"criterion={type(self.chosen_criterion).__name__}, whose scores can be negative"
             )
         if allocation.needs_single_tensors and pattern.couples_tensors:
             raise ValueError(

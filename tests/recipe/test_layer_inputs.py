@@ -47,7 +47,7 @@ def squares(pruner, index=0):
 
 def scores(pruner, index=0):
     tensor = pruner.tensors[index]
-    return pruner.recipe.criterion.score(tensor, tensor.state)
+    return pruner.recipe.chosen_criterion.score(tensor, tensor.state)
 
 
 class Conv1D(nn.Module):

@@ -184,7 +184,7 @@ def test_the_constructors_and_the_recipe_make_the_same_engine():
     assert PruningCallback(sparsity=0.8, keep_zeros=True).recipe == recipe
     assert PruningCallback.from_recipe(recipe).recipe is recipe
     assert Pruner().recipe == PruningCallback().recipe == Recipe()
-    assert Recipe().criterion == MagnitudeCriterion()
+    assert Recipe().chosen_criterion == MagnitudeCriterion()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""Repair after one-shot pruning: the weights that are left make up for those that went."""
+
+from dataclasses import dataclass
+
+from lightning_prune.arguments.checks import check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    r"""Give each layer the weights that best keep the outputs of the dense layer.
+
+    For the inputs :math:`x` of training batches, a layer with weights :math:`W` gets the pruned
+    weights :math:`\hat W` of
+
+    .. math:: \min_{\hat W} \sum_x \lVert W x - \hat W x \rVert^2
+        + \lambda \lVert W - \hat W \rVert^2
+
+    The layers take turns in the order in which the model calls them. So each layer sees the inputs
+    that its pruned predecessors make. Where a mask is not given, it is chosen while the layer is
+    repaired, by the optimal brain surgeon in the form of Frantar & Alistarh, "SparseGPT" (2023),
+    https://arxiv.org/abs/2301.00774: columns of weights go in turn, and later columns make up for
+    them. Conjugate gradients then fit all kept weights of the layer together, as in Meng et al.,
+    "ALPS" (2024), https://arxiv.org/abs/2406.07831.
+
+    Args:
+        damping: :math:`\lambda` as a part of the mean squared input, positive. More damping keeps
+            weights nearer to the dense weights.
+        block: Number of columns that are pruned before the mask of the columns to come is chosen
+            anew, at least 1.
+        rounds: Number of steps of conjugate gradients for each layer, at least 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    damping: float = 0.01
+    block: int = 128
+    rounds: int = 20
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.damping > 0:
+            raise ValueError(f"need damping > 0, got damping={self.damping}")
+        if self.block < 1:
+            raise ValueError(f"need block >= 1, got block={self.block}")
+        if self.rounds < 0:
+            raise ValueError(f"need rounds >= 0, got rounds={self.rounds}")
