@@ -24,6 +24,7 @@ from lightning_prune import (
     Pattern,
     PolynomialSchedule,
     PruningCallback,
+    Repair,
     UniformAllocation,
     UnstructuredPattern,
     WandaCriterion,
@@ -32,7 +33,12 @@ from lightning_prune import (
 
 TARGETS = {"*": 0.5, "head": None}  # the head stays dense, as the embedding does by default
 PATTERNS = {"0.5": UnstructuredPattern(per_row=True), "2:4": NMPattern(n=2, m=4)}
-CRITERIA = {"magnitude": MagnitudeCriterion(), "Wanda": WandaCriterion()}
+RULES: dict[str, tuple[Criterion | None, Repair | None]] = {
+    "magnitude": (MagnitudeCriterion(), None),
+    "Wanda": (WandaCriterion(), None),
+    "Wanda, repaired": (WandaCriterion(), Repair()),
+    "repair": (None, Repair()),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +78,21 @@ class Stages:
         make_trainer(self.epochs, pruning).fit(model, self.data)
         return model
 
-    def prune_dense(self, pattern: Pattern, criterion: Criterion) -> ByteDecoder:
-        """Prune the dense model in one update, without training."""
+    def prune_dense(
+        self, pattern: Pattern, criterion: Criterion | None, repair: Repair | None
+    ) -> ByteDecoder:
+        """Prune the dense model in one update, without training.
+
+        Args:
+            pattern: Where zeros may lie.
+            criterion: Which weights go; None if the repair chooses.
+            repair: How the weights that are left make up for those that went; None for no repair.
+        """
         pruning = PruningCallback(
             sparsity=TARGETS, allocation=UniformAllocation(), pattern=pattern, criterion=criterion
         )
         model = ByteDecoder.load_from_checkpoint(self.dense)
-        prune_once(make_trainer(1, pruning), model, self.data)
+        prune_once(make_trainer(1, pruning), model, self.data, repair=repair)
         return model
 
     def fine_tune(self, model: ByteDecoder, learning_rate: float = 1e-3) -> None:
@@ -115,8 +129,8 @@ def make_models(stages: Stages) -> Iterator[tuple[str, str, ByteDecoder]]:
     yield "dense", "", stages.train()
     for shape, pattern in PATTERNS.items():
         yield "pruned while it trains", shape, stages.train_with_ramp(pattern)
-        for rule, criterion in CRITERIA.items():
-            yield f"pruned at once by {rule}", shape, stages.prune_dense(pattern, criterion)
+        for rule, (criterion, repair) in RULES.items():
+            yield f"pruned at once by {rule}", shape, stages.prune_dense(pattern, criterion, repair)
 
 
 def measure(stages: Stages) -> Iterator[tuple[tuple[str, str], tuple[float, float]]]:

@@ -117,7 +117,8 @@ def test_the_language_model_is_pruned_and_fine_tuned():
     (_, *header), *models = rows
     assert [title.strip() for title in header] == ["zeros", "bits per byte", "after fine-tuning"]
     names = [(name.strip(), zeros.strip()) for name, zeros, _, _ in models]
-    ways = ("pruned while it trains", "pruned at once by magnitude", "pruned at once by Wanda")
+    rules = ("magnitude", "Wanda", "Wanda, repaired", "repair")
+    ways = ("pruned while it trains", *(f"pruned at once by {rule}" for rule in rules))
     assert names == [("dense", ""), *((way, zeros) for zeros in ("0.5", "2:4") for way in ways)]
     assert all(float(after) < float(before) < 8 for _, _, before, after in models)
 
