@@ -10,6 +10,7 @@ from tests.commands import ROOT, run_python
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 BY_ROUNDS = ROOT / "configs" / "digits_tolerance.yaml"  # the metric decides where it ends
+BY_REPAIR = ROOT / "configs" / "digits_alps.yaml"  # prunes a checkpoint
 
 
 @pytest.fixture
@@ -25,7 +26,9 @@ def fit(tmp_path, monkeypatch, prune_cli):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config", [path for path in CONFIGS if path != BY_ROUNDS], ids=lambda path: path.stem
+    "config",
+    [path for path in CONFIGS if path not in (BY_ROUNDS, BY_REPAIR)],
+    ids=lambda path: path.stem,
 )
 def test_every_config_trains_and_lands(config, tmp_path, fit, capsys):
     fit(config)
@@ -64,6 +67,8 @@ def test_the_demo_is_measured_and_pruned_without_training(tmp_path, monkeypatch,
     targets = yaml.safe_load((output / "sensitivity.yaml").read_text())["sparsity"]
     assert list(targets) == ["net.0.weight", "net.3.weight", "net.8.weight", "net.10.weight"]
     assert targets["net.8.weight"] is not None
+    main("prune", BY_REPAIR, "--ckpt_path", str(dense), "--output", str(tmp_path / "alps.ckpt"))
+    assert "│ net.10.weight │" in capsys.readouterr().out.partition("Repaired")[2]
     main("prune", config, "--ckpt_path", str(dense))
     assert "at sparsity 0.9000" in capsys.readouterr().out
     pruned = dense.with_name("last-pruned.ckpt")
@@ -136,6 +141,14 @@ def test_the_benchmark_of_budgets_lands_within_them_and_uses_them_up():
     run = run_python("benchmarks/budgets.py", *size, *forms)
     assert run.stdout.splitlines()[-1] == "every bar is met"
     assert "| ResNet-18 | channels, uniform | `MacsBudget(keep=0.5)` |" in run.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_repair_runs():
+    size = ["--seeds", "1", "--epochs", "4", "--networks", "perceptron"]
+    run = run_python("benchmarks/repair.py", *size)
+    assert "s for a million weights" in run.stdout
+    assert run.stdout.splitlines()[-1] == "every bar is met"
 
 
 @pytest.mark.slow

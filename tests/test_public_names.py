@@ -25,8 +25,8 @@ BEFORE = {
 }
 ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
-    *("ParameterBudget", "Ramp", "Recipe", "SearchReport", "Tolerance", "measure_latency_table"),
-    *("search_sparsities", "sparsity"),
+    *("ParameterBudget", "Ramp", "Recipe", "Repair", "SearchReport", "Tolerance"),
+    *("measure_latency_table", "search_sparsities", "sparsity"),
 }
 REMOVED = {"Group", "ChannelGroup"}
 

@@ -45,12 +45,9 @@ class PruneTrainer(Trainer):
             output: The checkpoint to write; by default beside the other, with '-pruned' in the
                 name. 'test --ckpt_path' tests this checkpoint. 'fit --ckpt_path' trains it on from
                 step 0 and keeps the zeros.
-            batches: Number of training batches for a criterion that needs gradients or inputs. No
-                weight changes.
-            train_mode: Whether the modules are in train mode during these batches, for a
-                training_step that needs it.
-            repair: How kept weights make up for pruned weights, such as '{damping: 0.01}'. A config
-                without a criterion lets the repair choose the masks.
+            batches: Number of training batches for a repair, or for a criterion that needs them.
+            train_mode: Whether the modules are in train mode in these batches.
+            repair: How kept weights make up for pruned weights, such as '{damping: 0.01}'.
         """
         from lightning_prune.post_training.one_shot import prune_once
 

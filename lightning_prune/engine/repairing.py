@@ -150,7 +150,7 @@ class LayerRepair:
         else:
             self.tensor.mask.set(self._twin.read_mask(self.tensor))
             self.tensor.count_kept()
-            weights, mask = surgery.choose(self._choose, repair.block)
+            weights, mask = surgery.choose(self._choose)
             self.tensor.prune_to(self._to_tensor(mask))
         weights = surgery.refit(weights, mask, repair.rounds)
         self.tensor.weights.copy_(self._to_tensor(weights))

@@ -1,6 +1,7 @@
 """Turns of layers, and the inputs that the layers of a turn see."""
 
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -35,30 +36,60 @@ class Calls:
         """Let the last input go."""
         self._last = None
 
-    def count(self, turn: Sequence[int]) -> int:
-        """Return the number of calls of the layers of a turn."""
-        return sum(layer in turn for layer in self.layers)
+    def count(self, layers: Sequence[int]) -> int:
+        """Return the number of calls of layers."""
+        return sum(layer in layers for layer in self.layers)
 
 
-def find_turns(batches: Sequence[Calls]) -> list[list[int]]:
-    """Return the layers in the order of their first calls; layers with the same input go together.
+def find_turns(names: Sequence[str], batches: Sequence[Calls]) -> list[list[list[int]]]:
+    """Return the turns of layers, each as lists of layers that have the same input.
+
+    Layers come in the order of the first calls. The layers of a numbered part of the model, such as
+    ``encoder.layer.3``, take a turn together.
 
     Args:
+        names: The names of the weights of all layers.
         batches: The calls of each batch.
     """
-    turns: list[list[int]] = []
-    known: set[int] = set()
-    for calls in batches:
-        before = None
-        for layer, is_shared in zip(calls.layers, calls.is_shared, strict=True):
-            if layer not in known:
-                if is_shared and turns and before in turns[-1]:
-                    turns[-1].append(layer)
-                else:
-                    turns.append([layer])
-            known.add(layer)
-            before = layer
+    turns: list[list[list[int]]] = []
+    for layer, before in _find_first_calls(batches).items():
+        if before is not None and turns and before in turns[-1][-1]:
+            turns[-1][-1].append(layer)
+        elif turns and _are_together(names[layer], names[turns[-1][-1][0]]):
+            turns[-1].append([layer])
+        else:
+            turns.append([[layer]])
     return turns
+
+
+def _find_first_calls(batches: Sequence[Calls]) -> dict[int, int | None]:
+    """Return the layers in order, with the layer before if each call has the same input there."""
+    counts = Counter(layer for calls in batches for layer in calls.layers)
+    before: dict[int, int | None] = {}
+    for calls in batches:
+        last: int | None = None
+        for layer, is_shared in zip(calls.layers, calls.is_shared, strict=True):
+            same = last if is_shared and last is not None else None
+            if (
+                before.setdefault(layer, same) != same
+                or counts[layer] != counts[layer if same is None else same]
+            ):
+                before[layer] = None
+            last = layer
+    return before
+
+
+def _are_together(name: str, other: str) -> bool:
+    """Whether two layers are in the same numbered part.
+
+    Examples:
+        >>> _are_together("h.0.attention.weight", "h.0.mlp.weight")
+        True
+        >>> _are_together("net.0.weight", "net.2.weight"), _are_together("a.weight", "b.weight")
+        (False, False)
+    """
+    parts = [re.match(r".*\.\d+\.", each) for each in (name, other)]
+    return parts[0] is not None and parts[1] is not None and parts[0][0] == parts[1][0]
 
 
 def watch(layer: nn.Module, see: Callable[[Tensor], None]) -> RemovableHandle:
@@ -78,24 +109,29 @@ class Gathering:
     """Sums over the inputs of the layers of a turn.
 
     Args:
-        layers: The layers. Those without a kernel share the sums.
+        layers: Lists of layers with the same input. Those without a kernel share the sums.
     """
 
-    def __init__(self, layers: Sequence[LayerRepair]) -> None:
-        self._layers = layers
-        self._dense: list[deque[Tensor]] = [deque() for _ in layers]
+    def __init__(self, layers: Sequence[Sequence[LayerRepair]]) -> None:
+        self.layers = [layer for together in layers for layer in together]
+        self._dense: list[deque[Tensor]] = [deque() for _ in self.layers]
         self._left = 0
         self.moments: list[Moments] = []
-        for layer in layers:
-            is_shared = bool(self.moments) and not layer.has_kernel
-            self.moments.append(self.moments[0] if is_shared else layer.make_moments())
+        self._is_first: list[bool] = []
+        for together in layers:
+            plain: Moments | None = None
+            for layer in together:
+                known = None if layer.has_kernel else plain
+                self._is_first.append(known is None)
+                self.moments.append(known or layer.make_moments())
+                plain = plain if layer.has_kernel else self.moments[-1]
 
     @contextmanager
     def reading_dense(self, calls: int) -> Iterator[None]:
         """Keep the inputs that the dense model makes inside the block, up to a number of calls."""
         for dense in self._dense:
             dense.clear()
-        with self._watching(calls, lambda index, inputs: self._dense[index].append(inputs.clone())):
+        with self._watching(calls, self._keep):
             yield
 
     @contextmanager
@@ -104,13 +140,17 @@ class Gathering:
         with self._watching(calls, self._add):
             yield
 
+    def _keep(self, index: int, inputs: Tensor) -> None:
+        if self._is_first[index]:
+            self._dense[index].append(inputs.clone())
+
     def _add(self, index: int, inputs: Tensor) -> None:
-        if index > 0 and self.moments[index] is self.moments[0]:
+        if not self._is_first[index]:
             return
         dense = self._dense[index].popleft() if self._dense[index] else inputs
         if dense.shape != inputs.shape:  # a router has sent other samples here
             dense = inputs
-        self._layers[index].add(self.moments[index], inputs, dense)
+        self.layers[index].add(self.moments[index], inputs, dense)
 
     @contextmanager
     def _watching(self, calls: int, see: Callable[[int, Tensor], None]) -> Iterator[None]:
@@ -125,7 +165,7 @@ class Gathering:
 
         hooks = [
             watch(layer.tensor.owner, partial(show, index))
-            for index, layer in enumerate(self._layers)
+            for index, layer in enumerate(self.layers)
         ]
         try:
             yield

@@ -88,9 +88,9 @@ def repair_layers(
 ) -> RepairReport:
     """Repair the layers of a pruned model, each on the inputs that its pruned predecessors make.
 
-    Layers that read the same tensor take a turn together. In each turn all batches run through the
-    model up to these layers, twice: with dense and with repaired predecessors. Memory holds the
-    sums of one turn at a time.
+    The layers of a numbered part of the model, such as ``encoder.layer.3``, take a turn together.
+    In each turn all batches run through the model up to these layers, twice: with dense and with
+    repaired predecessors. Memory holds the sums of one turn at a time.
 
     Args:
         trainer: Gives device and precision; one process.
@@ -103,7 +103,7 @@ def repair_layers(
         train_mode: Whether the modules are in train mode during these batches.
 
     Raises:
-        ValueError: If an epoch has fewer batches.
+        ValueError: If an epoch has fewer batches. Then the model is dense, as before pruning.
     """
     chooses = pruner.recipe.criterion is None and not pruner.recipe.pattern.couples_tensors
     groups = {group.name: group for group in pruner.groups} if chooses else {}
@@ -115,13 +115,18 @@ def repair_layers(
             model.train(train_mode)
             if repairs:
                 similar_trainer(trainer, operation).fit(model, datamodule=datamodule)
+    except BaseException:
+        twin.restore()
+        raise
     finally:
         model.zero_grad()
         model.trainer = trainer
         if datamodule is not None:
             datamodule.trainer = trainer
     called = {layer.name for layer in operation.done}
-    unseen = {layer.name: "not called" for layer in repairs if layer.name not in called}
+    unseen = {
+        layer.name: "no training batch calls it" for layer in repairs if layer.name not in called
+    }
     return RepairReport(layers=operation.done, skipped=skipped | unseen)
 
 
@@ -162,7 +167,8 @@ class _Operation(Callback):
         if len(self.seen) < self.batches:
             return
         self._remove_hooks()
-        turns = find_turns([calls for _, calls in self.seen])
+        names = [layer.name for layer in self.repairs]
+        turns = find_turns(names, [calls for _, calls in self.seen])
         for number, turn in enumerate(turns):
             note_progress("repair", number, len(turns))
             self._operate(trainer, pl_module, turn)
@@ -191,17 +197,19 @@ class _Operation(Callback):
             hook.remove()
         self.hooks = []
 
-    def _operate(self, trainer: Trainer, model: LightningModule, turn: Sequence[int]) -> None:
+    def _operate(
+        self, trainer: Trainer, model: LightningModule, turn: Sequence[Sequence[int]]
+    ) -> None:
         """Repair the layers of a turn."""
-        layers = [self.repairs[index] for index in turn]
-        gathering = Gathering(layers)
+        gathering = Gathering([[self.repairs[index] for index in together] for together in turn])
+        indices = [index for together in turn for index in together]
         for number, (batch, calls) in enumerate(self.seen):
-            if (expected := calls.count(turn)) == 0:
+            if (expected := calls.count(indices)) == 0:
                 continue
             if self.done:
                 with self.twin.shown(), gathering.reading_dense(expected):
                     run_batch(trainer, model, batch, number)
             with gathering.adding(expected):
                 run_batch(trainer, model, batch, number)
-        for layer, moments in zip(layers, gathering.moments, strict=True):
+        for layer, moments in zip(gathering.layers, gathering.moments, strict=True):
             self.done.append(layer.operate(moments, self.repair))

@@ -1,4 +1,4 @@
-r"""Optimal brain surgery on a linear map: what is left makes up for what went.
+r"""Surgery on a linear map: the weights that are left make up for those that went.
 
 A layer turns inputs :math:`x` into :math:`W x`. Pruned weights :math:`\hat W` should give the same
 outputs on the inputs that the layer will see. With the sums :math:`H = \sum x x^T` the error is
@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 Choose = Callable[[Tensor], Tensor]
-"""Turns scores, ``(groups, rows, columns)``, into a bool mask; it keeps +inf and not -inf."""
+"""Turns scores of at least 0, ``(groups, rows, columns)``, into a bool mask."""
+
+_PENALTIES = -1.0, 0.5, 7  # from 0.1 to about 3, in 7 steps
+_TRIES = 3  # for each penalty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +59,40 @@ class Surgery:
         whole = float(((self.aim @ self.hessian) * self.aim).sum())
         return float(((lost @ self.hessian) * lost).sum()) / whole if whole > 0 else 0.0
 
-    def choose(self, choose: Choose, block: int) -> tuple[Tensor, Tensor]:
-        r"""Choose weights to prune and repair the others, one block of columns after the other.
+    def choose(self, choose: Choose) -> tuple[Tensor, Tensor]:
+        r"""Search weights and their mask together, by alternating directions of multipliers.
 
-        A pruned weight :math:`w_j` changes the weights of later columns by
-        :math:`-w_j U_{j,\cdot} / U_{jj}`, where :math:`U^T U = H^{-1}` and U is upper triangular.
-        The score of a weight is :math:`w_j^2 / U_{jj}^2`, the error that it costs: Frantar &
-        Alistarh, "SparseGPT" (2023), https://arxiv.org/abs/2301.00774. Before each block the mask
-        of all columns is chosen anew, with +inf and -inf where earlier blocks are decided. So
-        blocks share the number to keep by what their weights cost.
+        Free weights :math:`X` and pruned weights :math:`D` come together as a penalty :math:`\rho`
+        grows. In turn,
+
+        .. math:: X = (A H - V + \rho D)(H + \rho I)^{-1}, \quad
+            D = \operatorname{prune}(X + V / \rho), \quad V \mathrel{+}= \rho (X - D)
+
+        with inputs scaled to a diagonal of 1: Meng et al., "ALPS: Improved Optimization for Highly
+        Sparse One-Shot Pruning for Large Language Models" (2024),
+        https://arxiv.org/abs/2406.07831. The search is in single precision.
 
         Args:
             choose: Chooses a mask for scores; it keeps the same number each time.
-            block: Number of columns in a block.
 
         Returns:
-            The repaired weights, and the bool mask.
+            Pruned weights to `refit`, and the bool mask.
         """
-        factor = _factor_inverse(self.hessian)
-        costs = factor.diagonal(dim1=1, dim2=2)[:, None, :].square()
-        weights = self.aim.clone()
-        mask = torch.ones_like(weights, dtype=torch.bool)
-        for begin in range(0, weights.shape[2], block):
-            columns = slice(begin, min(begin + block, weights.shape[2]))
-            scores = weights.square() / costs
-            scores[..., :begin] = torch.where(mask[..., :begin], torch.inf, -torch.inf)
-            mask[..., columns] = choose(scores)[..., columns]
-            _prune_block(weights, factor, mask, columns)
-        return weights, mask
+        scale = self.hessian.diagonal(dim1=1, dim2=2).rsqrt()
+        hessian = (self.hessian * scale[:, :, None] * scale[:, None, :]).float()
+        pruned = (self.aim / scale[:, None, :]).float()
+        wanted, multipliers = pruned @ hessian, torch.zeros_like(pruned)
+        mask = torch.ones_like(pruned, dtype=torch.bool)
+        for penalty in torch.logspace(*_PENALTIES, device="cpu").tolist():
+            penalties = torch.full_like(hessian[:, 0, 0], penalty)
+            inverse = _invert(_add_to_diagonal(hessian, penalties))
+            for _ in range(_TRIES):
+                free = (wanted - multipliers + penalty * pruned) @ inverse
+                shifted = free + multipliers / penalty
+                mask = choose(shifted.square())
+                pruned = shifted.masked_fill(~mask, 0.0)
+                multipliers += penalty * (free - pruned)
+        return pruned.double() * scale[:, None, :], mask
 
     def refit(self, weights: Tensor, mask: Tensor, rounds: int) -> Tensor:
         """Return the kept weights with the least error, by conjugate gradients.
@@ -117,26 +126,10 @@ def _add_to_diagonal(matrices: Tensor, added: Tensor) -> Tensor:
     return changed
 
 
-def _factor_inverse(hessian: Tensor) -> Tensor:
-    """Return the upper triangular factor U of the inverse, which is the product of U^T and U."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
-
-
-def _prune_block(weights: Tensor, factor: Tensor, mask: Tensor, columns: slice) -> None:
-    """Prune the columns of a block in turn, and repair all later columns, in place."""
-    begin, end = columns.start, columns.stop
-    inside, lost = weights[..., columns], torch.empty_like(weights[..., columns])
-    rows = factor[:, columns]
-    for column in range(end - begin):
-        pruned = inside[..., column].masked_fill(mask[..., begin + column], 0.0)
-        lost[..., column] = pruned / rows[:, column, begin + column, None]
-        inside[..., column:] -= (
-            lost[..., column, None] * rows[:, None, column, begin + column : end]
-        )
-    weights[..., end:] -= lost @ rows[..., end:]
-    inside.masked_fill_(~mask[..., columns], 0.0)
+def _invert(matrices: Tensor) -> Tensor:
+    """Return the inverses of symmetric positive definite matrices."""
+    inverses: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(matrices))
+    return inverses
 
 
 def _divide(above: Tensor, below: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from lightning_prune import (
     PruningCallback,
     Recipe,
     Regrow,
+    Repair,
     Rewind,
     Schedule,
     SparsityCheckpoint,
@@ -35,15 +36,17 @@ from lightning_prune import (
 from tests.conftest import answers
 
 QUESTIONS = Schedule, Allocation, Criterion, Pattern
-RECORDS = [*(kind for question in QUESTIONS for kind in answers(question)), Recipe, Regrow, Rewind]
+RECORDS = [*(kind for question in QUESTIONS for kind in answers(question)), Recipe, Regrow]
+RECORDS += [Repair, Rewind]
 CALLBACKS = [SparsityMonitor, SparsityCheckpoint, DistillationCallback]
 ENGINES = [Pruner, PruningCallback]
 
 NUMBER, WHOLE, WORD, FLAG = (int, float), (int,), (str,), (bool,)
 KINDS = {
     **dict.fromkeys(("begin", "end", "power", "initial", "rate", "scale", "share"), NUMBER),
-    **dict.fromkeys(("every", "weight", "temperature"), NUMBER),
+    **dict.fromkeys(("every", "weight", "temperature", "damping"), NUMBER),
     **dict.fromkeys(("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim"), WHOLE),
+    "rounds": WHOLE,
     **dict.fromkeys(
         ("unit", "scope", "what", "optimizer", "quality", "output", "on_revival"), WORD
     ),

@@ -234,6 +234,26 @@ def test_prune_writes_a_checkpoint_that_test_and_fit_take(main, folder, checkpoi
 
 
 @pytest.mark.slow
+def test_prune_repairs_on_the_command_line_and_from_a_config(main, folder, checkpoint, capsys):
+    states = {}
+    (folder / "repair.yaml").write_text(CONFIG + "repair: {damping: 0.02}\n")
+    for name, config, options in [
+        ("plain.ckpt", "recipe.yaml", []),
+        ("line.ckpt", "recipe.yaml", ["--repair", "{damping: 0.02}"]),
+        ("dotted.ckpt", "recipe.yaml", ["--repair.damping", "0.02"]),
+        ("config.ckpt", "repair.yaml", []),
+    ]:
+        shared = ["--ckpt_path", "dense.ckpt", "--batches", "4", "--output", name]
+        main(["prune", "--config", config, *shared, *options])
+        states[name] = torch.load(name, weights_only=True)["state_dict"]["net.weight"]
+        assert ("Repaired" in capsys.readouterr().out) == (name != "plain.ckpt")
+    assert torch.equal(states["line.ckpt"], states["config.ckpt"])
+    assert torch.equal(states["line.ckpt"], states["dotted.ckpt"])
+    assert not torch.equal(states["line.ckpt"], states["plain.ckpt"])
+    assert (states["line.ckpt"] == 0).sum() == (states["plain.ckpt"] == 0).sum()
+
+
+@pytest.mark.slow
 def test_sensitivity_writes_what_a_config_takes(main, folder, checkpoint, capsys):
     before, state = files(folder), checkpoint.read_bytes()
     arguments = ["--ckpt_path", "dense.ckpt", "--monitor", "val_acc", "--mode", "max"]
@@ -257,7 +277,7 @@ def test_sensitivity_writes_what_a_config_takes(main, folder, checkpoint, capsys
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("prune", ["--ckpt_path", "--output", "--batches", "--train_mode"]),
+        ("prune", ["--ckpt_path", "--output", "--batches", "--train_mode", "--repair"]),
         (
             "sensitivity",
             ["--monitor", "--mode {max,min}", "--sparsities", "--tolerance", "--plot"],
