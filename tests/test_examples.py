@@ -116,6 +116,19 @@ def test_the_transformer_keeps_half_of_the_multiply_adds(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_language_model_is_pruned_and_fine_tuned():
+    run = run_python("-m", "examples.language_model", "--fast")
+    rows = [line.split("|")[1:-1] for line in run.stdout.splitlines() if line.startswith("| ")]
+    (_, *header), *models = rows
+    assert [title.strip() for title in header] == ["zeros", "bits per byte", "after fine-tuning"]
+    names = [(name.strip(), zeros.strip()) for name, zeros, _, _ in models]
+    rules = ("magnitude", "Wanda", "Wanda, repaired", "repair")
+    ways = ("pruned while it trains", *(f"pruned at once by {rule}" for rule in rules))
+    assert names == [("dense", ""), *((way, zeros) for zeros in ("0.5", "2:4") for way in ways)]
+    assert all(float(after) < float(before) < 8 for _, _, before, after in models)
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_accuracy_runs():
     run = run_python("benchmarks/digits_accuracy.py", "--seeds", "1", "--epochs", "6")
     assert "the price of sparsity 0.9" in run.stdout
