@@ -25,7 +25,15 @@ BEFORE = {
 }
 ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
-    *("ParameterBudget", "Ramp", "Recipe", "SearchReport", "Tolerance", "measure_latency_table"),
+    *(
+        "ParameterBudget",
+        "Ramp",
+        "Recipe",
+        "SearchReport",
+        "StraightThrough",
+        "Tolerance",
+        "measure_latency_table",
+    ),
     *("search_sparsities", "sparsity"),
 }
 REMOVED = {"Group", "ChannelGroup"}

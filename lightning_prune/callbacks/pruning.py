@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.averages import Averages
 from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.cost_check import CostCheck
@@ -31,6 +32,7 @@ from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import Schedule
+from lightning_prune.recipe.straight_through import StraightThrough
 from lightning_prune.recipe.tolerance import Tolerance
 from lightning_prune.reporting.pruning import pruning_table
 
@@ -59,6 +61,8 @@ class PruningCallback(Callback):
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); null for never.
+        straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); null if
+            they stay pruned.
         rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
         tolerance: The loss of a validation metric that pruning may cost; null for no limit. Then
             ``sparsity`` is the most that is tried, and ``schedule`` is left out.
@@ -94,6 +98,7 @@ class PruningCallback(Callback):
         example: Any = None,
         budget: Budget | list[Budget] | None = None,
         most: float | None = None,
+        straight_through: StraightThrough | None = None,
     ) -> None:
         self._begin(
             Recipe.of(
@@ -106,6 +111,7 @@ class PruningCallback(Callback):
                 pattern=pattern,
                 keep_zeros=keep_zeros,
                 regrow=regrow,
+                straight_through=straight_through,
                 rewind=rewind,
                 tolerance=tolerance,
                 on_revival=on_revival,
@@ -129,13 +135,13 @@ class PruningCallback(Callback):
     def _begin(self, recipe: Recipe, example: Any) -> None:
         self.pruner = Pruner.from_recipe(recipe)
         self.example = example
+        self._averages = Averages(self.pruner)
         self._seen = SeenExample()
         self._steering: Steering | None = None
         self._costs: CostCheck | None = None
         # What the next training restores: empty for a new training, None once training has started.
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
-        self._averaged_updates: int | None = None
         self._logged_key: tuple[int, Sequence[Group]] | None = None  # at the last log of the epoch
 
     @property
@@ -232,8 +238,8 @@ class PruningCallback(Callback):
             steering.begin()
         self._steering = steering
         self._restored_state, self._is_training = None, True
-        self._averaged_updates, self._logged_key = None, None
-        self._mask_averages(trainer)
+        self._logged_key = None
+        self._averages.begin(trainer)
         warn_of_saves_at_epoch_ends(trainer)
         self._print_table(trainer, "To be pruned")
 
@@ -276,7 +282,7 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Log sparsity and target after each update; Lightning repeats them between updates."""
-        self._mask_averages(trainer)
+        self._averages.mask(trainer)
         batches = trainer.fit_loop.total_batch_idx + 1
         if trainer.log_every_n_steps and batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.pruner.check_zeros()
@@ -302,7 +308,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Mask averaged copies, so that other callbacks save them with the present masks."""
-        self._mask_averages(trainer)
+        self._averages.mask(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks; the pruned weights stay zero."""
@@ -331,19 +337,6 @@ class PruningCallback(Callback):
             return is_finder or will_be_skipped(trainer, optimizer)
 
         return is_trial_step
-
-    def _mask_averages(self, trainer: Trainer) -> None:
-        """Prune the averaged copies of other callbacks after each change of the masks.
-
-        Between two changes an average of zeros stays zero, in any order of the callbacks.
-        """
-        if self.pruner.updates == self._averaged_updates:
-            return
-        self._averaged_updates = self.pruner.updates
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            average = getattr(callback, "_average_model", None)
-            if average is not None:
-                self.pruner.mask_copy(getattr(average, "module", average))
 
     def _print_table(self, trainer: Trainer, title: str) -> None:
         if trainer.is_global_zero:

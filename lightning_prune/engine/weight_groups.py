@@ -103,6 +103,17 @@ class WeightGroup(TensorGroup):
             counts.append(piece.count())  # while the piece is in the cache
         return {member: torch.stack(counts).sum()}
 
+    def renew(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+        """Keep the weights of a choice, and prune all others; weights may return."""
+        if isinstance(choice, Tensor):
+            return super().renew(choice)
+        member = self.members[0]
+        mask, counts = member.mask.transpose(0, member.output_axis), []
+        for rows, kept in self._cut_pieces(choice):
+            piece = mask[rows]
+            counts.append(piece.renew(kept.view(piece.shape)))
+        return {member: torch.stack(counts).sum(0)}
+
     def _cut_whole(self, cut: Cut) -> Tensor:
         """Return the bool mask of the local weights, output axis first."""
         member = self.members[0]
@@ -134,7 +145,8 @@ class WeightAtoms(Atoms):
         self, member: PrunedTensor, scores: TensorScores | None, shard: Shard | None, floor: int
     ) -> None:
         self.shape, self.shard, self.total = member.shape, shard, member.total
-        self.floor, self.cap = min(floor, member.kept), member.kept
+        self.cap = self.total if member.may_return else member.kept
+        self.floor = min(floor, self.cap)
         self._member, self._scores = member, scores
         self._mask = member.mask.transpose(0, member.output_axis)
 
@@ -148,13 +160,15 @@ class WeightAtoms(Atoms):
     @property
     def protected(self) -> Tensor:
         """The best weight, unless all may go."""
+        if self._member.may_return:
+            return choose_best(self.scores, self.floor)
         ranked = self._mask.flatten().lower(self.scores.reshape(-1))
         return choose_best(ranked.view(self._mask.shape), self.floor)
 
     @property
     def allowed(self) -> Tensor:
-        """The weights that are not pruned."""
-        return self._mask.kept
+        """The weights that are not pruned, or may return."""
+        return torch.ones_like(self._mask.kept) if self._member.may_return else self._mask.kept
 
     @property
     def part(self) -> Part:
@@ -184,7 +198,7 @@ def _read_pieces(
     scores: TensorScores, member: PrunedTensor, stride: int = 1, *, is_dense: bool = False
 ) -> Iterator[Tensor]:
     """Yield the scores, flat, with -inf where a weight is pruned, unless all count as dense."""
-    is_dense |= member.kept == member.total
+    is_dense |= member.may_return or member.kept == member.total
     mask = member.mask.transpose(0, member.output_axis)
     for rows in scores.slices():
         piece = scores.read(rows, stride)

@@ -90,6 +90,28 @@ class Mask:
         else:
             self._form.logical_or_(~mask)
 
+    def renew(self, mask: Tensor) -> Tensor:
+        """Adopt a bool mask; return the numbers of kept and of changed weights, as a tensor."""
+        before = self._form.clone()
+        self.set(mask)
+        changed = (before.bitwise_xor_(self._form)).count_nonzero()
+        return torch.stack([self.count(), changed])
+
+    def split(self, values: Tensor, rest: Tensor) -> None:
+        """Move the values of pruned weights into ``rest``, and leave +0.0; ``rest`` becomes 0 else.
+
+        Args:
+            values: Weights in the shape of the mask.
+            rest: A tensor that is laid out like the weights.
+        """
+        if self._has_bits and values.element_size() == self._form.element_size():
+            bits = values.view(self._form.dtype)
+            torch.bitwise_not(self._form, out=rest.view(self._form.dtype)).bitwise_and_(bits)
+            bits.bitwise_and_(self._form)
+        else:
+            rest.copy_(values).masked_fill_(self.kept.to(values.device), 0)
+            self.apply(values)
+
     def lower(self, scores: Tensor) -> Tensor:
         """Return finite scores, with -inf where a weight is pruned.
 
