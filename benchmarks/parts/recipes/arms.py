@@ -12,6 +12,7 @@ from lightning_prune import (
     PolynomialSchedule,
     RandomCriterion,
     Regrow,
+    StraightThrough,
     UniformAllocation,
 )
 
@@ -39,9 +40,15 @@ class Arm:
     timings: Mapping[str, Answers]
 
 
-def ramp(begin: float, end: float) -> Answers:
-    """Return gradual magnitude along a cubic ramp."""
-    return lambda seed: {"schedule": PolynomialSchedule(begin=begin, end=end)}
+def ramp(begin: float, end: float, **others: Any) -> Answers:
+    """Return a cubic ramp with further answers; without them, this is gradual magnitude."""
+    return lambda seed: {"schedule": PolynomialSchedule(begin=begin, end=end), **others}
+
+
+def try_ramps(**others: Any) -> Mapping[str, Answers]:
+    """Return a short ramp, the default ramp and a long ramp with further answers."""
+    points = ((0.0, 0.3), (0.1, 0.5), (0.2, 0.8))
+    return {f"ramp from {begin:g} to {end:g}": ramp(begin, end, **others) for begin, end in points}
 
 
 def regrow(end: float, every: float) -> Answers:
@@ -59,14 +66,8 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm(name=DENSE, timings={"": lambda seed: {}}),
-        Arm(
-            name=GRADUAL,
-            timings={
-                "ramp from 0 to 0.3": ramp(0.0, 0.3),
-                "ramp from 0.1 to 0.5": ramp(0.1, 0.5),
-                "ramp from 0.2 to 0.8": ramp(0.2, 0.8),
-            },
-        ),
+        Arm(name=GRADUAL, timings=try_ramps()),
+        Arm(name="straight-through", timings=try_ramps(straight_through=StraightThrough())),
         Arm(
             name="RigL",
             timings={
