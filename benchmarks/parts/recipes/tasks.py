@@ -116,7 +116,7 @@ TASKS = {
             build=build_glorot_lenet,
             make_optimizer=partial(torch.optim.Adam, fused=True),
             rates=(6e-4, 1.5e-3, 4e-3),
-            steps=2000,
+            steps=1600,
             batch=128,
         ),
         Task(
@@ -126,7 +126,7 @@ TASKS = {
             build=build_resnet,
             make_optimizer=make_sgd,
             rates=(0.03, 0.1, 0.3),
-            steps=468,
+            steps=390,
             batch=64,
         ),
         Task(
@@ -136,7 +136,7 @@ TASKS = {
             build=partial(BytePredictor, positions=POSITIONS, width=64, depth=2, heads=4),
             make_optimizer=partial(torch.optim.AdamW, fused=True),
             rates=(3e-3, 8e-3, 2e-2),
-            steps=900,
+            steps=700,
             batch=32,
             judge="bits",
         ),
