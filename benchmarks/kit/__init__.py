@@ -4,7 +4,7 @@
 - `judging` computes means and deviations, compares numbers with bars, and exits with the verdict.
 - `recording` describes the machine, prints tables, and keeps runs in a file.
 - `networks` builds the networks.
-- `data` reads the digits and MNIST.
+- `data` reads the digits and MNIST; `text` reads the standard library as bytes.
 - `training` holds a classifier and a quiet Trainer.
 - `onnx_files` runs and times ONNX files.
 - `memory` counts the bytes of torch and of the process.

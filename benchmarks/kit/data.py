@@ -22,6 +22,20 @@ class Data(NamedTuple):
     test: TensorDataset
 
 
+class Splits(NamedTuple):
+    """Samples with their answers, in three parts.
+
+    Args:
+        train: The samples for training.
+        validation: The samples that decide on hyperparameters.
+        test: The samples that judge.
+    """
+
+    train: TensorDataset
+    validation: TensorDataset
+    test: TensorDataset
+
+
 def read_idx(path: Path) -> Tensor:
     """Return an IDX file of bytes: two zeros, 8 (bytes), the rank, each side in four bytes, data.
 
@@ -99,6 +113,19 @@ def flatten_images(data: Data) -> Data:
 def keep_first(data: Data, images: int | None) -> Data:
     """Return the data with only the first training images, or with all of them for ``None``."""
     return Data(TensorDataset(*data.train[:images]), data.test)
+
+
+def hold_out(data: Data, images: int) -> Splits:
+    """Return the data with the last training images, up to a number, for validation."""
+    return Splits(
+        TensorDataset(*data.train[:-images]), TensorDataset(*data.train[-images:]), data.test
+    )
+
+
+def spread(split: TensorDataset, count: int) -> TensorDataset:
+    """Return a number of samples at equal distances; all samples if there are fewer."""
+    kept = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
+    return TensorDataset(*split[kept])
 
 
 def make_loader(split: TensorDataset, batch: int, seed: int) -> DataLoader:

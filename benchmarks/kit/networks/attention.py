@@ -1,4 +1,4 @@
-"""Transformers: ViT for images of 32 x 32, and BERT for sentences of at most 64 words."""
+"""Transformers: ViT for images of 32 x 32, BERT for sentences of 64 words, and GPT for bytes."""
 
 import torch
 from torch import Tensor, nn
@@ -99,3 +99,31 @@ class Bert(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.head(torch.tanh(self.pooler(x[:, 0])))
+
+
+class BytePredictor(nn.Module):
+    """The next byte at each position: Radford et al., "Improving Language Understanding" (2018).
+
+    Args:
+        positions: Bytes that a window shows.
+        width: Width of the residual stream.
+        depth: Number of blocks.
+        heads: Number of heads of each block.
+    """
+
+    def __init__(self, positions: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.bytes = nn.Embedding(256, width)
+        self.positions = nn.Parameter(torch.randn(1, positions, width) / 50)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, heads, normalized_first=True) for _ in range(depth)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
+        self.register_buffer("before", torch.ones(positions, positions).tril().bool())
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Return logits ``(n, 256, positions)``; a position reads no later position."""
+        x = self.bytes(window) + self.positions
+        for block in self.blocks:
+            x = block(x, self.before)
+        return self.head(self.norm(x)).transpose(1, 2)
