@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.parts import slice_pieces
 
 _CALLS_AGAIN = ("LBFGS", "SAM")
 """Ends of the names of optimizers that compute the loss again after they have moved weights."""
@@ -120,7 +122,7 @@ class DenseCopies:
                 if index not in self._inside:  # a step outside of training
                     tensor.mask.apply(tensor.weights)
                 elif tensor.kept < tensor.total:
-                    tensor.mask.split(tensor.weights, tensor.rest)
+                    _move_out(tensor, tensor.rest)
             for noted in (self._ready, self._stepping, self._inside):
                 noted.discard(index)
 
@@ -147,6 +149,13 @@ class DenseCopies:
         self._inside.discard(index)
         for tensor in self._tensors.get(index, ()):
             tensor.mask.apply(tensor.weights)
+
+
+def _move_out(tensor: PrunedTensor, rest: Tensor) -> None:
+    """Move the values of pruned weights out of the parameter, in pieces that stay in the cache."""
+    weights = tensor.weights
+    for rows in slice_pieces(weights):
+        tensor.mask[rows].split(weights[rows], rest[rows])
 
 
 def _refuse_optimizer(optimizer: Optimizer, index: int, tensors: Sequence[PrunedTensor]) -> None:

@@ -1,5 +1,7 @@
 """Straight-through training in a Trainer."""
 
+import warnings
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
@@ -7,7 +9,7 @@ from lightning.pytorch.callbacks import (
     LambdaCallback,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lightning_prune import (
     GlobalAllocation,
@@ -21,6 +23,7 @@ from tests.callbacks.conftest import PRUNABLE, Record, zeros
 from tests.callbacks.models import Gan, Tuned
 from tests.callbacks.replicas import (
     Net,
+    Sharded,
     assert_equal,
     assert_pruned,
     loader as replica_loader,
@@ -147,3 +150,33 @@ def test_replicas_choose_the_same_masks_and_hold_the_same_values(pattern, two, t
     for mine, others in zip(one[:3], other[:3], strict=True):
         assert_equal(mine, others)
     assert_pruned(one[0], one[1], sparsity=0.5)
+
+
+def fit_shards(folder, name, allocation):
+    """Train two epochs, only the first if the name is "stopped", or only the second."""
+    strategy = ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+    pruning, model = make_pruning(sparsity=0.75, allocation=allocation), Sharded()
+    trainer = make_replica_trainer(folder, strategy, pruning)
+    if name == "stopped":
+        model.on_train_epoch_end = lambda: setattr(trainer, "should_stop", True)
+    ckpt_path = folder / "stopped.ckpt" if name == "resumed" else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "training stopped before the schedule's end")
+        trainer.fit(model, replica_loader(), ckpt_path=ckpt_path, weights_only=True)
+    trainer.save_checkpoint(folder / f"{name}.ckpt")
+    return *outcome(pruning, model), pruning.state_dict()["rest"]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("allocation", [None, GlobalAllocation()])
+def test_shards_land_exactly_and_resume_with_all_values(allocation, two, tmp_path):
+    (whole, same), _, (resumed, _) = (
+        two(fit_shards, tmp_path, name, allocation) for name in ("whole", "stopped", "resumed")
+    )
+    assert_pruned(*whole[:2])
+    for parts in (same, resumed):
+        for one, other in zip(whole, parts, strict=True):
+            assert_equal(one, other)

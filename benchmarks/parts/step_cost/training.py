@@ -139,7 +139,7 @@ WORKLOADS = {
         build=lambda: Bert(depth=4),
         draw=lambda generator: draw_sentences(16, generator),
         bar=1.01,
-        renewed_bar=1.2,
+        renewed_bar=1.25,
         is_isolated=True,
         has_peers=False,
         rounds=2,
