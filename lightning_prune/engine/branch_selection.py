@@ -23,6 +23,7 @@ from lightning_prune.models.calls import make_call
 from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.targets import format_target, format_targets
+from lightning_prune.recipe.tensor import PrunedTensor
 
 _OUTSIDE = "in no residual branch that can be left out"
 
@@ -66,34 +67,20 @@ def select_branches(
         _refuse_different_targets(each, sparsity)
     pruned = {member.name for each in chosen for member in each.members}
     tensors = {each.name: each.make_tensor() for each in found if each.name in pruned}
-    groups = []
-    products: list[Product] = []
-    for alike in _find_alike(chosen):
-        group = BranchGroup(
-            members=tuple(tensors[member.name] for each in alike for member in each.members),
-            pattern=pattern,
-            branch_of={m.name: number for number, each in enumerate(alike) for m in each.members},
-        )
-        groups.append(group)
-        products += _describe_products(group, alike)
-    dense = {
-        member.name: reason
-        for index, reason in reasons.items()
-        if reason is not None
-        for member in members[index]
-    }
+    groups = [(_make_group(alike, tensors, pattern), alike) for alike in _find_alike(chosen)]
+    why = {m.name: reason for index, reason in reasons.items() if reason for m in members[index]}
     return Selection(
         names=tuple(each.name for each in found),
         tensors=tuple(tensors.values()),
         dense={
-            each.name: dense.get(each.name) or each.why_dense or _OUTSIDE
+            each.name: why.get(each.name) or each.why_dense or _OUTSIDE
             for each in found
             if each.name not in tensors
         },
         unready=frozenset(m.name for of in members for m in of if _may_pass(m)) - tensors.keys(),
-        groups=tuple(groups),
+        groups=tuple(group for group, _ in groups),
         sizes=count_weights(found),
-        products=tuple(products),
+        products=tuple(each for pair in groups for each in _describe_products(*pair)),
     )
 
 
@@ -125,6 +112,16 @@ def _find_alike(chosen: Sequence[_Chosen]) -> Iterator[list[_Chosen]]:
     for each in chosen:
         found.setdefault(each.kin, []).append(each)
     yield from found.values()
+
+
+def _make_group(
+    alike: Sequence[_Chosen], tensors: Mapping[str, PrunedTensor], pattern: Pattern
+) -> BranchGroup:
+    return BranchGroup(
+        members=tuple(tensors[member.name] for each in alike for member in each.members),
+        pattern=pattern,
+        branch_of={m.name: number for number, each in enumerate(alike) for m in each.members},
+    )
 
 
 def _describe_products(group: BranchGroup, alike: Sequence[_Chosen]) -> Iterator[Product]:

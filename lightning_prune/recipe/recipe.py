@@ -202,11 +202,7 @@ class Recipe:
                 f"need scores >= 0 for {type(allocation).__name__}{per}, got "
                 f"criterion={type(self.chosen_criterion).__name__}, whose scores can be negative"
             )
-        if pattern.spans_branches and allocation.per == "latency":
-            raise ValueError(
-                f"need macs or parameters for branches, got allocation={allocation} with "
-                f"pattern={pattern}; use GlobalAllocation(per='macs')"
-            )
+        _refuse_latencies(allocation, pattern)
         if allocation.needs_single_tensors and pattern.couples_tensors:
             raise ValueError(
                 f"need a pattern inside single tensors for {type(allocation).__name__}, got "
@@ -281,6 +277,15 @@ class Recipe:
         for name, reason in reasons.items():
             if getattr(self, name) is not None:
                 raise ValueError(f"need either penalty or {name}, got both: {reason}")
+
+
+def _refuse_latencies(allocation: Allocation, pattern: Pattern) -> None:
+    """Raise ValueError if an allocation reads the latencies of branches, which no table has."""
+    if pattern.spans_branches and allocation.per == "latency":
+        raise ValueError(
+            f"need macs or parameters for branches, got allocation={allocation} with "
+            f"pattern={pattern}; use GlobalAllocation(per='macs')"
+        )
 
 
 def _refuse_budget(budget: Budget, pattern: Pattern) -> None:
