@@ -49,6 +49,7 @@ from .recipe.patterns import (
     Pattern as Pattern,
     UnstructuredPattern as UnstructuredPattern,
 )
+from .recipe.phases import Phases as Phases
 from .recipe.recipe import Recipe as Recipe
 from .recipe.regrowth import Regrow as Regrow
 from .recipe.rewind import Rewind as Rewind

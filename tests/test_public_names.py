@@ -25,16 +25,8 @@ BEFORE = {
 }
 ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
-    *(
-        "ParameterBudget",
-        "Ramp",
-        "Recipe",
-        "SearchReport",
-        "StraightThrough",
-        "Tolerance",
-        "measure_latency_table",
-    ),
-    *("search_sparsities", "sparsity"),
+    *("ParameterBudget", "Phases", "Ramp", "Recipe", "SearchReport", "StraightThrough"),
+    *("Tolerance", "measure_latency_table", "search_sparsities", "sparsity"),
 }
 REMOVED = {"Group", "ChannelGroup"}
 

@@ -28,6 +28,7 @@ from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
@@ -63,6 +64,7 @@ class PruningCallback(Callback):
         regrow: How dropped weights grow back elsewhere (RigL, SET); null for never.
         straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); null if
             they stay pruned.
+        phases: When training is dense and sparse in turns (AC/DC); null for always sparse.
         rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
         tolerance: The loss of a validation metric that pruning may cost; null for no limit. Then
             ``sparsity`` is the most that is tried, and ``schedule`` is left out.
@@ -99,6 +101,7 @@ class PruningCallback(Callback):
         budget: Budget | list[Budget] | None = None,
         most: float | None = None,
         straight_through: StraightThrough | None = None,
+        phases: Phases | None = None,
     ) -> None:
         self._begin(
             Recipe.of(
@@ -112,6 +115,7 @@ class PruningCallback(Callback):
                 keep_zeros=keep_zeros,
                 regrow=regrow,
                 straight_through=straight_through,
+                phases=phases,
                 rewind=rewind,
                 tolerance=tolerance,
                 on_revival=on_revival,

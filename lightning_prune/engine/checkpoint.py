@@ -17,7 +17,7 @@ VERSION = 2
 """Version of the state; states of 0.1.0 have no version, and before 2 they have no checksums."""
 
 _KEYS = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"}
-_BY_NAME = ("masks", "shapes", "observed", "checksums", "due", "regrown", "rest")
+_BY_NAME = ("masks", "shapes", "observed", "checksums", "due", "regrown", "rest", "suspended")
 _SHOWN = 60  # characters of a foreign state in an error
 EMPTY_STATE: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
 """The parts of a state that belong to tensors, without any tensor."""
@@ -75,6 +75,9 @@ def _find_damage(name: str, state: Mapping[str, Any]) -> str | None:
     statistics = state["observed"].get(name, {})
     if not all(isinstance(value, Tensor) for value in statistics.values()):
         return "statistics that are no tensors"
+    suspended = state.get("suspended", {}).get(name)
+    if suspended is not None and (not isinstance(suspended, Tensor) or suspended.shape != (size,)):
+        return "another suspended mask than of bytes"
     rest = state.get("rest", {}).get(name)
     if rest is not None:
         pruned = int((~unpack_mask(mask, torch.Size(shape))).sum())
@@ -101,6 +104,7 @@ def describe_tensors(tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any]
         "shapes": earlier["shapes"] | shapes,
         "observed": earlier["observed"] | observed,
         "rest": _describe_rest(tensors, earlier),
+        "suspended": _describe_suspended(tensors, earlier),
     }
 
 
@@ -115,6 +119,18 @@ def _describe_rest(
             kept = gather_whole(tensor.mask.kept, tensor.shard)
             rest[tensor.name] = gather_whole(tensor.rest, tensor.shard)[~kept].cpu()
     return rest
+
+
+def _describe_suspended(
+    tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return the masks that a dense phase suspends."""
+    saved = earlier.get("suspended", {})
+    suspended = {name: mask for name, mask in saved.items() if name in earlier["masks"]}
+    for tensor in tensors:
+        if tensor.suspended is not None:
+            suspended[tensor.name] = pack_mask(gather_whole(tensor.suspended, tensor.shard))
+    return suspended
 
 
 def _restore_rest(tensor: PrunedTensor, kept: Tensor, state: Mapping[str, Any]) -> None:
@@ -133,6 +149,10 @@ def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
     whole = unpack_mask(state["masks"][tensor.name], tensor.parameter.shape)
     tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
     _restore_rest(tensor, whole, state)
+    suspended = state.get("suspended", {}).get(tensor.name)
+    if suspended is not None:
+        whole = unpack_mask(suspended, tensor.parameter.shape)
+        tensor.suspended = (tensor.shard.cut(whole) if tensor.shard else whole).to(device)
     observed = state["observed"].get(tensor.name, {})
     tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
 

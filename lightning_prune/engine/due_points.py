@@ -12,7 +12,7 @@ class DuePoints:
 
     Args:
         schedule: When to prune.
-        regrow: When to regrow; None for never.
+        regrow: When to regrow, or to change the phase; None for never.
         clocks: Makes the clock of a schedule; None before training, when nothing can be due.
         state: An earlier `state_dict`; empty if there is none.
         optimizers: Number of optimizers.
@@ -117,6 +117,10 @@ class DuePoints:
     def last_pruning(self, index: int) -> float | None:
         """Return the last due point that was served."""
         return self._pruned.get(index)
+
+    def last_regrowth(self, index: int) -> float | None:
+        """Return the last due point of regrowth, or of a phase, that was served."""
+        return self._regrown.get(index)
 
     def share(self, index: int) -> float:
         """Return the fraction of the final sparsity that is due since the last due point."""

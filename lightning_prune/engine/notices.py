@@ -9,6 +9,7 @@ from lightning_prune.engine.candidates import FROZEN, UNOWNED, Selection
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.models.names import list_names
+from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import sum_by_tensor, sum_shards
 
@@ -18,14 +19,22 @@ _SAMPLE = 1_000_000
 _TOLERANCE = 0.01
 
 
-def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints) -> None:
-    """Warn if nothing was pruned, or if training stopped before the end of the schedule."""
+def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints, phases: Phases | None) -> None:
+    """Warn if nothing was pruned, or if training stopped before the schedule or phases end."""
     selection, schedule = enrolment.selection, due_points.schedule
     if selection.may_grow and not selection.tensors:
         reasons = ", ".join(f"'{name}' ({why})" for name, why in selection.dense.items())
         warnings.warn(f"nothing was pruned: {reasons}", stacklevel=3)
     owners = {tensor.optimizer for tensor in selection.tensors}
     is_over = all(due_points.last_pruning(index) == schedule.end for index in owners)
+    if phases and any(due_points.last_regrowth(index) != phases.end for index in owners):
+        warnings.warn(
+            f"training stopped before the last sparse phase, which begins at end={phases.end} "
+            f"({phases.unit}): the masks are those of the last sparse phase before, with sparsity "
+            f"{enrolment.sparsity:.4f} of {enrolment.final_sparsity:.4f}",
+            stacklevel=3,
+        )
+        return
     final, spending = enrolment.final_sparsity, enrolment.limits.measure(enrolment.kept, 1.0)
     if final > 0 and not is_over and not due_points.may_go_back:
         reached = [f"sparsity {enrolment.sparsity:.4f} of {final:.4f}", *map(str, spending)]

@@ -18,6 +18,7 @@ from lightning_prune.recipe.budgets import Budget, Unit
 from lightning_prune.recipe.clocks import Clock, make_clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Schedule
@@ -47,6 +48,7 @@ class Pruner(Readings):
         regrow: How dropped weights grow back elsewhere (RigL, SET); None for never.
         straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); None if
             they stay pruned.
+        phases: When training is dense and sparse in turns (AC/DC); None for always sparse.
         on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
             ``"warn"`` only: then they are masked again. They are found at due points, by
             `check_zeros` and by `detach`.
@@ -83,6 +85,7 @@ class Pruner(Readings):
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
         straight_through: StraightThrough | None = None,
+        phases: Phases | None = None,
         on_revival: Literal["error", "warn"] = "error",
     ) -> None:
         self._begin(
@@ -97,6 +100,7 @@ class Pruner(Readings):
                 keep_zeros=keep_zeros,
                 regrow=regrow,
                 straight_through=straight_through,
+                phases=phases,
                 on_revival=on_revival,
             )
         )
@@ -263,7 +267,8 @@ class Pruner(Readings):
             return
         self._training.end(completed=completed)
         if completed:
-            warn_of_early_end(self._training.enrolment, self._training.due_points)
+            training = self._training
+            warn_of_early_end(training.enrolment, training.due_points, self.recipe.phases)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (one bit a weight), step counts, gathered statistics and the recipe.

@@ -47,6 +47,7 @@ class Training:
         self.roster = Roster(recipe, nn.Module())
         self.is_running = False
         regrow = recipe.regrow.schedule if recipe.regrow else None
+        regrow = recipe.phases.turns if recipe.phases else regrow
         may_go_back = recipe.tolerance is not None
         goes_on = recipe.straight_through is not None
         self.due_points = DuePoints(
@@ -209,6 +210,8 @@ class Training:
             revival = self._zeros.describe(self.tensors)
         self._unhook_optimizers()
         self.is_running = False
+        for tensor in self.tensors:
+            tensor.resume_mask()
         for tensor in self.tensors:
             tensor.remove_hooks()
             tensor.mask.apply(tensor.weights)

@@ -26,6 +26,7 @@ class Due:
         was_due_before: Whether this pruning was already applied before a resume.
         division: The atoms that budgets let the pools keep; None without a budget, or where the
             groups keep as many as before.
+        suspends: Whether a dense phase begins, in which all trained weights are kept.
         renews: Whether pools whose atoms may return choose anew, also if as many are kept as due.
     """
 
@@ -33,6 +34,7 @@ class Due:
     exchanged: float | None = None
     was_due_before: bool = False
     division: Division | None = None
+    suspends: bool = False
     renews: bool = False
 
 
@@ -70,6 +72,9 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
     note_renewed(renewed)
     for group, mask in exchanges:
         group.regrow(mask)
+    if due.suspends:
+        for tensor in {tensor for pool in pools for tensor in pool.tensors if tensor.is_trained}:
+            tensor.suspend_mask()
     _clear([tensor for pool in pools for tensor in pool.tensors], optimizer)
 
 

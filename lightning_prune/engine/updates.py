@@ -56,6 +56,9 @@ class Updates:
         pools = [pool for pool in enrolment.pools if pool.optimizer == index]
         update_masks(self._recipe, pools, optimizer, due)
         points.note_served(index, pruning, regrowing)
+        if due.pruned is not None:
+            for tensor in (tensor for pool in pools for tensor in pool.tensors):
+                tensor.suspended = None
         changed = {group.name: group.changed for pool in pools for group in pool.groups}
         self._note(index, enrolment, points, changed, is_new=is_new)
         return is_new
@@ -65,8 +68,13 @@ class Updates:
     ) -> Due:
         """Return the pruning and the regrowth that are due."""
         pruning, regrowing = points.next_pruning(index), points.next_regrowth(index)
-        regrow, recipe = self._recipe.regrow, self._recipe
-        share = None if pruning is None else recipe.schedule(pruning)
+        regrow, phases = self._recipe.regrow, self._recipe.phases
+        share = None if pruning is None else self._recipe.schedule(pruning)
+        turn = points.last_regrowth(index) if regrowing is None else regrowing
+        if phases is not None and phases.is_dense(turn):
+            return Due(pruned=None, suspends=regrowing is not None)
+        if phases is not None and share is None:
+            share = points.share(index)
         division = enrolment.divide(share, index, points.share_of_all)
         if renews and not is_new and (division is None or division.is_satisfied):
             share, division = points.share(index), None

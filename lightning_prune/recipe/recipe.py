@@ -12,6 +12,7 @@ from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget
 from lightning_prune.recipe.criteria import Criterion, MagnitudeCriterion
 from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
+from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
@@ -40,6 +41,7 @@ class Recipe:
         regrow: How pruned weights grow back elsewhere (RigL, SET); None for never.
         straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); None if
             pruned weights stay pruned.
+        phases: When training is dense and sparse in turns (AC/DC); None for always sparse.
         rewind: The step to which each round of the schedule goes back; None for no rewinding.
         tolerance: The loss of a metric that pruning may cost; None for no limit. The rounds of the
             tolerance take the place of the schedule.
@@ -67,6 +69,7 @@ class Recipe:
     keep_zeros: bool = False
     regrow: Regrow | None = None
     straight_through: StraightThrough | None = None
+    phases: Phases | None = None
     rewind: Rewind | None = None
     tolerance: Tolerance | None = None
     on_revival: Literal["error", "warn"] = "error"
@@ -135,6 +138,7 @@ class Recipe:
             schedule=schedule,
             regrow=None,
             straight_through=None,
+            phases=None,
             rewind=None,
             tolerance=None,
         )
@@ -155,6 +159,7 @@ class Recipe:
             keep_zeros: false
             regrow: null
             straight_through: null
+            phases: null
             rewind: null
             tolerance: null
             on_revival: error
@@ -198,26 +203,33 @@ class Recipe:
                 f"{type(pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
             )
         self._refuse_two_ways_back()
-        self._refuse_straight_through()
+        if self.straight_through is not None:
+            self._refuse_beside("straight_through")
+        if self.phases is not None:
+            self._refuse_beside("phases")
 
-    def _refuse_straight_through(self) -> None:
-        """Raise ValueError if an answer cannot work where pruned weights go on learning."""
-        if self.straight_through is None:
-            return
+    def _refuse_beside(self, returning: str) -> None:
+        """Raise ValueError if an answer cannot work where pruned weights return.
+
+        Args:
+            returning: The answer by which they return: straight_through or phases.
+        """
+        kind, pattern = type(getattr(self, returning)).__name__, type(self.pattern).__name__
         if self.pattern.couples_tensors:
             raise ValueError(
-                f"need a pattern inside single tensors for StraightThrough, got pattern="
-                f"{type(self.pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
+                f"need a pattern inside single tensors for {kind}, got pattern={pattern}; no "
+                "gradient reaches a channel that is 0 everywhere"
             )
         reasons = {
-            "keep_zeros": "weights that may return are not kept at 0",
+            "keep_zeros": "weights that return are not kept at 0",
             "regrow": "both choose which pruned weights return",
+            "phases": "both choose when pruned weights return",
             "rewind": "going back forgets what pruned weights have learned",
             "tolerance": "going back forgets what pruned weights have learned",
         }
         for name, reason in reasons.items():
-            if getattr(self, name):
-                raise ValueError(f"need either straight_through or {name}, got both: {reason}")
+            if name != returning and getattr(self, name):
+                raise ValueError(f"need either {returning} or {name}, got both: {reason}")
 
     def _refuse_two_ways_back(self) -> None:
         """Raise ValueError if two of rewinding, regrowth and a tolerance are asked for."""

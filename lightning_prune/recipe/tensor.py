@@ -41,6 +41,8 @@ class PrunedTensor:
         step: Number of completed optimizer steps.
         rest: Under straight-through, the values of the pruned local weights, with 0 for the kept
             weights; None if pruned weights are 0 and nothing else.
+        suspended: In a dense phase, which local weights the last sparse phase has kept, as a bool
+            mask; None if there was no sparse phase, or training is sparse.
 
     Attributes:
         kept: Number of weights of the whole tensor that the mask keeps.
@@ -68,6 +70,7 @@ class PrunedTensor:
     hooks: Sequence[RemovableHandle] = ()
     step: int = 0
     rest: Tensor | None = None
+    suspended: Tensor | None = None
     kept: int = field(init=False)
     changes: int = 0
 
@@ -84,6 +87,8 @@ class PrunedTensor:
         self.seen = {key: value.to(device) for key, value in self.seen.items()}
         if self.rest is not None:
             self.rest = self.rest.to(device)
+        if self.suspended is not None:
+            self.suspended = self.suspended.to(device)
 
     @property
     def may_return(self) -> bool:
@@ -121,6 +126,17 @@ class PrunedTensor:
         self.changes += int(sum_shards((self.mask.kept ^ mask).sum(), self.shard))
         self.mask.set(mask)
         self.count_kept()
+
+    def suspend_mask(self) -> None:
+        """Keep all weights, and remember the mask; pruned weights grow from 0."""
+        self.suspended = self.mask.kept
+        self.regrow_to(torch.ones_like(self.suspended))
+
+    def resume_mask(self) -> None:
+        """Prune again by the mask that was suspended, if any."""
+        if self.suspended is not None:
+            self.prune_to(self.suspended)
+            self.suspended = None
 
     @property
     def weights(self) -> Tensor:

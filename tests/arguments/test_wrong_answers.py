@@ -21,6 +21,7 @@ from lightning_prune import (
     MagnitudeCriterion,
     NMPattern,
     Pattern,
+    Phases,
     Pruner,
     PruningCallback,
     Recipe,
@@ -42,6 +43,7 @@ RECORDS = [
     Regrow,
     Rewind,
     StraightThrough,
+    Phases,
 ]
 CALLBACKS = [SparsityMonitor, SparsityCheckpoint, DistillationCallback]
 ENGINES = [Pruner, PruningCallback]
@@ -50,7 +52,9 @@ NUMBER, WHOLE, WORD, FLAG = (int, float), (int,), (str,), (bool,)
 KINDS = {
     **dict.fromkeys(("begin", "end", "power", "initial", "rate", "scale", "share"), NUMBER),
     **dict.fromkeys(("every", "weight", "temperature"), NUMBER),
-    **dict.fromkeys(("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim"), WHOLE),
+    **dict.fromkeys(
+        ("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim", "rounds"), WHOLE
+    ),
     **dict.fromkeys(
         ("unit", "scope", "what", "optimizer", "quality", "output", "on_revival"), WORD
     ),
@@ -63,6 +67,7 @@ KINDS = {
     "regrow": (Regrow,),
     "rewind": (Rewind,),
     "straight_through": (StraightThrough,),
+    "phases": (Phases,),
     **dict.fromkeys(("isomorphic", "budget_met"), FLAG),
     "most": NUMBER,
     "per": WORD,

@@ -98,6 +98,7 @@ class Workload:
         build: Builds the network.
         draw: Draws the inputs of a batch.
         bar: The most that a step with the callback may cost, as a multiple of a step without it.
+        renewed_bar: The same where the masks are chosen anew after each step.
         is_isolated: Whether the isolated ratio decides, and not the ratio of the fastest blocks.
         has_peers: Whether peers are measured, too.
         rounds: How often the trainings are built anew.
@@ -108,6 +109,7 @@ class Workload:
     build: Callable[[], nn.Module]
     draw: Callable[[torch.Generator], Tensor]
     bar: float
+    renewed_bar: float
     is_isolated: bool
     has_peers: bool
     rounds: int
@@ -126,6 +128,7 @@ WORKLOADS = {
         build=lambda: build_resnet18(0.5),
         draw=lambda generator: draw_images(32, generator),
         bar=1.01,
+        renewed_bar=1.2,
         is_isolated=True,
         has_peers=False,
         rounds=2,
@@ -136,6 +139,7 @@ WORKLOADS = {
         build=lambda: Bert(depth=4),
         draw=lambda generator: draw_sentences(16, generator),
         bar=1.01,
+        renewed_bar=1.2,
         is_isolated=True,
         has_peers=False,
         rounds=2,
@@ -146,6 +150,7 @@ WORKLOADS = {
         build=build_lenet,
         draw=lambda generator: torch.randn(128, 784, generator=generator),
         bar=1.05,
+        renewed_bar=3.0,
         is_isolated=False,
         has_peers=True,
         rounds=6,

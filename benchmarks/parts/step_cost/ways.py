@@ -9,10 +9,11 @@ from lightning.pytorch.callbacks import ModelPruning
 from torch.nn.utils import prune
 
 from benchmarks.parts.step_cost.training import FIRST_EPOCH, Stopwatch, Training
-from lightning_prune import OneShotSchedule, PruningCallback
+from lightning_prune import OneShotSchedule, PruningCallback, StraightThrough
 
 SPARSITY = 0.9
 DENSE, AGAIN, OURS, INSIDE = "without", "without, again", "PruningCallback", "timed inside"
+RENEWED = "straight-through"
 
 Equip = Callable[[Training, Stopwatch], list[Callback]]
 
@@ -26,6 +27,13 @@ def prune_once(module: Training, stopwatch: Stopwatch) -> list[Callback]:
     """Prune in the first step, and then no more."""
     schedule = OneShotSchedule(end=0, unit="step")
     return [PruningCallback(sparsity=SPARSITY, schedule=schedule)]
+
+
+def choose_each_step(module: Training, stopwatch: Stopwatch) -> list[Callback]:
+    """Choose the masks anew after each step, while pruned weights go on learning."""
+    schedule = OneShotSchedule(end=0, unit="step")
+    learning = StraightThrough()
+    return [PruningCallback(sparsity=SPARSITY, schedule=schedule, straight_through=learning)]
 
 
 class CollectingTime(Callback):
@@ -121,6 +129,7 @@ BASE: Mapping[str, Equip] = {
     AGAIN: train_dense,
     OURS: prune_once,
     INSIDE: prune_once_and_time,
+    RENEWED: choose_each_step,
 }
 PEERS: Mapping[str, tuple[str, Equip]] = {  # with the package that each of them needs
     "ModelPruning": ("lightning", use_model_pruning),
