@@ -9,6 +9,7 @@ from lightning_prune import (
     ERKAllocation,
     GlobalAllocation,
     OneShotSchedule,
+    Phases,
     PolynomialSchedule,
     RandomCriterion,
     Regrow,
@@ -51,6 +52,12 @@ def try_ramps(**others: Any) -> Mapping[str, Answers]:
     return {f"ramp from {begin:g} to {end:g}": ramp(begin, end, **others) for begin, end in points}
 
 
+def alternate(end: float, rounds: int) -> Answers:
+    """Return AC/DC: dense and sparse phases up to ``end``, each sparse phase at the target."""
+    phases = Phases(begin=0.1, end=end, rounds=rounds)
+    return lambda seed: {"schedule": OneShotSchedule(end=0), "phases": phases}
+
+
 def regrow(end: float, every: float) -> Answers:
     """Return RigL: a random mask from the first step on, with exchanges up to ``end``."""
     return lambda seed: {
@@ -68,6 +75,14 @@ ARMS = {
         Arm(name=DENSE, timings={"": lambda seed: {}}),
         Arm(name=GRADUAL, timings=try_ramps()),
         Arm(name="straight-through", timings=try_ramps(straight_through=StraightThrough())),
+        Arm(
+            name="AC/DC",
+            timings={
+                "4 rounds to 0.5": alternate(0.5, 4),
+                "3 rounds to 0.7": alternate(0.7, 3),
+                "7 rounds to 0.85": alternate(0.85, 7),
+            },
+        ),
         Arm(
             name="RigL",
             timings={
