@@ -40,6 +40,7 @@ RECIPES = [
     Recipe(),
     Recipe(sparsity={"*": 0.9, "head": None, "body.*": 0.5}),
     Recipe(straight_through=StraightThrough(every=3), sparsity=0.95),
+    Recipe(phases=Phases(rounds=3), schedule=OneShotSchedule(end=0)),
     Recipe(regrow=Regrow(), schedule=OneShotSchedule(end=0), keep_zeros=True),
     Recipe(regrow=Regrow(first=None, criterion=RandomCriterion(seed=3)), pattern=BlockPattern()),
     Recipe(penalty=GrowingPenalty(largest=3), pattern=ChannelPattern()),
@@ -212,6 +213,23 @@ def test_an_answer_of_another_kind_is_refused_by_name(make, name, answer, messag
             {"straight_through": StraightThrough(), "tolerance": Tolerance(monitor="val_acc")},
             "need either straight_through or tolerance, got both",
         ),
+        (
+            {"phases": Phases(), "pattern": ChannelPattern()},
+            "need a pattern inside single tensors for Phases, got pattern=ChannelPattern",
+        ),
+        *(
+            (
+                {"phases": Phases(), name: answer, **beside},
+                rf"need either \w+ or (phases|{name}), got both",
+            )
+            for name, answer, beside in (
+                ("straight_through", StraightThrough(), {}),
+                ("keep_zeros", True, {}),
+                ("regrow", Regrow(), {}),
+                ("rewind", Rewind(), {"schedule": ROUNDS}),
+                ("tolerance", Tolerance(monitor="val_acc"), {}),
+            )
+        ),
         ({"pattern": NMPattern(), "sparsity": 0.3}, r"at least 1 - n/m = 0.5 for 2:4"),
         ({"sparsity": 1.5}, "need 0 <= sparsity <= 1, got sparsity=1.5"),
         ({"sparsity": {}}, "need at least one glob, got sparsity={}"),
@@ -224,6 +242,24 @@ def test_answers_that_clash_are_refused_in_the_constructor(clash, message):
         PruningCallback(**clash)
     with pytest.raises(ValueError, match=message):
         replace(Recipe(sparsity=clash.get("sparsity", 0.9)), **clash)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"straight_through": StraightThrough()},
+        {"phases": Phases()},
+        {"regrow": Regrow()},
+        {"rewind": Rewind(), "schedule": ROUNDS},
+        {"tolerance": Tolerance(monitor="val_acc"), "sparsity": 0.9},
+    ],
+    ids=lambda answer: next(iter(answer)),
+)
+def test_pruning_at_once_leaves_out_what_needs_a_training(answer):
+    schedule = OneShotSchedule(end=0)
+    assert replace(Recipe(**answer).at_once(schedule), sparsity=0.9) == Recipe(
+        schedule=schedule, sparsity=0.9
+    )
 
 
 def test_the_constructors_and_the_recipe_make_the_same_engine():
