@@ -233,8 +233,9 @@ class PruningCallback(Callback):
         if steering is not None:
             steering.begin()
         self._steering = steering
-        self._restored_state, self._is_training, self._logged_key = None, True, None
+        self._restored_state, self._is_training = None, True
         self._averages, self._statistics = Averages(self.pruner), OldStatistics(self.pruner)
+        self._logged_key = None
         self._averages.mask(trainer)
         warn_of_saves_at_epoch_ends(trainer)
         self._print_table(trainer, "To be pruned")
