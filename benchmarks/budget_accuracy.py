@@ -8,7 +8,7 @@ network is trained to 0.5 and to 0.25 of the multiply-adds, in two ways:
 - by hand: the uniform sparsity, found by bisection, with the most multiply-adds within the same
   budget.
 
-Both prune single weights by magnitude, and then channels by `TaylorCriterion` (``round_to=1``, so
+Both prune single weights by magnitude, and then channels by `FisherCriterion` (``round_to=1``, so
 that both come near to the budget). Every arm has the same training: the same images, epochs,
 batches, optimizer, schedule and criterion. By default these are the first 5,000 training images.
 The accuracy is that on the 10,000 test images after the last step. No model is selected.
@@ -47,6 +47,7 @@ from benchmarks.kit.training import Classifier, make_quiet_trainer, measure_accu
 from lightning_prune import (
     ChannelPattern,
     Criterion,
+    FisherCriterion,
     GlobalAllocation,
     MacsBudget,
     MagnitudeCriterion,
@@ -55,7 +56,6 @@ from lightning_prune import (
     PolynomialSchedule,
     Pruner,
     PruningCallback,
-    TaylorCriterion,
     UniformAllocation,
     UnstructuredPattern,
     report,
@@ -65,7 +65,7 @@ from lightning_prune import (
 KEEPS = (0.5, 0.25)
 PATTERNS: Mapping[str, tuple[Pattern, Criterion]] = {
     "weights": (UnstructuredPattern(), MagnitudeCriterion()),
-    "channels": (ChannelPattern(round_to=1), TaylorCriterion()),
+    "channels": (ChannelPattern(round_to=1), FisherCriterion()),
 }
 BY_BUDGET, BY_HAND = "budget", "uniform, by hand"
 BATCH, SIDE = 128, 28

@@ -62,6 +62,7 @@ from .recipe.schedules import (
     Ramp as Ramp,
     Schedule as Schedule,
 )
+from .recipe.straight_through import StraightThrough as StraightThrough
 from .recipe.tensor import PrunedTensor as PrunedTensor
 from .recipe.tolerance import Tolerance as Tolerance
 from .reporting.latency import Latency as Latency

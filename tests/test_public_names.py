@@ -25,8 +25,8 @@ BEFORE = {
 }
 ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
-    *("ParameterBudget", "Ramp", "Recipe", "SearchReport", "Tolerance", "measure_latency_table"),
-    *("reestimate_statistics", "search_sparsities", "sparsity"),
+    *("ParameterBudget", "Ramp", "Recipe", "SearchReport", "StraightThrough", "Tolerance"),
+    *("measure_latency_table", "reestimate_statistics", "search_sparsities", "sparsity"),
 }
 REMOVED = {"Group", "ChannelGroup"}
 

@@ -1,4 +1,4 @@
-"""Averaged copies of the model that other callbacks keep."""
+"""Averaged copies of the weights, which other callbacks hold."""
 
 from lightning.pytorch import Trainer
 
@@ -6,23 +6,28 @@ from lightning_prune.engine.pruner import Pruner
 
 
 class Averages:
-    """Prunes the averaged copies of other callbacks after each change of the masks.
+    """Prunes the averaged copies of other callbacks after each choice of the masks.
 
-    Between two changes an average of zeros stays zero, in any order of the callbacks.
+    Between two choices an average of zeros stays zero, in any order of the callbacks.
 
     Args:
-        pruner: The engine, attached.
+        pruner: The engine.
     """
 
     def __init__(self, pruner: Pruner) -> None:
         self._pruner = pruner
-        self._updates: int | None = None
+        self._choices: int | None = None  # at the last masking
+
+    def begin(self, trainer: Trainer) -> None:
+        """Mask the copies at the start of a training."""
+        self._choices = None
+        self.mask(trainer)
 
     def mask(self, trainer: Trainer) -> None:
-        """Zero the pruned weights in the copies if the masks have changed."""
-        if self._pruner.updates == self._updates:
+        """Mask the copies if masks were chosen since the last call."""
+        if self._pruner.choices == self._choices:
             return
-        self._updates = self._pruner.updates
+        self._choices = self._pruner.choices
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             average = getattr(callback, "_average_model", None)
             if average is not None:

@@ -33,6 +33,7 @@ from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import Schedule
+from lightning_prune.recipe.straight_through import StraightThrough
 from lightning_prune.recipe.tolerance import Tolerance
 from lightning_prune.reporting.pruning import pruning_table
 
@@ -61,6 +62,8 @@ class PruningCallback(Callback):
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); null for never.
+        straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); null if
+            they stay pruned.
         rewind: Where each round of a `MultiStepSchedule` goes back to; null for nowhere.
         tolerance: The loss of a validation metric that pruning may cost; null for no limit. Then
             ``sparsity`` is the most that is tried, and ``schedule`` is left out.
@@ -96,6 +99,7 @@ class PruningCallback(Callback):
         example: Any = None,
         budget: Budget | list[Budget] | None = None,
         most: float | None = None,
+        straight_through: StraightThrough | None = None,
     ) -> None:
         self._begin(
             Recipe.of(
@@ -108,6 +112,7 @@ class PruningCallback(Callback):
                 pattern=pattern,
                 keep_zeros=keep_zeros,
                 regrow=regrow,
+                straight_through=straight_through,
                 rewind=rewind,
                 tolerance=tolerance,
                 on_revival=on_revival,
@@ -131,13 +136,14 @@ class PruningCallback(Callback):
     def _begin(self, recipe: Recipe, example: Any) -> None:
         self.pruner = Pruner.from_recipe(recipe)
         self.example = example
+        self._averages = Averages(self.pruner)
         self._seen = SeenExample()
         self._steering: Steering | None = None
         self._costs: CostCheck | None = None
         # What the next training restores: empty for a new training, None once training has started.
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
-        self._averages, self._statistics = Averages(self.pruner), OldStatistics(self.pruner)
+        self._statistics = OldStatistics(self.pruner)
         self._logged_key: tuple[int, Sequence[Group]] | None = None  # at the last log of the epoch
 
     @property
@@ -234,9 +240,8 @@ class PruningCallback(Callback):
             steering.begin()
         self._steering = steering
         self._restored_state, self._is_training = None, True
-        self._averages, self._statistics = Averages(self.pruner), OldStatistics(self.pruner)
-        self._logged_key = None
-        self._averages.mask(trainer)
+        self._logged_key, self._statistics = None, OldStatistics(self.pruner)
+        self._averages.begin(trainer)
         warn_of_saves_at_epoch_ends(trainer)
         self._print_table(trainer, "To be pruned")
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,23 +12,19 @@ from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, need_libraries, replace_file
+from lightning_prune.deploy.sparse_encoding import decode, encode
 from lightning_prune.deploy.sparse_layout import (
     DTYPES,
     FORMAT,
-    MASK,
-    PLAIN,
-    VALUES,
     VERSION,
     TensorSize,
     describe,
     dtype_name,
     identify,
     make_metadata,
-    pays_for_mask,
 )
-from lightning_prune.tensors.bits import pack_mask, unpack_mask
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_READ_VERSIONS = ("1", VERSION)  # version 1 has no indices
 
 
 @check_arguments
@@ -39,17 +34,22 @@ def save_sparse(
     r"""Write a module's parameters and buffers without their zeros.
 
     Of a tensor with :math:`N` entries of :math:`b` bytes, :math:`k` of them not zero, the file
-    holds a mask of one bit an entry and the packed values, :math:`\lceil N / 8 \rceil + k b` bytes;
-    or the plain tensor, where a mask saves less than the entry in the header takes (about 110
-    bytes). An entry without any bit set is zero. So ``-0.0`` is a
-    value like any other, and NaNs keep their payload. Tied tensors are written once.
+    holds what takes the fewest bytes (each key adds about 110 bytes to the header):
+
+    - the :math:`k` values, and a mask of one bit an entry: :math:`\lceil N / 8 \rceil + k b`;
+    - the values, and their indices: :math:`2 \lceil N / 256 \rceil + k (b + 1)`;
+    - the plain tensor: :math:`N b`.
+
+    An entry that is not among the values is zero. So ``-0.0`` is a value like any other, and NaNs
+    keep their payload. Tied tensors are written once.
 
     It is a safetensors file: other readers of this format can list it, and loading executes
-    nothing. The tensor ``name`` is ``mask/name`` (eight entries a byte, the first in the highest
-    bit) and ``values/name``, or ``plain/name``. The metadata hold ``format``, ``version``,
-    ``tensors`` (JSON: by name, in order, ``dtype`` and ``shape``, or ``same_as`` for a tied tensor)
-    and ``checksum``: SHA-256 of ``tensors`` followed by the bytes of all tensors in the order of
-    their names.
+    nothing. The tensor ``name`` is ``values/name`` with ``mask/name`` (eight entries a byte, the
+    first in the highest bit); or with ``counts/name`` (int16, the number of values in each block of
+    256 entries) and ``indices/name`` (uint8, the place of each value in its block); or
+    ``plain/name``. The metadata hold ``format``, ``version``, ``tensors`` (JSON: by name, in order,
+    ``dtype`` and ``shape``, or ``same_as`` for a tied tensor) and ``checksum``: SHA-256 of
+    ``tensors`` followed by the bytes of all tensors in the order of their names.
 
     Args:
         weights: A module, or a ``state_dict``.
@@ -91,7 +91,7 @@ def save_sparse(
         shape = tuple(tensor.shape)
         described[name] = describe(TensorSize(name, tensor.dtype, shape, 0, same_as))
         if same_as is None:
-            stored.update(_stored(name, _rounded(name, tensor.detach().cpu(), dtype)))
+            stored.update(encode(name, _rounded(name, tensor.detach().cpu(), dtype)))
     description = json.dumps(described)
     metadata = make_metadata(description, _checksum(description, stored))
     with replace_file(path) as file:
@@ -102,8 +102,8 @@ def save_sparse(
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a file of `save_sparse`, dense and on the CPU, for ``load_state_dict``.
 
-    Loading executes nothing. The tensors take at most 64 times the bytes of the file: a bit of the
-    mask stands for a value of at most 8 bytes.
+    Loading executes nothing. The tensors take at most 1,024 times the bytes of the file: two bytes
+    stand for a block of 256 values of at most 8 bytes.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -119,57 +119,13 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
             if "same_as" in entry:
                 loaded[name] = loaded[entry["same_as"]]
             else:
-                loaded[name] = _dense(name, entry, stored)
+                loaded[name] = decode(name, entry, stored)
         if stored:
             raise ValueError(f"it holds more than its metadata names: {', '.join(stored)}")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = error if isinstance(error, ValueError) else "its metadata are not valid"
         raise ValueError(f"need a file of save_sparse, got path='{path}': {reason}") from error
     return loaded
-
-
-def _stored(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return the tensors that the file holds in the place of a tensor, by keys of the file."""
-    bits = tensor.flatten().view(_BITS[tensor.element_size()])
-    mask = bits != 0
-    size = TensorSize(name, tensor.dtype, tuple(tensor.shape), int(mask.sum()))
-    if pays_for_mask(size):
-        return {MASK + name: pack_mask(mask), VALUES + name: bits[mask].view(tensor.dtype)}
-    return {PLAIN + name: tensor.clone(memory_format=torch.contiguous_format)}
-
-
-def _dense(name: str, entry: Mapping[str, Any], stored: dict[str, Tensor]) -> Tensor:
-    """Return a tensor from its parts in the file, and remove these from ``stored``."""
-    dtype, shape = DTYPES[entry["dtype"]], torch.Size(entry["shape"])
-    if PLAIN + name in stored:
-        tensor = stored.pop(PLAIN + name)
-        _check_type(name, tensor.dtype, dtype)
-        if tensor.shape != shape:
-            raise ValueError(f"'{name}' is {list(tensor.shape)} and should be {list(shape)}")
-        return tensor.to(dtype, copy=True)  # the file is mapped, and may be overwritten
-    bitmap, values = stored.pop(MASK + name), stored.pop(VALUES + name)
-    _check_type(name, values.dtype, dtype)
-    entries = math.prod(shape)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"'{name}' has the shape {list(shape)}")
-    if bitmap.dtype != torch.uint8 or list(bitmap.shape) != [math.ceil(entries / 8)]:
-        raise ValueError(f"the mask of '{name}' has not one bit for each of {entries:,} entries")
-    mask = unpack_mask(bitmap, torch.Size([entries]))
-    if list(values.shape) != [int(mask.sum())]:
-        raise ValueError(
-            f"'{name}' has {values.numel():,} values, and {int(mask.sum()):,} by its mask"
-        )
-    bits = torch.zeros(entries, dtype=_BITS[values.element_size()], device="cpu")
-    bits[mask] = values.view(bits.dtype)
-    return bits.view(values.dtype).view(shape).to(dtype)
-
-
-def _check_type(name: str, found: torch.dtype, dtype: torch.dtype) -> None:
-    """Raise ValueError if a tensor is neither in its own type nor rounded."""
-    if found not in (dtype, torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"'{name}' is stored as {dtype_name(found)}, and has the type {dtype_name(dtype)}"
-        )
 
 
 def _read(file: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -190,9 +146,10 @@ def _checked(metadata: Mapping[str, str], stored: Mapping[str, Tensor]) -> dict[
     """Return the description of each tensor; raise ValueError if the file is not intact."""
     if metadata.get("format") != FORMAT:
         raise ValueError("it is not from save_sparse")
-    if metadata.get("version") != VERSION:
+    if metadata.get("version") not in _READ_VERSIONS:
         raise ValueError(
-            f"it has version {metadata.get('version')}, and this release reads version {VERSION}"
+            f"it has version {metadata.get('version')}, and this release reads versions "
+            f"{' and '.join(_READ_VERSIONS)}"
         )
     if metadata.get("checksum") != _checksum(metadata["tensors"], stored):
         raise ValueError("it is damaged: its checksum does not fit its content")

@@ -3,13 +3,15 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-FORMAT, VERSION = "lightning_prune.sparse", "1"
-PLAIN, MASK, VALUES = "plain/", "mask/", "values/"
+FORMAT, VERSION = "lightning_prune.sparse", "2"
+PLAIN, MASK, COUNTS, INDICES, VALUES = "plain/", "mask/", "counts/", "indices/", "values/"
+BLOCK = 256
+"""Number of entries in a block, so that a byte is the index of an entry in the block."""
 
 # Safetensors writes the types in this order, each with a code.
 _CODES = {
@@ -30,8 +32,12 @@ _ORDER = {dtype: place for place, dtype in enumerate(_CODES)}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _CODES}
 """The types that a file can hold, by name."""
 
-_MASK_ENTRY = 112  # the most characters that a mask adds to the header, besides the name
+_HEADER_ENTRY = 112  # the most characters that another key adds to the header, besides the name
 _DIGEST = "0" * 64
+
+
+Encoding = Literal["plain", "mask", "indices"]
+"""How a file holds a tensor: all values; or the nonzero values, with their places."""
 
 
 class TensorSize(NamedTuple):
@@ -52,19 +58,26 @@ class TensorSize(NamedTuple):
     same_as: str | None = None
 
 
-def pays_for_mask(size: TensorSize) -> bool:
-    """Whether a mask and the nonzero values take fewer bytes than all values.
+def choose_encoding(size: TensorSize) -> Encoding:
+    r"""Return how a tensor with :math:`N` entries, :math:`k` of them not zero, takes least.
 
-    The entry of the mask in the header counts, too. So a file never grows with more zeros.
+    Beside the values, a mask takes :math:`\lceil N / 8 \rceil` bytes. Indices take
+    :math:`2 \lceil N / 256 \rceil + k`, which is less from about 0.88 of zeros on. Another entry
+    in the header counts, too. So a file never grows with more zeros.
 
     Examples:
-        >>> [pays_for_mask(TensorSize("a", torch.float32, (64,), n)) for n in (0, 64)]
-        [True, False]
+        >>> sizes = [TensorSize("a", torch.float32, (32, 256), n) for n in (8000, 1024, 512)]
+        >>> [choose_encoding(size) for size in sizes]
+        ['plain', 'mask', 'indices']
     """
-    entries = math.prod(size.shape)
-    masked = math.ceil(entries / 8) + size.nonzero * size.dtype.itemsize
-    entry = _MASK_ENTRY + len(json.dumps(size.name))
-    return masked + entry < entries * size.dtype.itemsize
+    entries, entry = math.prod(size.shape), _HEADER_ENTRY + len(json.dumps(size.name))
+    values = size.nonzero * size.dtype.itemsize
+    taken: dict[Encoding, int] = {
+        "plain": entries * size.dtype.itemsize,
+        "mask": math.ceil(entries / 8) + values + entry,
+        "indices": 2 * math.ceil(entries / BLOCK) + size.nonzero + values + 2 * entry,
+    }
+    return min(taken, key=lambda encoding: taken[encoding])
 
 
 def describe(size: TensorSize) -> dict[str, Any]:
@@ -121,12 +134,16 @@ def _list_stored(size: TensorSize) -> list[tuple[str, torch.dtype, list[int]]]:
     """Return key, type and shape of all that the file holds for a tensor."""
     if size.same_as is not None:
         return []
-    if not pays_for_mask(size):
+    entries, encoding = math.prod(size.shape), choose_encoding(size)
+    if encoding == "plain":
         return [(PLAIN + size.name, size.dtype, list(size.shape))]
-    bitmap = math.ceil(math.prod(size.shape) / 8)
+    values = (VALUES + size.name, size.dtype, [size.nonzero])
+    if encoding == "mask":
+        return [(MASK + size.name, torch.uint8, [math.ceil(entries / 8)]), values]
     return [
-        (MASK + size.name, torch.uint8, [bitmap]),
-        (VALUES + size.name, size.dtype, [size.nonzero]),
+        (COUNTS + size.name, torch.int16, [math.ceil(entries / BLOCK)]),
+        (INDICES + size.name, torch.uint8, [size.nonzero]),
+        values,
     ]
 
 

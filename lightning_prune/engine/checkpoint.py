@@ -11,13 +11,13 @@ from torch.nn.parameter import is_lazy
 from lightning_prune.models.names import named_parameters
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.bits import compute_checksum, pack_mask, unpack_mask
-from lightning_prune.tensors.shards import gather_mask
+from lightning_prune.tensors.shards import gather_whole
 
 VERSION = 2
 """Version of the state; states of 0.1.0 have no version, and before 2 they have no checksums."""
 
 _KEYS = {"steps", "due", "regrown", "masks", "shapes", "criterion", "observed"}
-_BY_NAME = ("masks", "shapes", "observed", "checksums", "due", "regrown")
+_BY_NAME = ("masks", "shapes", "observed", "checksums", "due", "regrown", "rest")
 _SHOWN = 60  # characters of a foreign state in an error
 EMPTY_STATE: Mapping[str, Any] = {"masks": {}, "shapes": {}, "observed": {}}
 """The parts of a state that belong to tensors, without any tensor."""
@@ -75,6 +75,11 @@ def _find_damage(name: str, state: Mapping[str, Any]) -> str | None:
     statistics = state["observed"].get(name, {})
     if not all(isinstance(value, Tensor) for value in statistics.values()):
         return "statistics that are no tensors"
+    rest = state.get("rest", {}).get(name)
+    if rest is not None:
+        pruned = int((~unpack_mask(mask, torch.Size(shape))).sum())
+        if not isinstance(rest, Tensor) or rest.shape != (pruned,):
+            return f"other values than those of {pruned} pruned weights"
     return None
 
 
@@ -86,7 +91,7 @@ def describe_tensors(tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any]
         earlier: Masks, shapes and statistics of other tensors, which go into the result.
     """
     tensors = list(tensors)
-    masks = {t.name: pack_mask(gather_mask(t.mask.kept, t.shard)) for t in tensors}
+    masks = {t.name: pack_mask(gather_whole(t.mask.kept, t.shard)) for t in tensors}
     shapes = {tensor.name: list(tensor.parameter.shape) for tensor in tensors}
     observed = {tensor.name: dict(tensor.state) for tensor in tensors}
     masks = earlier["masks"] | masks
@@ -95,7 +100,31 @@ def describe_tensors(tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any]
         "checksums": {name: compute_checksum(mask) for name, mask in masks.items()},
         "shapes": earlier["shapes"] | shapes,
         "observed": earlier["observed"] | observed,
+        "rest": _describe_rest(tensors, earlier),
     }
+
+
+def _describe_rest(
+    tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return the values of pruned weights in the order of their indices."""
+    saved = earlier.get("rest", {})
+    rest = {name: values for name, values in saved.items() if name in earlier["masks"]}
+    for tensor in tensors:
+        if tensor.rest is not None:
+            kept = gather_whole(tensor.mask.kept, tensor.shard)
+            rest[tensor.name] = gather_whole(tensor.rest, tensor.shard)[~kept].cpu()
+    return rest
+
+
+def _restore_rest(tensor: PrunedTensor, kept: Tensor, state: Mapping[str, Any]) -> None:
+    """Give a tensor the saved values of pruned weights; without them pruned weights start at 0."""
+    values = state.get("rest", {}).get(tensor.name)
+    if tensor.rest is None or values is None:
+        return
+    whole = torch.zeros(kept.shape, dtype=tensor.rest.dtype, device=kept.device)
+    whole[~kept] = values.to(kept.device, tensor.rest.dtype)
+    tensor.rest.copy_(tensor.shard.cut(whole) if tensor.shard else whole)
 
 
 def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
@@ -103,6 +132,7 @@ def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
     device = tensor.mask.device
     whole = unpack_mask(state["masks"][tensor.name], tensor.parameter.shape)
     tensor.prune_to((tensor.shard.cut(whole) if tensor.shard else whole).to(device))
+    _restore_rest(tensor, whole, state)
     observed = state["observed"].get(tensor.name, {})
     tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
 

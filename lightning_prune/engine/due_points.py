@@ -18,6 +18,7 @@ class DuePoints:
         optimizers: Number of optimizers.
         may_go_back: Whether a training can go back to an earlier due point, so that none is the
             last.
+        goes_on: Whether masks change after the last due point, too.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class DuePoints:
         state: Mapping[str, Any] | None = None,
         optimizers: int = 0,
         may_go_back: bool = False,
+        goes_on: bool = False,
     ) -> None:
         state = state or {}
         self.schedule, self.regrow, self.may_go_back = schedule, regrow, may_go_back
+        self.goes_on = goes_on
         self.in_step: set[int] = set()  # between before_step() and the step
         self._clock = clocks(schedule) if clocks else None
         self._regrow_clock = clocks(regrow) if clocks and regrow else None
@@ -126,7 +129,7 @@ class DuePoints:
 
     def is_over(self, index: int) -> bool:
         """Whether no later update is due."""
-        if self.may_go_back:
+        if self.may_go_back or self.goes_on:
             return False
         regrown = self.regrow is None or self._regrown.get(index) == self.regrow.end
         return self._served.get(index) == self.schedule.end and regrown

@@ -54,6 +54,11 @@ class Group(ABC):
     pattern: Pattern
 
     @property
+    def may_return(self) -> bool:
+        """Whether an update may keep atoms again that an earlier update has pruned."""
+        return self.members[0].may_return
+
+    @property
     def sparsity(self) -> float:
         """The final sparsity, that of the first member."""
         return self.members[0].sparsity
@@ -203,6 +208,16 @@ class Group(ABC):
             The number of kept local weights of each member, which `note_pruned` has to note.
         """
 
+    def renew(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+        """Keep the atoms of a choice, and prune all others; atoms may return.
+
+        Returns:
+            The numbers of kept and of changed local weights of each member, which `note_renewed`
+            has to note.
+        """
+        assert isinstance(choice, Tensor)
+        return {member: member.mask.renew(weights) for member, weights in self.spread(choice)}
+
     def keep(self, choice: Tensor | Cut) -> None:
         """Prune the atoms that a choice leaves out, and note the numbers of kept weights."""
         note_pruned(self.intersect(choice))
@@ -272,6 +287,8 @@ class BoundedGroup(Group):
             target: The sparsity that is due now, in [0, 1].
         """
         alive = self.alive()
+        if self.may_return:
+            alive.fill_(True)
         blank = torch.zeros_like(alive, dtype=torch.float32)
         ranked = blank if scores is None else self.rank(scores)
         protected, allowed = self.pattern.bounds(ranked, alive, compute_keep(self.total, target))

@@ -46,6 +46,16 @@ class Pool:
         return tuple(member for group in self.groups for member in group.members)
 
     @property
+    def may_return(self) -> bool:
+        """Whether an update may keep atoms again that an earlier update has pruned."""
+        return self.groups[0].may_return
+
+    @property
+    def atoms_kept(self) -> dict[str, int]:
+        """The number of atoms that each group keeps, by name."""
+        return {group.name: group.atoms_kept for group in self.groups}
+
+    @property
     def is_dense(self) -> bool:
         """Whether nothing is pruned yet."""
         return all(tensor.kept == tensor.total for tensor in self.tensors)

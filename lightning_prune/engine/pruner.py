@@ -21,6 +21,7 @@ from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.schedules import Schedule
+from lightning_prune.recipe.straight_through import StraightThrough
 from lightning_prune.recipe.targets import SparsityTargets
 
 
@@ -44,6 +45,8 @@ class Pruner(Readings):
         pattern: What shape; `UnstructuredPattern` by default.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How dropped weights grow back elsewhere (RigL, SET); None for never.
+        straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); None if
+            they stay pruned.
         on_revival: Whether pruned weights that other code has changed are an ``"error"``, or
             ``"warn"`` only: then they are masked again. They are found at due points, by
             `check_zeros` and by `detach`.
@@ -79,6 +82,7 @@ class Pruner(Readings):
         pattern: Pattern | None = None,
         keep_zeros: bool = False,
         regrow: Regrow | None = None,
+        straight_through: StraightThrough | None = None,
         on_revival: Literal["error", "warn"] = "error",
     ) -> None:
         self._begin(
@@ -92,6 +96,7 @@ class Pruner(Readings):
                 pattern=pattern,
                 keep_zeros=keep_zeros,
                 regrow=regrow,
+                straight_through=straight_through,
                 on_revival=on_revival,
             )
         )

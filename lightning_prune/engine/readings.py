@@ -26,12 +26,17 @@ class Readings(ABC):
     @property
     def updates(self) -> int:
         """Number of updates that were due since `attach`."""
-        return self._training.updates
+        return self._training.updates.number
+
+    @property
+    def choices(self) -> int:
+        """Number of times that masks were chosen since `attach`, at due points or between them."""
+        return self._training.updates.choices
 
     @property
     def changed(self) -> Mapping[str, float]:
         """Share of each group that the last update changed, by name."""
-        return self._training.changed
+        return self._training.updates.changed
 
     @property
     def tensors(self) -> tuple[PrunedTensor, ...]:

@@ -34,7 +34,8 @@ def describe_revival(
     found = []
     for tensor, count in revived.items():
         trace = keepers[tensor.optimizer].find_trace(tensor)
-        trace = trace or _find_statistics(tensor, optimizers[tensor.optimizer])
+        if not tensor.may_return:  # else its statistics are never 0
+            trace = trace or _find_statistics(tensor, optimizers[tensor.optimizer])
         how = trace or "written through .data, or before an earlier step"
         found.append(f"{count} others in '{tensor.name}' at step {tensor.step} ({how})")
     return f"need pruned weights to be 0, got {', '.join(found)}"
@@ -51,7 +52,7 @@ def report_revival(revival: str, reaction: str) -> None:
         raise RuntimeError(
             f"{revival}; remove the code that writes, or set on_revival='warn' to mask and go on"
         )
-    warnings.warn(f"{revival}; they are masked again", stacklevel=4)
+    warnings.warn(f"{revival}; they are masked again", stacklevel=5)
 
 
 def _find_statistics(tensor: PrunedTensor, optimizer: Optimizer) -> str | None:

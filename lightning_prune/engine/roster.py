@@ -71,6 +71,8 @@ class Roster:
 
         def restore(tensor: PrunedTensor) -> None:
             tensor.step = steps[tensor.optimizer]
+            if self._recipe.straight_through is not None and tensor.is_trained:
+                tensor.hold_rest()
             self._earlier.give_to(tensor)
 
         self._earlier.check_shapes(self._model)

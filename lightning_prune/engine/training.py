@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.engine.dense_copies import DenseCopies
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.engine.gradient_guard import GradientGuard
@@ -15,10 +16,9 @@ from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
-from lightning_prune.engine.revival import describe_revival, find_revived, report_revival
 from lightning_prune.engine.roster import Roster
-from lightning_prune.engine.update import Due, update_masks
-from lightning_prune.engine.zero_keeper import ZeroKeeper
+from lightning_prune.engine.updates import Updates
+from lightning_prune.engine.zero_watch import ZeroWatch
 from lightning_prune.recipe.budgets import Unit
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.recipe import Recipe
@@ -39,8 +39,7 @@ class Training:
         roster: The tensors of the model under pruning.
         is_running: Whether hooks are on the optimizers: between `begin` and `end`.
         due_points: The completed steps, and the due points that were served.
-        updates: Number of updates that were due.
-        changed: Share of each group that the last update changed, by name.
+        updates: The updates that were made.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -49,15 +48,18 @@ class Training:
         self.is_running = False
         regrow = recipe.regrow.schedule if recipe.regrow else None
         may_go_back = recipe.tolerance is not None
-        self.due_points = DuePoints(recipe.schedule, regrow, may_go_back=may_go_back)
-        self.updates = 0
-        self.changed: dict[str, float] = {}
+        goes_on = recipe.straight_through is not None
+        self.due_points = DuePoints(
+            recipe.schedule, regrow, may_go_back=may_go_back, goes_on=goes_on
+        )
+        self.updates = Updates(recipe)
         self._optimizers: list[Optimizer] = []
         self._is_trial_step: Callable[[Optimizer], bool]
         self._ownerships: list[Ownership] = []
         self._hooks: list[RemovableHandle] = []
-        self._keepers: list[ZeroKeeper] = []
+        self._zeros = ZeroWatch(recipe.on_revival)
         self._gradients = GradientGuard(recipe)
+        self._copies = DenseCopies(recipe)
 
     @property
     def enrolment(self) -> Enrolment:
@@ -97,8 +99,10 @@ class Training:
             state=state,
             optimizers=len(optimizers),
             may_go_back=self.due_points.may_go_back,
+            goes_on=self.due_points.goes_on,
         )
         enrolment = self.roster.enroll(optimizers, self.due_points.steps)
+        self._copies.check(optimizers, enrolment.selection.tensors)
         self._optimizers = list(optimizers)
         self.is_running = True
         try:
@@ -117,6 +121,7 @@ class Training:
         steps = self.due_points.steps
         steps += [0] * (len(optimizers) - len(steps))
         enrolment = self.roster.enroll(optimizers, steps)
+        self._copies.check(optimizers, enrolment.selection.tensors)
         self._unhook_optimizers()
         self._optimizers = optimizers
         self.due_points.follow(len(optimizers))
@@ -133,14 +138,16 @@ class Training:
             is_due = self.due_points.is_due(index)
             if is_due:
                 self.inspect()
-            self._keepers[index].clear()
-            self._observe(optimizer, is_due=is_due)
+            self._zeros.keepers[index].clear()
+            with self._copies.show(index):
+                self._observe(optimizer, is_due=is_due and not self._copies.is_on)
             self.due_points.in_step.add(index)
         else:
             self._gradients.refuse_others(index, self.due_points.steps[index])
         for tensor in self.owned(index):
             tensor.forget_seen()  # LBFGS has seen the same inputs again
-        self._keepers[index].before_step()
+        self._zeros.keepers[index].before_step()
+        self._copies.prepare(index)
         if is_first:
             self._gradients.note(index, self.owned(index))
 
@@ -149,6 +156,7 @@ class Training:
         index = self.index(optimizer)
         self.due_points.in_step.discard(index)
         self._gradients.forget(index)
+        self._copies.withdraw(index)
         for tensor in self.owned(index):
             tensor.forget_seen()
 
@@ -172,7 +180,7 @@ class Training:
         self.roster.go_back(state)
         self.due_points.go_back(state)
         self._select_again()
-        self.updates, self.changed = self.updates + 1, self.enrolment.compare(before)
+        self.updates.count(self.enrolment.compare(before))
 
     def correct_cost(self, unit: Unit, measured: float) -> None:
         """Take over a measured cost, and serve the last due points once more."""
@@ -183,53 +191,32 @@ class Training:
     def inspect(self) -> None:
         """Look for layers that were replaced, and for pruned weights that are not 0."""
         self._look_at_model()
-        if revived := find_revived(self.tensors):
-            revival = describe_revival(revived, self._optimizers, self._keepers)
-            report_revival(revival, self.recipe.on_revival)
-            for tensor in revived:
-                tensor.mask.apply(tensor.weights)
-            for keeper in self._keepers:
-                keeper.begin_anew()
+        self._zeros.inspect(self.tensors)
 
-    def _update(self, optimizer: Optimizer) -> bool:
+    def _update(self, optimizer: Optimizer, *, renews: bool = False) -> bool:
         """Update the masks; return whether a due point was passed for the first time."""
-        index, points = self.index(optimizer), self.due_points
-        pruning, regrowing = points.next_pruning(index), points.next_regrowth(index)
-        regrow, was_due_before = self.recipe.regrow, points.was_pruned(index, pruning)
-        share = None if pruning is None else self.recipe.schedule(pruning)
-        due = Due(
-            pruned=share,
-            exchanged=regrow.share_at(regrowing) if regrow and regrowing is not None else None,
-            was_due_before=was_due_before,
-            division=self.enrolment.divide(share, index, points.share_of_all),
-        )
-        pools = [pool for pool in self.enrolment.pools if pool.optimizer == index]
-        update_masks(self.recipe, pools, optimizer, due)
-        points.note_served(index, pruning, regrowing)
-        is_new = regrowing is not None or (pruning is not None and not was_due_before)
-        changed = {group.name: group.changed for pool in pools for group in pool.groups}
-        self._note_update(index, changed, is_new=is_new)
-        return is_new
+        index = self.index(optimizer)
+        return self.updates.make(optimizer, index, self.enrolment, self.due_points, renews=renews)
 
     def end(self, *, completed: bool) -> None:
         """Take all hooks away and mask; raise or warn if pruned weights were not 0."""
+        self._copies.withdraw_all()
         revival = ""
         for tensor in self.tensors:
             tensor.follow_parameter()
         if completed:
             self._look_at_model()
-            if revived := find_revived(self.tensors):
-                revival = describe_revival(revived, self._optimizers, self._keepers)
+            revival = self._zeros.describe(self.tensors)
         self._unhook_optimizers()
         self.is_running = False
         for tensor in self.tensors:
             tensor.remove_hooks()
             tensor.mask.apply(tensor.weights)
-        if revival:
-            report_revival(revival, self.recipe.on_revival)
+        self._zeros.report(revival)
 
     def describe_tensors(self) -> dict[str, Any]:
         """Return masks, shapes and states of the tensors that the model has now."""
+        self._copies.refuse_reading()
         if self.is_running:
             self._look_at_model()
         return self.roster.describe_tensors()
@@ -256,8 +243,10 @@ class Training:
 
     def _select_again(self) -> None:
         """Take up tensors that an optimizer has gained; they are due at once."""
-        joined = self.roster.commit(self.roster.enroll(self._optimizers, self.due_points.steps))
-        self._renew_keepers()
+        enrolment = self.roster.enroll(self._optimizers, self.due_points.steps)
+        self._copies.check(self._optimizers, enrolment.selection.tensors)
+        joined = self.roster.commit(enrolment)
+        self._keep_zeros()
         waiting = self.roster.find_waiting()
         for index, optimizer in enumerate(self._optimizers):
             self._ownerships[index].look_again(optimizer, waiting)
@@ -282,29 +271,29 @@ class Training:
                 tensor.state = state
             raise
 
-    def _note_update(self, index: int, changed: dict[str, float], *, is_new: bool) -> None:
-        """Note the changes of an update, and drop states that no later update needs."""
-        # Otherwise a resume has repeated an update, and gathering continues.
-        updated = is_new or any(changed.values())
-        if updated:
-            self.updates += 1
-            self.changed = changed
-        for tensor in self.owned(index):
-            if updated and self.recipe.criterion.resets_at_update:
-                tensor.state = {}
-            if tensor.hooks and self.due_points.is_over(index):
-                tensor.remove_hooks()
-                tensor.state = {}
+    def _choose_again(self, optimizer: Optimizer) -> None:
+        """Choose the masks among the moved weights, by the steps completed before this step."""
+        index, points = self.index(optimizer), self.due_points
+        renews = self._copies.renews(points.steps[index]) and points.share(index) > 0
+        if renews or points.is_due(index):
+            self._update(optimizer, renews=renews)
 
     def _begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self.index(optimizer)
         self._gradients.begin_step(index)
-        self._keepers[index].note_writes()
+        self._zeros.keepers[index].note_writes()
+        self._copies.begin_step(index)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        with self._copies.end_step(self.index(optimizer)):
+            self._end_step(optimizer)
+
+    def _end_step(self, optimizer: Optimizer) -> None:
         index = self.index(optimizer)
         self._gradients.end_step(index)
         if index in self.due_points.in_step:
+            if self._copies.is_on:
+                self._choose_again(optimizer)
             self.due_points.complete_step(index)
         elif not self._is_trial_step(optimizer):
             raise RuntimeError(
@@ -314,13 +303,18 @@ class Training:
         else:
             for tensor in self.owned(index):
                 tensor.forget_seen()
-        self._keepers[index].after_step()
+        self._zeros.keepers[index].after_step()
         step = self.due_points.steps[index]
         for tensor in self.owned(index):
             tensor.step = step
 
+    def _keep_zeros(self) -> None:
+        """Find out again which optimizer trains which tensor."""
+        self._copies.follow(self.tensors)
+        self._zeros.renew(self._optimizers, self.tensors)
+
     def _hook_optimizers(self) -> None:
-        self._renew_keepers()
+        self._keep_zeros()
         self._ownerships = [Ownership(optimizer) for optimizer in self._optimizers]
         for optimizer in self._optimizers:
             # Compiled optimizers would trace the hooks and recompile at each step.
@@ -332,16 +326,7 @@ class Training:
     def _unhook_optimizers(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        for keeper in self._keepers:
-            keeper.remove()
-        self._hooks, self._keepers = [], []
+        self._zeros.remove()
+        self._copies.withdraw_all()
+        self._hooks = []
         self._gradients = GradientGuard(self.recipe)
-
-    def _renew_keepers(self) -> None:
-        """Find out again which optimizer trains which tensor; several can hold a parameter."""
-        for keeper in self._keepers:
-            keeper.remove()
-        self._keepers = [
-            ZeroKeeper(optimizer, self.tensors, index)
-            for index, optimizer in enumerate(self._optimizers)
-        ]

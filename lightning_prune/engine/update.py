@@ -13,7 +13,7 @@ from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.scores import ScoreBook
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.recipe import Recipe
-from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
+from lightning_prune.recipe.tensor import PrunedTensor, note_pruned, note_renewed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,16 @@ class Due:
         pruned: Share of the final sparsity that is due; None if no pruning is.
         exchanged: Share of the kept atoms that regrowth exchanges; None if it is not due.
         was_due_before: Whether this pruning was already applied before a resume.
-        division: The atoms that budgets let the pools keep; None without a budget.
+        division: The atoms that budgets let the pools keep; None without a budget, or where the
+            groups keep as many as before.
+        renews: Whether pools whose atoms may return choose anew, also if as many are kept as due.
     """
 
     pruned: float | None
     exchanged: float | None = None
     was_due_before: bool = False
     division: Division | None = None
+    renews: bool = False
 
 
 def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, due: Due) -> None:
@@ -57,9 +60,14 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
         for group in pool.groups:
             group.forget_changes()
     counts: dict[PrunedTensor, Tensor] = {}
+    renewed: dict[PrunedTensor, Tensor] = {}
     for group, choice in choices:
-        counts |= group.intersect(choice)
+        if group.may_return:
+            renewed |= group.renew(choice)
+        else:
+            counts |= group.intersect(choice)
     note_pruned(counts)
+    note_renewed(renewed)
     for group, mask in exchanges:
         group.regrow(mask)
     _clear([tensor for pool in pools for tensor in pool.tensors], optimizer)
@@ -79,14 +87,21 @@ def _choose(
     if due.pruned is None:
         return []
     target = pool.sparsity * due.pruned
-    if due.division is None:
-        is_satisfied = pool.is_satisfied(target, was_due_before=due.was_due_before)
-    else:
-        is_satisfied = due.division.is_satisfied
-    if is_satisfied:
+    if not (due.renews and pool.may_return) and _is_satisfied(recipe, pool, due, target):
         return []
     scores = book.read(pool.tensors, _first_criterion(recipe, pool))
-    return list(due.division.choose(pool, scores) if due.division else pool.choose(target, scores))
+    if due.division is not None:
+        return list(due.division.choose(pool, scores))
+    if recipe.budgets:
+        return list(pool.choose_keeps(pool.atoms_kept, scores))
+    return list(pool.choose(target, scores))
+
+
+def _is_satisfied(recipe: Recipe, pool: Pool, due: Due, target: float) -> bool:
+    """Whether no more is kept than due; under a budget, between due points, it is so."""
+    if due.division is not None:
+        return due.division.is_satisfied
+    return bool(recipe.budgets) or pool.is_satisfied(target, was_due_before=due.was_due_before)
 
 
 def _choose_exchanges(
@@ -112,8 +127,9 @@ def _first_criterion(recipe: Recipe, pool: Pool) -> Criterion:
 
 
 def _clear(tensors: Sequence[PrunedTensor], optimizer: Optimizer) -> None:
-    """Zero newly pruned weights, and the statistics of all changed weights."""
-    changed = [tensor for tensor in dict.fromkeys(tensors) if tensor.changes]
+    """Zero newly pruned weights, and the statistics of all changed weights; not if they return."""
+    unique = dict.fromkeys(tensors)
+    changed = [tensor for tensor in unique if tensor.changes and not tensor.may_return]
     for tensor in changed:
         tensor.mask.apply(tensor.weights)
         clear_pruned(optimizer, tensor.parameter, tensor.mask)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from lightning_prune.tensors.thresholds import cut_pieces, divide_local
 @dataclass(kw_only=True, eq=False)
 class WeightGroup(TensorGroup):
     """The weights of one tensor, or of its local part, for a pattern that ranks freely."""
+
+    _threshold: float | None = field(init=False, default=None)  # of the last choice
 
     @property
     def shard(self) -> Shard | None:
@@ -69,7 +71,8 @@ class WeightGroup(TensorGroup):
         """
         member = self.members[0]
         of_member = None if scores is None else scores[self.name]
-        return WeightAtoms(member, of_member, self.shard, self.floor)
+        guess = self._threshold if self.may_return else None
+        return WeightAtoms(member, of_member, self.shard, self.floor, guess)
 
     def choose(self, atoms: Atoms, share: Share) -> Tensor | Cut:
         """Choose the weights that stay.
@@ -83,6 +86,7 @@ class WeightGroup(TensorGroup):
         """
         assert isinstance(atoms, WeightAtoms)
         cut = atoms.cut(share)
+        self._threshold = cut.value if math.isfinite(cut.value) else None
         return self._cut_whole(cut) if cut.scores.is_held else cut
 
     def alive_after(self, choice: Tensor | Cut) -> Tensor:
@@ -102,6 +106,17 @@ class WeightGroup(TensorGroup):
             piece.intersect(kept.view(piece.shape))
             counts.append(piece.count())  # while the piece is in the cache
         return {member: torch.stack(counts).sum()}
+
+    def renew(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+        """Keep the weights of a choice, and prune all others; weights may return."""
+        if isinstance(choice, Tensor):
+            return super().renew(choice)
+        member = self.members[0]
+        mask, counts = member.mask.transpose(0, member.output_axis), []
+        for rows, kept in self._cut_pieces(choice):
+            piece = mask[rows]
+            counts.append(piece.renew(kept.view(piece.shape)))
+        return {member: torch.stack(counts).sum(0)}
 
     def _cut_whole(self, cut: Cut) -> Tensor:
         """Return the bool mask of the local weights, output axis first."""
@@ -128,14 +143,21 @@ class WeightAtoms(Atoms):
         scores: Its scores; None for equal scores.
         shard: Which part of the tensor is local, output axis first.
         floor: Least number of weights that stay, 0 or 1.
+        guess: The threshold of the last choice, if the next is near; None for no guess.
     """
 
     def __init__(
-        self, member: PrunedTensor, scores: TensorScores | None, shard: Shard | None, floor: int
+        self,
+        member: PrunedTensor,
+        scores: TensorScores | None,
+        shard: Shard | None,
+        floor: int,
+        guess: float | None,
     ) -> None:
         self.shape, self.shard, self.total = member.shape, shard, member.total
-        self.floor, self.cap = min(floor, member.kept), member.kept
-        self._member, self._scores = member, scores
+        self.cap = self.total if member.may_return else member.kept
+        self.floor = min(floor, self.cap)
+        self._member, self._scores, self._guess = member, scores, guess
         self._mask = member.mask.transpose(0, member.output_axis)
 
     @property
@@ -148,13 +170,15 @@ class WeightAtoms(Atoms):
     @property
     def protected(self) -> Tensor:
         """The best weight, unless all may go."""
+        if self._member.may_return:
+            return choose_best(self.scores, self.floor)
         ranked = self._mask.flatten().lower(self.scores.reshape(-1))
         return choose_best(ranked.view(self._mask.shape), self.floor)
 
     @property
     def allowed(self) -> Tensor:
-        """The weights that are not pruned."""
-        return self._mask.kept
+        """The weights that are not pruned, or may return."""
+        return torch.ones_like(self._mask.kept) if self._member.may_return else self._mask.kept
 
     @property
     def part(self) -> Part:
@@ -169,6 +193,7 @@ class WeightAtoms(Atoms):
             size=self.total,
             least=self.floor,
             shard=self.shard,
+            guess=self._guess,
         )
 
     def cut(self, share: Share) -> Cut:
@@ -184,7 +209,7 @@ def _read_pieces(
     scores: TensorScores, member: PrunedTensor, stride: int = 1, *, is_dense: bool = False
 ) -> Iterator[Tensor]:
     """Yield the scores, flat, with -inf where a weight is pruned, unless all count as dense."""
-    is_dense |= member.kept == member.total
+    is_dense |= member.may_return or member.kept == member.total
     mask = member.mask.transpose(0, member.output_axis)
     for rows in scores.slices():
         piece = scores.read(rows, stride)

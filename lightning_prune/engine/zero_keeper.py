@@ -29,7 +29,9 @@ class ZeroKeeper:
 
     def __init__(self, optimizer: Optimizer, tensors: Sequence[PrunedTensor], index: int) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._tensors = [tensor for tensor in tensors if id(tensor.parameter) in held]
+        # Pruned weights that may return keep gradients and statistics; `DenseCopies` masks them.
+        plain = [tensor for tensor in tensors if not tensor.may_return]
+        self._tensors = [tensor for tensor in plain if id(tensor.parameter) in held]
         dtypes = {tensor.parameter.dtype for tensor in self._tensors}
         self._least_eps = max((torch.finfo(dtype).smallest_normal for dtype in dtypes), default=0)
         self._index = index

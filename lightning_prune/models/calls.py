@@ -72,7 +72,7 @@ def make_call(module: nn.Module, example: Any = None) -> Call:
     if example is None:
         example = getattr(module, "example_input_array", None)
     if example is None:
-        refuse_missing_example(module, "example=None")
+        refuse_missing_example(module, "example=None", ", or give the argument example")
     try:
         call = bind_call(module, *_split(example))
     except TypeError as error:
@@ -100,17 +100,18 @@ def bind_call(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[s
     return Call(bound.args, bound.kwargs)
 
 
-def refuse_missing_example(module: nn.Module, found: str) -> NoReturn:
+def refuse_missing_example(module: nn.Module, found: str, otherwise: str = "") -> NoReturn:
     """Raise ValueError, and say how to give an example of the arguments of ``forward``.
 
     Args:
         module: The module without an example.
         found: Words for the place where the example was missing.
+        otherwise: Words for another remedy.
     """
     raise ValueError(
         f"need an example of the arguments of forward, got {found}; set "
         "self.example_input_array = torch.zeros(1, 3, 224, 224), with the shape of your input, "
-        f"in the constructor of {type(unwrap_compiled(module)).__name__}"
+        f"in the constructor of {type(unwrap_compiled(module)).__name__}{otherwise}"
     )
 
 

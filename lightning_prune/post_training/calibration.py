@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +161,7 @@ def calibrate(
         ValueError: If there are fewer training batches than the criterion needs.
     """
     given = find_pruning_callback(trainer)
-    recipe = replace(
-        given.recipe,
-        schedule=OneShotSchedule(end=1.0),
-        regrow=None,
-        rewind=None,
-        tolerance=None,
-    )
+    recipe = given.recipe.at_once(OneShotSchedule(end=1.0))
     callback = PruningCallback.from_recipe(recipe, example=given.example)
     shown = batches if needs_batches(recipe.criterion) else 0
     at_once = not recipe.criterion.gathers and model.automatic_optimization

@@ -124,7 +124,7 @@ def digest_trials(validator: TrialValidator, recipe: Recipe) -> str:
         recipe: The recipe of the user.
     """
     options = validator.monitor, validator.batches, validator.train_mode, validator.statistics
-    plain = replace(recipe, schedule=OneShotSchedule(), regrow=None, rewind=None)
+    plain = recipe.at_once(OneShotSchedule())
     found = hashlib.blake2b(digest_size=8)
     found.update(f"{plain.to_yaml()} {options} {validator.dense:.6g}".encode())
     _add_tensors(found, validator.model)

@@ -132,8 +132,10 @@ class GlobalAllocation(Allocation):
     the atom saves for each of them. So the quotient is the sum of the scores over the cost. If the
     sum is the loss that pruning the atom adds, this rule is the greedy solution of the knapsack
     problem of Shen et al., "Structural Pruning via Latency-Saliency Knapsack" (2022),
-    https://arxiv.org/abs/2210.06659. An atom that saves nothing goes last. Scores must not be
-    negative: divided by a large cost, a bad score would rise towards 0.
+    https://arxiv.org/abs/2210.06659. `FisherCriterion` is such a loss; by `TaylorCriterion`, atoms
+    of many weights score too high, since :math:`|w g|` cannot cancel. An atom that saves nothing
+    goes last. Scores must not be negative: divided by a large cost, a bad score would rise
+    towards 0.
 
     Args:
         per: The cost that divides scores: ``"macs"``, ``"parameters"`` or ``"latency"`` that an

@@ -2,7 +2,7 @@
 
 from abc import ABCMeta
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import yaml
@@ -15,6 +15,7 @@ from lightning_prune.recipe.patterns import Pattern, UnstructuredPattern
 from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
+from lightning_prune.recipe.straight_through import StraightThrough
 from lightning_prune.recipe.targets import DEFAULT_SPARSITY, SparsityTargets, check_targets
 from lightning_prune.recipe.tolerance import MOST_TRIED, Tolerance
 
@@ -37,6 +38,8 @@ class Recipe:
         pattern: What shape the pruned weights have.
         keep_zeros: Whether weights that are zero when training starts stay zero.
         regrow: How pruned weights grow back elsewhere (RigL, SET); None for never.
+        straight_through: How pruned weights go on learning behind the mask (ST-3, Feather); None if
+            pruned weights stay pruned.
         rewind: The step to which each round of the schedule goes back; None for no rewinding.
         tolerance: The loss of a metric that pruning may cost; None for no limit. The rounds of the
             tolerance take the place of the schedule.
@@ -63,6 +66,7 @@ class Recipe:
     pattern: Pattern = UnstructuredPattern()
     keep_zeros: bool = False
     regrow: Regrow | None = None
+    straight_through: StraightThrough | None = None
     rewind: Rewind | None = None
     tolerance: Tolerance | None = None
     on_revival: Literal["error", "warn"] = "error"
@@ -120,6 +124,21 @@ class Recipe:
         """The allocation; the default of the pattern if the user gives None."""
         return self.allocation or self.pattern.default_allocation()
 
+    def at_once(self, schedule: Schedule) -> "Recipe":
+        """Return the recipe of pruning at once: without the answers that need a training.
+
+        Args:
+            schedule: When the masks change.
+        """
+        return replace(
+            self,
+            schedule=schedule,
+            regrow=None,
+            straight_through=None,
+            rewind=None,
+            tolerance=None,
+        )
+
     def to_yaml(self) -> str:
         """Return the recipe as the ``init_args`` of a `PruningCallback` in a config.
 
@@ -135,6 +154,7 @@ class Recipe:
                 per_row: true
             keep_zeros: false
             regrow: null
+            straight_through: null
             rewind: null
             tolerance: null
             on_revival: error
@@ -178,6 +198,26 @@ class Recipe:
                 f"{type(pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
             )
         self._refuse_two_ways_back()
+        self._refuse_straight_through()
+
+    def _refuse_straight_through(self) -> None:
+        """Raise ValueError if an answer cannot work where pruned weights go on learning."""
+        if self.straight_through is None:
+            return
+        if self.pattern.couples_tensors:
+            raise ValueError(
+                f"need a pattern inside single tensors for StraightThrough, got pattern="
+                f"{type(self.pattern).__name__}; no gradient reaches a channel that is 0 everywhere"
+            )
+        reasons = {
+            "keep_zeros": "weights that may return are not kept at 0",
+            "regrow": "both choose which pruned weights return",
+            "rewind": "going back forgets what pruned weights have learned",
+            "tolerance": "going back forgets what pruned weights have learned",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name):
+                raise ValueError(f"need either straight_through or {name}, got both: {reason}")
 
     def _refuse_two_ways_back(self) -> None:
         """Raise ValueError if two of rewinding, regrowth and a tolerance are asked for."""

@@ -39,6 +39,8 @@ class PrunedTensor:
             last step.
         hooks: The hooks of the criterion.
         step: Number of completed optimizer steps.
+        rest: Under straight-through, the values of the pruned local weights, with 0 for the kept
+            weights; None if pruned weights are 0 and nothing else.
 
     Attributes:
         kept: Number of weights of the whole tensor that the mask keeps.
@@ -65,6 +67,7 @@ class PrunedTensor:
     seen: dict[str, Tensor] = field(default_factory=dict)
     hooks: Sequence[RemovableHandle] = ()
     step: int = 0
+    rest: Tensor | None = None
     kept: int = field(init=False)
     changes: int = 0
 
@@ -79,6 +82,18 @@ class PrunedTensor:
         self.mask = Mask(self.mask.kept.to(device), self.weights)
         self.state = {key: value.to(device) for key, value in self.state.items()}
         self.seen = {key: value.to(device) for key, value in self.seen.items()}
+        if self.rest is not None:
+            self.rest = self.rest.to(device)
+
+    @property
+    def may_return(self) -> bool:
+        """Whether an update may keep weights again that an earlier update has pruned."""
+        return self.rest is not None
+
+    def hold_rest(self) -> None:
+        """Let pruned weights go on learning: from their values, or else from 0."""
+        if self.rest is None:
+            self.rest = torch.zeros_like(self.weights)
 
     def count_kept(self) -> None:
         """Count the kept weights of the whole tensor from the mask."""
@@ -167,3 +182,17 @@ def note_pruned(counts: Mapping[PrunedTensor, Tensor]) -> None:
     for tensor, number in zip(counts, numbers.tolist(), strict=True):
         tensor.changes += tensor.kept - number
         tensor.kept = number
+
+
+def note_renewed(counts: Mapping[PrunedTensor, Tensor]) -> None:
+    """Note how many weights tensors keep after a choice among all weights.
+
+    Args:
+        counts: The number of kept local weights of each tensor, and the number of changed weights.
+    """
+    if not counts:
+        return
+    numbers = sum_by_tensor([(count.cpu(), each.shard) for each, count in counts.items()])
+    for tensor, (kept, changed) in zip(counts, numbers.tolist(), strict=True):
+        tensor.changes += changed
+        tensor.kept = kept

@@ -1,5 +1,6 @@
 """Masks, in the form that is fastest to apply."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,6 +90,33 @@ class Mask:
             self._form.bitwise_and_(mask.to(self._form.dtype).neg_())
         else:
             self._form.logical_or_(~mask)
+
+    def renew(self, mask: Tensor) -> Tensor:
+        """Adopt a bool mask; return the numbers of kept and of changed weights, as a tensor."""
+        mask = mask.expand(self.shape)
+        if self._has_bits:  # numpy compares and counts many times faster
+            kept, form = mask.numpy(), self._form.numpy()
+            counts = [np.count_nonzero(kept), np.count_nonzero((form != 0) != kept)]
+            self.set(mask)
+            return torch.tensor(counts, device="cpu")
+        changed = (self._form == mask).sum()  # where a bool form is True, the weight is pruned
+        self.set(mask)
+        return torch.stack([mask.sum(), changed])
+
+    def split(self, values: Tensor, rest: Tensor) -> None:
+        """Move the values of pruned weights into ``rest``, and leave +0.0; ``rest`` becomes 0 else.
+
+        Args:
+            values: Weights in the shape of the mask.
+            rest: A tensor that is laid out like the weights.
+        """
+        if self._has_bits and values.element_size() == self._form.element_size():
+            bits = values.view(self._form.dtype)
+            torch.bitwise_not(self._form, out=rest.view(self._form.dtype)).bitwise_and_(bits)
+            bits.bitwise_and_(self._form)
+        else:
+            rest.copy_(values).masked_fill_(self.kept.to(values.device), 0)
+            self.apply(values)
 
     def lower(self, scores: Tensor) -> Tensor:
         """Return finite scores, with -inf where a weight is pruned.

@@ -22,6 +22,7 @@ class Sizes:
         launch: Number of values in a piece on an accelerator, enough to be worth a launch.
         sorted: Largest number of values to sort at once.
         held: Largest number of values to hold in memory instead of reading them again.
+        near: Half the width of a bracket around a guess, as a share of the guess.
         spread: Half the width of a bracket, in standard deviations of a rank in a sample; beyond 3
             standard deviations lie 3 of 1,000 ranks.
         uses_numpy: Whether numpy compares values on a CPU, where torch is many times slower.
@@ -31,6 +32,7 @@ class Sizes:
     launch: int = 1 << 24
     sorted: int = 1 << 16
     held: int = 1 << 19
+    near: float = 0.02
     spread: float = 3.0
     uses_numpy: bool = True
 
@@ -69,12 +71,15 @@ class Part:
         size: Number of values of the whole tensor.
         least: Least number to keep of this tensor, at any values of the other tensors.
         shard: Place of the local part in the tensor; None for a whole tensor.
+        guess: A value near which the threshold is expected; None for no guess. A guess changes the
+            speed, never the result.
     """
 
     read: Callable[[int], Iterable[Tensor]]
     size: int
     least: int = 0
     shard: Shard | None = None
+    guess: float | None = None
 
     @classmethod
     def of(
@@ -102,7 +107,10 @@ class Part:
 
     def scale(self, factor: float) -> "Part":
         """Return the part with each value times a positive factor."""
-        return replace(self, read=lambda stride: (piece * factor for piece in self.read(stride)))
+        guess = None if self.guess is None else self.guess * factor
+        return replace(
+            self, read=lambda stride: (piece * factor for piece in self.read(stride)), guess=guess
+        )
 
 
 def slice_pieces(tensor: Tensor, sizes: Sizes = SIZES) -> Iterator[slice]:

@@ -183,10 +183,11 @@ def sum_replicas(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(summed.view_as(tensor))
 
 
-def gather_mask(mask: Tensor, shard: Shard | None) -> Tensor:
-    """Return the whole bool mask on every process."""
+def gather_whole(local: Tensor, shard: Shard | None) -> Tensor:
+    """Return the whole tensor on every process, of bool masks or numbers."""
     if shard is None:
-        return mask
-    whole = torch.zeros(math.prod(shard.shape), dtype=torch.uint8, device=mask.device)
-    whole[shard.find_indices().flatten()] = mask.flatten().to(torch.uint8)
-    return sum_shards(whole, shard).bool().view(shard.shape)
+        return local
+    dtype = torch.uint8 if local.dtype == torch.bool else local.dtype
+    whole = torch.zeros(math.prod(shard.shape), dtype=dtype, device=local.device)
+    whole[shard.find_indices().flatten()] = local.flatten().to(dtype)
+    return sum_shards(whole, shard).to(local.dtype).view(shard.shape)

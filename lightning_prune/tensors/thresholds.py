@@ -31,7 +31,8 @@ def find_thresholds(
     bracket and holds the few values inside. The search repeats on the held values until it can sort
     them. This is the idea of Floyd & Rivest, "Expected time bounds for selection" (1975),
     https://doi.org/10.1145/360680.360691. The search reads a sample, then rarely needs more than a
-    single pass. It needs memory for a piece and for a few hundredths of the values. Shards send no
+    single pass. If a part has a guess, the first bracket is around the guess, without a sample. The
+    search needs memory for a piece and for a few hundredths of the values. Shards send no
     values, but histograms of the bits, from the highest bits down. Those are four histograms of 2
     KiB each for a tensor in single precision, at any size of the tensor.
 
@@ -44,10 +45,11 @@ def find_thresholds(
     if any(part.shard is not None for part in pool):
         return search_histograms(pool, fits, sizes)
     field = _Field(pool, fits, sizes, by_total=by_total)
-    while True:
+    guess = next((part.guess for part in pool if part.guess), None)
+    found = field.step() if guess is None else field.look_near(guess)
+    while found is None:
         found = field.step()
-        if found is not None:
-            return found
+    return found
 
 
 def divide_local(
@@ -128,6 +130,11 @@ class _Field:
         self._is_double = False
         self._held: list[Any] | None = None  # the values of each tensor, if they are few
         self._between: list[Any] | None = None  # the values between the bounds of the last split
+
+    def look_near(self, guess: float) -> list[Threshold] | None:
+        """Return the thresholds if they are found near a guess; else narrow and return None."""
+        margin = abs(guess) * self._limits.near
+        return self._narrow_to(guess - margin, guess + margin)
 
     def step(self) -> list[Threshold] | None:
         """Return the thresholds if they are found; else narrow the field and return None."""

@@ -29,13 +29,20 @@ from lightning_prune import (
     Schedule,
     SparsityCheckpoint,
     SparsityMonitor,
+    StraightThrough,
     Tolerance,
     UniformAllocation,
 )
 from tests.conftest import answers
 
 QUESTIONS = Schedule, Allocation, Criterion, Pattern
-RECORDS = [*(kind for question in QUESTIONS for kind in answers(question)), Recipe, Regrow, Rewind]
+RECORDS = [
+    *(kind for question in QUESTIONS for kind in answers(question)),
+    Recipe,
+    Regrow,
+    Rewind,
+    StraightThrough,
+]
 CALLBACKS = [SparsityMonitor, SparsityCheckpoint, DistillationCallback]
 ENGINES = [Pruner, PruningCallback]
 
@@ -55,6 +62,7 @@ KINDS = {
     "pattern": (Pattern,),
     "regrow": (Regrow,),
     "rewind": (Rewind,),
+    "straight_through": (StraightThrough,),
     **dict.fromkeys(("isomorphic", "budget_met"), FLAG),
     "most": NUMBER,
     "per": WORD,

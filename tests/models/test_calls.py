@@ -74,7 +74,7 @@ def test_the_modules_own_example_is_the_default_also_when_compiled():
 def test_a_missing_example_is_asked_for_by_the_name_of_the_class():
     message = (
         r"need an example of the arguments of forward, got example=None; set "
-        r"self\.example_input_array = .* in the constructor of Two$"
+        r"self\.example_input_array = .* in the constructor of Two, or give the argument example$"
     )
     with pytest.raises(ValueError, match=message):
         make_call(Two())

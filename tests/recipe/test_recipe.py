@@ -26,6 +26,7 @@ from lightning_prune import (
     Regrow,
     Rewind,
     Schedule,
+    StraightThrough,
     Tolerance,
     UniformAllocation,
     UnstructuredPattern,
@@ -36,6 +37,7 @@ ROUNDS = MultiStepSchedule(milestones=(0.2, 0.4), fractions=(0.5, 1.0))
 RECIPES = [
     Recipe(),
     Recipe(sparsity={"*": 0.9, "head": None, "body.*": 0.5}),
+    Recipe(straight_through=StraightThrough(every=3), sparsity=0.95),
     Recipe(regrow=Regrow(), schedule=OneShotSchedule(end=0), keep_zeros=True),
     Recipe(regrow=Regrow(first=None, criterion=RandomCriterion(seed=3)), pattern=BlockPattern()),
     Recipe(rewind=Rewind(to=4, what="learning_rate"), schedule=ROUNDS),
@@ -162,6 +164,26 @@ def test_an_answer_of_another_kind_is_refused_by_name(make, name, answer, messag
         (
             {"rewind": Rewind(), "regrow": Regrow(), "schedule": ROUNDS},
             "need either rewind or regrow, got both",
+        ),
+        (
+            {"straight_through": StraightThrough(), "pattern": ChannelPattern()},
+            "need a pattern inside single tensors for StraightThrough, got pattern=ChannelPattern",
+        ),
+        (
+            {"straight_through": StraightThrough(), "keep_zeros": True},
+            "need either straight_through or keep_zeros, got both",
+        ),
+        (
+            {"straight_through": StraightThrough(), "regrow": Regrow()},
+            "need either straight_through or regrow, got both",
+        ),
+        (
+            {"straight_through": StraightThrough(), "rewind": Rewind(), "schedule": ROUNDS},
+            "need either straight_through or rewind, got both",
+        ),
+        (
+            {"straight_through": StraightThrough(), "tolerance": Tolerance(monitor="val_acc")},
+            "need either straight_through or tolerance, got both",
         ),
         ({"pattern": NMPattern(), "sparsity": 0.3}, r"at least 1 - n/m = 0.5 for 2:4"),
         ({"sparsity": 1.5}, "need 0 <= sparsity <= 1, got sparsity=1.5"),

@@ -15,6 +15,7 @@ from lightning_prune import (
     PolynomialSchedule,
     RandomCriterion,
     Regrow,
+    StraightThrough,
     TaylorCriterion,
     UniformAllocation,
 )
@@ -77,6 +78,13 @@ ROWS = {
         arguments=ramp(LAMPAllocation()),
         by_hand={0.95: "97.69 ± 0.16", 0.98: "96.42 ± 0.19"},
         bars={0.95: 97.35, 0.98: 96.05},
+    ),
+    "straight-through, ERK": Row(
+        arguments=lambda seed: {
+            "allocation": ERKAllocation(),
+            "straight_through": StraightThrough(),
+        },
+        bars={0.98: 97.60, 0.99: 96.90},
     ),
     "one-shot in the middle, global": Row(
         arguments=lambda seed: {

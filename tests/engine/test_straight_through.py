@@ -1,0 +1,442 @@
+"""Pruned weights go on learning behind the mask, and the model between steps is sparse."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_prune import (
+    ERKAllocation,
+    GlobalAllocation,
+    MacsBudget,
+    MagnitudeCriterion,
+    MovementCriterion,
+    NMPattern,
+    OneShotSchedule,
+    PolynomialSchedule,
+    Pruner,
+    StraightThrough,
+    TaylorCriterion,
+    UniformAllocation,
+    UnstructuredPattern,
+)
+from tests.engine.training import EXAMPLE, OPTIMIZERS, STEPS, TOTAL, Net, pruned_weights, train
+
+AT_ONCE = OneShotSchedule(end=0, unit="step")
+
+
+def start(optimizer="adamw", *, every=1, model=None, **recipe):
+    model = model or Net()
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
+    pruner = Pruner(
+        **{"sparsity": 0.75, "straight_through": StraightThrough(every=every), **recipe}
+    )
+    return model, optimizer, pruner
+
+
+def attached(optimizer="adamw", **recipe):
+    model, optimizer, pruner = start(optimizer, **recipe)
+    pruner.attach(model, optimizer, steps=STEPS, example=EXAMPLE)
+    return model, optimizer, pruner
+
+
+def flat_masks(pruner):
+    return torch.cat([mask.flatten() for mask in pruner.masks.values()])
+
+
+def backward(model, step=0):
+    x = torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(step))
+    model(x).square().mean().backward()
+
+
+def by_hand(model, optimizer, sparsity, steps):
+    """Train with a dense copy of each weight; each tensor keeps its largest weights."""
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    dense = [weight.detach().clone() for weight in weights]
+    for step in range(steps):
+        optimizer.zero_grad()
+        backward(model, step)
+        with torch.no_grad():
+            for weight, copy in zip(weights, dense, strict=True):
+                weight.copy_(copy)
+            optimizer.step()
+            for weight, copy in zip(weights, dense, strict=True):
+                copy.copy_(weight)
+                keep = round(copy.numel() * (1 - sparsity))
+                kept = copy.abs().flatten().topk(keep).indices
+                weight.copy_(
+                    torch.zeros_like(copy)
+                    .flatten()
+                    .index_copy_(0, kept, copy.flatten()[kept])
+                    .view_as(copy)
+                )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_equals_a_loop_with_dense_copies_by_hand(optimizer):
+    model, ours, pruner = attached(optimizer, schedule=AT_ONCE, allocation=UniformAllocation())
+    train(model, ours, pruner)
+    alone = Net()
+    by_hand(alone, OPTIMIZERS[optimizer](alone.parameters()), 0.75, STEPS)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_outside_of_a_step_pruned_weights_are_zero_and_counts_are_exact(optimizer):
+    model, optimizer, pruner = attached(optimizer, allocation=GlobalAllocation())
+    seen = []
+
+    def check():
+        assert not pruned_weights(model, pruner).any()
+        assert int(flat_masks(pruner).sum()) == round(TOTAL * (1 - pruner.sparsity_target))
+        seen.append(pruner.sparsity)
+
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        backward(model, step)
+        check()
+        pruner.before_step(optimizer)
+        check()
+        optimizer.step()
+        check()
+    pruner.detach()
+    check()
+    assert seen == sorted(seen)
+    assert seen[-1] == 0.75
+
+
+def test_pruned_weights_return_and_their_gradients_and_statistics_stay():
+    model, optimizer, pruner = attached(schedule=AT_ONCE)
+    train(model, optimizer, pruner, steps=2)
+    before = flat_masks(pruner)
+    train(model, optimizer, pruner, steps=4, first=2)
+    after = flat_masks(pruner)
+    assert (after & ~before).any()
+    assert int(after.sum()) == int(before.sum())
+    for tensor in pruner.tensors:
+        pruned = ~tensor.mask.kept
+        assert tensor.parameter.grad[pruned].any()
+        assert optimizer.state[tensor.parameter]["exp_avg"][pruned].any()
+
+
+def test_masks_change_only_after_every_so_many_steps():
+    model, optimizer, pruner = attached(schedule=AT_ONCE, every=4)
+    masks = []
+    train(model, optimizer, pruner, check=lambda: masks.append(flat_masks(pruner)))
+    changes = [step for step in range(1, STEPS) if not torch.equal(masks[step], masks[step - 1])]
+    assert changes == [3, 7, 11]  # 0-based: at the end of the fourth step, and so on
+    assert (pruner.updates, pruner.choices) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"every": 3},
+        {"allocation": GlobalAllocation(), "optimizer": "sgd"},
+        {"pattern": NMPattern(), "sparsity": 0.5},
+        {"pattern": UnstructuredPattern(per_row=True)},
+        {"criterion": MovementCriterion()},
+        {"criterion": TaylorCriterion(), "allocation": GlobalAllocation(), "every": 2},
+        {"sparsity": None, "budget": MacsBudget(keep=0.3), "allocation": GlobalAllocation()},
+        {"sparsity": None, "budget": MacsBudget(keep=0.3), "every": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stop", [1, 4, 9, STEPS - 1])
+def test_a_resume_after_any_step_equals_the_uninterrupted_run(recipe, stop, tmp_path):
+    model, optimizer, pruner = attached(**recipe)
+    train(model, optimizer, pruner, steps=stop)
+    state = [model.state_dict(), optimizer.state_dict(), pruner.state_dict()]
+    torch.save(state, tmp_path / "state.pt")
+    train(model, optimizer, pruner, steps=STEPS - stop, first=stop)
+
+    again, its_optimizer, its_pruner = start(model=Net(seed=1), **recipe)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    for part, value in zip((again, its_optimizer, its_pruner), state, strict=True):
+        part.load_state_dict(value)
+    its_pruner.attach(again, its_optimizer, steps=STEPS, example=EXAMPLE)
+    train(again, its_optimizer, its_pruner, steps=STEPS - stop, first=stop)
+
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    assert torch.equal(flat_masks(pruner), flat_masks(its_pruner))
+    rest, its_rest = (p.state_dict()["rest"] for p in (pruner, its_pruner))
+    assert all(torch.equal(rest[name], its_rest[name]) for name in rest)
+
+
+def test_the_state_holds_the_pruned_values_only():
+    model, optimizer, pruner = attached()
+    train(model, optimizer, pruner)
+    rest = pruner.state_dict()["rest"]
+    assert sum(values.numel() for values in rest.values()) == TOTAL - round(TOTAL * 0.25)
+    pruner.detach()
+    kept = pruner.state_dict()["rest"]
+    assert all(torch.equal(values, kept[name]) for name, values in rest.items())
+
+
+def test_a_state_with_too_few_pruned_values_is_refused():
+    model, optimizer, pruner = attached()
+    train(model, optimizer, pruner)
+    state = pruner.state_dict()
+    state["rest"]["2.weight"] = state["rest"]["2.weight"][1:]
+    with pytest.raises(ValueError, match=r"other values than those of .* for .2.weight"):
+        pruner.load_state_dict(state)
+
+
+def test_a_state_without_straight_through_starts_pruned_weights_at_zero():
+    model, optimizer, plain = start(straight_through=None)
+    plain.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, plain, steps=8)
+    state = plain.state_dict()
+    plain.detach(completed=False)
+    _, optimizer, pruner = start(model=model)
+    pruner.load_state_dict(state)
+    pruner.attach(model, optimizer, steps=STEPS)
+    assert not any(values.any() for values in pruner.state_dict()["rest"].values())
+    train(model, optimizer, pruner, steps=STEPS - 8, first=8)
+    assert pruner.sparsity == 0.75
+
+
+def snapshot(model, pruner):
+    rest = {name: values.clone() for name, values in pruner.state_dict()["rest"].items()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    return {**weights, **{f"rest of {n}": v for n, v in rest.items()}, "masks": flat_masks(pruner)}
+
+
+def assert_same(one, other):
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_a_step_that_is_skipped_changes_nothing():
+    model, optimizer, pruner = attached()
+    train(model, optimizer, pruner, steps=8)
+    before = snapshot(model, pruner)
+    backward(model)
+    pruner.before_step(optimizer)
+    pruner.skip_step(optimizer)
+    assert_same(before, snapshot(model, pruner))
+    assert pruner.steps == [8]
+
+
+class Plain(torch.optim.Optimizer):
+    """Gradient descent; ``fails`` in the middle of a step, or calls the closure ``again``."""
+
+    fails = again = False
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+
+    def step(self, closure=None):
+        with torch.enable_grad():
+            closure and closure()
+        if self.fails:
+            raise FloatingPointError("diverged")
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.sub_(parameter.grad, alpha=0.1)
+        with torch.enable_grad():
+            self.again and closure()
+
+
+@pytest.mark.parametrize("in_closure", [False, True])
+def test_a_step_that_fails_leaves_masked_weights_and_changes_no_value(in_closure):
+    model = Net()
+    optimizer = Plain(model.parameters())
+    pruner = Pruner(sparsity=0.75, straight_through=StraightThrough(), schedule=AT_ONCE)
+    pruner.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, pruner, steps=3)
+    before = snapshot(model, pruner)
+
+    def closure():
+        optimizer.zero_grad()
+        backward(model)
+        pruner.before_step(optimizer)
+
+    optimizer.fails = True
+    if not in_closure:
+        closure()
+    with pytest.raises(FloatingPointError):
+        optimizer.step(closure if in_closure else None)
+    pruner.skip_step(optimizer)
+    assert_same(before, snapshot(model, pruner))
+    optimizer.fails = False
+    train(model, optimizer, pruner, steps=3, first=3)
+    pruner.detach()
+    assert pruner.sparsity == 0.75
+
+
+def test_a_closure_that_computes_the_gradients_in_the_step_trains_the_same():
+    model, optimizer, pruner = attached("sgd")
+    train(model, optimizer, pruner)
+    other, its_optimizer, its_pruner = attached("sgd")
+    for step in range(STEPS):
+
+        def closure(step=step):
+            its_optimizer.zero_grad()
+            backward(other, step)
+            its_pruner.before_step(its_optimizer)
+
+        its_optimizer.step(closure)
+        assert not pruned_weights(other, its_pruner).any()
+    assert_same(snapshot(model, pruner), snapshot(other, its_pruner))
+
+
+def test_a_detach_in_the_middle_of_a_step_leaves_masked_weights():
+    model, optimizer, pruner = attached(schedule=AT_ONCE)
+    train(model, optimizer, pruner, steps=3)
+
+    def closure():
+        optimizer.zero_grad()
+        backward(model)
+        pruner.before_step(optimizer)
+        with pytest.raises(RuntimeError, match=r"need state_dict\(\) outside of optimizer.step"):
+            pruner.state_dict()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    pruner.detach(completed=False)
+    assert not pruned_weights(model, pruner).any()
+    assert pruner.sparsity == 0.75
+
+
+def test_a_trial_step_moves_neither_pruned_values_nor_masks():
+    model, optimizer, pruner = start()
+    pruner.attach(model, optimizer, steps=STEPS, is_trial_step=lambda optimizer: True)
+    train(model, optimizer, pruner, steps=8)
+    before = snapshot(model, pruner)
+    backward(model)
+    optimizer.step()
+    assert not pruned_weights(model, pruner).any()
+    after = snapshot(model, pruner)
+    assert torch.equal(before["masks"], after["masks"])
+    assert_same({k: v for k, v in before.items() if "rest" in k}, after)
+
+
+class SAM(torch.optim.SGD):
+    """Named as the optimizers that compute the loss twice a step."""
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, SAM])
+def test_an_optimizer_that_calls_its_closure_again_is_refused_by_name(kind):
+    model = Net()
+    pruner = Pruner(straight_through=StraightThrough())
+    with pytest.raises(ValueError, match=f"for straight_through, got {kind.__name__}"):
+        pruner.attach(model, kind(model.parameters(), lr=0.1), steps=STEPS)
+
+
+def test_a_second_call_in_a_step_is_refused_and_leaves_masked_weights():
+    model = Net()
+    optimizer = Plain(model.parameters())
+    optimizer.again = True
+    pruner = Pruner(sparsity=0.75, straight_through=StraightThrough(), schedule=AT_ONCE)
+    pruner.attach(model, optimizer, steps=STEPS)
+
+    def closure():
+        optimizer.zero_grad()
+        backward(model)
+        pruner.before_step(optimizer)
+
+    with pytest.raises(RuntimeError, match="need a single before_step"):
+        optimizer.step(closure)
+    assert not pruned_weights(model, pruner).any()
+
+
+def test_a_weight_in_two_optimizers_is_refused_by_name():
+    model = Net()
+    optimizers = [OPTIMIZERS["sgd"](model.parameters()) for _ in range(2)]
+    pruner = Pruner(straight_through=StraightThrough())
+    with pytest.raises(
+        ValueError, match=r"a single optimizer for each pruned weight .* '0.weight'"
+    ):
+        pruner.attach(model, optimizers, steps=STEPS)
+
+
+def test_a_frozen_weight_stays_pruned_beside_weights_that_learn():
+    model = Net()
+    model[2].weight.requires_grad_(False)
+    optimizer = OPTIMIZERS["adamw"](p for p in model.parameters() if p.requires_grad)
+    pruner = Pruner(
+        sparsity={"*": 0.75, "2.weight": 0.5}, straight_through=StraightThrough(), schedule=AT_ONCE
+    )
+    pruner.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, pruner, steps=1)
+    frozen = model[2].weight.clone()
+    train(model, optimizer, pruner, steps=STEPS - 1, first=1)
+    assert torch.equal(frozen, model[2].weight)
+    assert set(pruner.state_dict()["rest"]) == {"0.weight", "4.weight"}
+
+
+def test_accumulated_gradients_are_whole():
+    model, optimizer, pruner = attached("sgd", schedule=AT_ONCE, allocation=UniformAllocation())
+    for step in range(0, STEPS, 2):
+        optimizer.zero_grad()
+        backward(model, step)
+        backward(model, step + 1)
+        pruner.before_step(optimizer)
+        assert all(t.parameter.grad[~t.mask.kept].any() for t in pruner.tensors if step)
+        optimizer.step()
+        assert not pruned_weights(model, pruner).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_hold_their_zeros(dtype):
+    model = nn.Linear(16, 8).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = Pruner(sparsity=0.5, straight_through=StraightThrough(), schedule=AT_ONCE)
+    pruner.attach(model, optimizer, steps=STEPS)
+    for _ in range(STEPS):
+        model(torch.randn(4, 16, dtype=dtype)).square().mean().backward()
+        pruner.before_step(optimizer)
+        optimizer.step()
+        assert int((model.weight != 0).sum()) == 64
+    assert next(iter(pruner.state_dict()["rest"].values())).dtype == dtype
+
+
+def test_kept_weights_that_other_code_writes_between_steps_count():
+    model, optimizer, pruner = attached(schedule=AT_ONCE)
+    train(model, optimizer, pruner, steps=3)
+    with torch.no_grad():
+        for tensor in pruner.tensors:
+            tensor.weights.mul_(2)
+    doubled = {tensor: tensor.weights.clone() for tensor in pruner.tensors}
+    backward(model)
+    pruner.before_step(optimizer)
+    pruner.skip_step(optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, pruner, steps=1, first=3)
+    for tensor, weights in doubled.items():
+        kept = tensor.mask.kept & (weights != 0)
+        assert torch.equal(tensor.weights[kept], weights[kept])
+
+
+@pytest.mark.parametrize("allocation", [GlobalAllocation(), ERKAllocation()])
+def test_a_budget_is_met_and_never_exceeded_again(allocation):
+    model, optimizer, pruner = attached(
+        sparsity=None,
+        budget=MacsBudget(keep=0.3),
+        allocation=allocation,
+        schedule=PolynomialSchedule(begin=0, end=0.5),
+    )
+    costs = []
+    train(model, optimizer, pruner, check=lambda: costs.append(next(iter(pruner.spending)).share))
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] <= 0.3
+    assert costs[-1] > 0.29
+    assert pruner.choices > pruner.updates
+
+
+def test_a_criterion_that_fails_in_the_step_leaves_masked_weights():
+    model, optimizer, pruner = attached("sgd", schedule=AT_ONCE, criterion=MagnitudeCriterion())
+    train(model, optimizer, pruner, steps=3)
+    before = flat_masks(pruner)
+    backward(model)
+    pruner.before_step(optimizer)
+    model[2].weight.grad[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="need finite scores"):
+        optimizer.step()
+    assert torch.equal(before, flat_masks(pruner))
+    assert not pruned_weights(model, pruner).any()
