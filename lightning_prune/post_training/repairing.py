@@ -1,6 +1,7 @@
 """The repair of a pruned model: the layers in turn, on the inputs of training batches."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -110,8 +111,9 @@ def repair_layers(
     repairs, skipped = plan_repairs(model, pruner.tensors, twin, groups)
     operation = _Operation(repairs, repair, batches, twin)
     keep_buffers = keep_tensors(model, parameters=False)
+    bar = nullcontext() if trainer.progress_bar_callback is None else show_progress()
     try:
-        with keep_generators(), keep_modes(model), keep_buffers, quiet(".*"), show_progress():
+        with keep_generators(), keep_modes(model), keep_buffers, quiet(".*"), bar:
             model.train(train_mode)
             if repairs:
                 similar_trainer(trainer, operation).fit(model, datamodule=datamodule)
