@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.engine.groups import Group
 from lightning_prune.recipe.layer_inputs import find_hidden_inputs, list_factors
+from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.repair import Repair
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.moments import Moments
@@ -150,7 +152,8 @@ class LayerRepair:
         else:
             self.tensor.mask.set(self._twin.read_mask(self.tensor))
             self.tensor.count_kept()
-            weights, mask = surgery.choose(self._choose)
+            alive = self._group.alive()
+            weights, mask = surgery.choose(partial(self._choose, self._group.pattern, alive))
             self.tensor.prune_to(self._to_tensor(mask))
         weights = surgery.refit(weights, mask, repair.rounds)
         self.tensor.weights.copy_(self._to_tensor(weights))
@@ -164,14 +167,13 @@ class LayerRepair:
             repaired=surgery.measure_error(weights),
         )
 
-    def _choose(self, scores: Tensor) -> Tensor:
-        """Return a mask that keeps the promised number of atoms."""
-        assert self._group is not None
-        pattern, alive = self._group.pattern, self._group.alive()
+    def _choose(self, pattern: Pattern, alive: Tensor, scores: Tensor) -> Tensor:
+        """Return a mask that keeps the promised number of the atoms that are alive."""
         shape = self.tensor.output_first(self.tensor.weights).shape
         atoms = pattern.to_atoms(scores.reshape(shape)).masked_fill(~alive, -torch.inf)
-        protected, allowed = pattern.bounds(atoms, alive, self._keep)
-        atoms = atoms.masked_fill(protected, torch.inf).masked_fill(~allowed, -torch.inf)
+        if not pattern.ranks_freely:
+            protected, allowed = pattern.bounds(atoms, alive, self._keep)
+            atoms = atoms.masked_fill(protected, torch.inf).masked_fill(~allowed, -torch.inf)
         kept = pattern.to_entries(pattern(atoms, self._keep), tuple(shape))
         before = self.tensor.output_first(self.tensor.mask.kept)
         return (kept & before).reshape(scores.shape)
