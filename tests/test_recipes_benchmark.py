@@ -1,7 +1,7 @@
 """The fair comparison of recipes tunes, continues and judges as it says."""
 
-import csv
 import gzip
+import math
 from dataclasses import replace
 
 import pytest
@@ -20,6 +20,8 @@ from benchmarks.parts.recipes.results import (
 )
 from benchmarks.parts.recipes.runs import TEST, VALIDATION, Run, RunFile
 from benchmarks.parts.recipes.tasks import TASKS
+from benchmarks.parts.recipes.training import Trainings
+from benchmarks.recipes import make_trainer
 from tests.commands import run_python
 
 RATES = (0.1, 0.2, 0.3)
@@ -203,32 +205,34 @@ def command(tmp_path):
     root = str(tmp_path)
     sizes = ["--scale", "0.005", "--seeds", "1", "--sparsities", "0.9"]
     folders = ["--mnist", root, "--fashion", root, "--text", root]
-    arms = ["--arms", DENSE, GRADUAL]
-    return ["benchmarks/recipes.py", *folders, *sizes, *arms, "--csv", str(tmp_path / "runs.csv")]
+    plan = ["--tasks", "LeNet", "bytes", "--arms", DENSE, GRADUAL]
+    return ["benchmarks/recipes.py", *folders, *sizes, *plan, "--csv", str(tmp_path / "runs.csv")]
+
+
+def test_runs_with_other_data_are_refused(tmp_path):
+    setting = CASE.list_candidates()[0]
+    file = RunFile(tmp_path / "runs.csv")
+    file.add(make_run(setting, 97.25))
+    trainings = Trainings({"LeNet": TASK}, {"LeNet": None})
+    trainings.data["LeNet"] = None, "11111111"
+    find_or_train = make_trainer(file, trainings, until=math.inf)
+    assert find_or_train(setting).accuracy == 97.25
+    with pytest.raises(SystemExit, match="has runs of LeNet with other data"):
+        find_or_train(setting._replace(seed=7))
 
 
 @pytest.mark.slow
 def test_the_comparison_continues_and_reports(command, tmp_path):
-    stopped = run_python(*command, "--tasks", "LeNet", "--minutes", "0", codes=[1])
+    stopped = run_python(*command, "--minutes", "0", codes=[1])
     assert "start the script again to continue" in stopped.stderr
-    first = run_python(*command, "--tasks", "LeNet")
+    first = run_python(*command)
     assert "| gradual magnitude, ERK |" in first.stdout
+    assert "Nothing: the plan is complete." in first.stdout
     rows = (tmp_path / "runs.csv").read_text()
-    assert len(rows.splitlines()) == 1 + (3 + 1 + 1) + (9 + 3 + 1)
+    assert len(rows.splitlines()) == 1 + 2 * ((3 + 1 + 1) + (9 + 3 + 1))
 
     picture = tmp_path / "picture.png"
-    report = run_python(*command, "--tasks", "LeNet", "bytes", "--report", "--plot", str(picture))
+    report = run_python(*command, "--seeds", "2", "--report", "--plot", str(picture))
     assert (tmp_path / "runs.csv").read_text() == rows
-    assert "- bytes, gradual magnitude, ERK: not tuned" in report.stdout
-    assert "- LeNet" not in report.stdout
+    assert "- bytes, gradual magnitude, ERK: 1 of 2 trainings on the test split" in report.stdout
     assert picture.exists()
-
-    everything = run_python(*command, "--arms", DENSE)
-    assert "bits a byte, less is better" in everything.stdout
-    assert "Nothing: the plan is complete." in everything.stdout
-    with (tmp_path / "runs.csv").open(newline="") as file:
-        assert {row["task"] for row in csv.DictReader(file)} == {*TASKS}
-
-    (tmp_path / "04.py").write_text("other")
-    refused = run_python(*command, "--tasks", "bytes", codes=[1])
-    assert "has runs of bytes with other data" in refused.stderr

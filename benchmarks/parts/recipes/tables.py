@@ -55,12 +55,14 @@ def write_task(task: Task, results: Sequence[Result], sparsities: Sequence[float
 def write_tuning(results: Sequence[Result]) -> Iterator[str]:
     """Yield the lines of the table of tuned hyperparameters."""
     yield f"### Tuned at {TUNED_SPARSITY:g} on the validation split\n"
+    yield "A learning rate at an end of the range that was tried is marked.\n"
     yield write_markdown_header("task", "arm", "when", "learning rate", "validation")
     for result in results:
         if result.tuned is not None:
             task, tuned = result.case.task, result.tuned
             value = write_value(task, task.score(tuned))
-            cells = (tuned.timing, f"{tuned.rate:g}", value)
+            is_end = tuned.rate in (min(task.rates), max(task.rates))
+            cells = (tuned.timing, f"{tuned.rate:g}{' (an end)' if is_end else ''}", value)
             yield write_markdown_row(task.name, result.case.name, *cells)
     yield ""
 

@@ -115,7 +115,7 @@ TASKS = {
             read=read_digits,
             build=build_glorot_lenet,
             make_optimizer=partial(torch.optim.Adam, fused=True),
-            rates=(6e-4, 1.5e-3, 4e-3),
+            rates=(1.5e-3, 4e-3, 1e-2),
             steps=1600,
             batch=128,
         ),
