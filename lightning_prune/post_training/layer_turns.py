@@ -1,6 +1,5 @@
 """Turns of layers, and the inputs that the layers of a turn see."""
 
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,24 +40,18 @@ class Calls:
         return sum(layer in layers for layer in self.layers)
 
 
-def find_turns(names: Sequence[str], batches: Sequence[Calls]) -> list[list[list[int]]]:
-    """Return the turns of layers, each as lists of layers that have the same input.
-
-    Layers come in the order of the first calls. The layers of a numbered part of the model, such as
-    ``encoder.layer.3``, take a turn together.
+def find_turns(batches: Sequence[Calls]) -> list[list[int]]:
+    """Return the layers in the order of their first calls; layers with the same input go together.
 
     Args:
-        names: The names of the weights of all layers.
         batches: The calls of each batch.
     """
-    turns: list[list[list[int]]] = []
+    turns: list[list[int]] = []
     for layer, before in _find_first_calls(batches).items():
-        if before is not None and turns and before in turns[-1][-1]:
-            turns[-1][-1].append(layer)
-        elif turns and _are_together(names[layer], names[turns[-1][-1][0]]):
-            turns[-1].append([layer])
+        if before is not None and turns and before in turns[-1]:
+            turns[-1].append(layer)
         else:
-            turns.append([[layer]])
+            turns.append([layer])
     return turns
 
 
@@ -79,19 +72,6 @@ def _find_first_calls(batches: Sequence[Calls]) -> dict[int, int | None]:
     return before
 
 
-def _are_together(name: str, other: str) -> bool:
-    """Whether two layers are in the same numbered part.
-
-    Examples:
-        >>> _are_together("h.0.attention.weight", "h.0.mlp.weight")
-        True
-        >>> _are_together("net.0.weight", "net.2.weight"), _are_together("a.weight", "b.weight")
-        (False, False)
-    """
-    parts = [re.match(r".*\.\d+\.", each) for each in (name, other)]
-    return parts[0] is not None and parts[1] is not None and parts[0][0] == parts[1][0]
-
-
 def watch(layer: nn.Module, see: Callable[[Tensor], None]) -> RemovableHandle:
     """Return the hook that shows the input of each call of a layer to a function."""
 
@@ -109,22 +89,19 @@ class Gathering:
     """Sums over the inputs of the layers of a turn.
 
     Args:
-        layers: Lists of layers with the same input. Those without a kernel share the sums.
+        layers: Layers with the same input. Those without a kernel share the sums.
     """
 
-    def __init__(self, layers: Sequence[Sequence[LayerRepair]]) -> None:
-        self.layers = [layer for together in layers for layer in together]
-        self._dense: list[deque[Tensor]] = [deque() for _ in self.layers]
+    def __init__(self, layers: Sequence[LayerRepair]) -> None:
+        self._layers = layers
+        self._dense: list[deque[Tensor]] = [deque() for _ in layers]
         self._left = 0
+        plain = [index for index, layer in enumerate(layers) if not layer.has_kernel]
+        self._shared = set(plain[1:])
         self.moments: list[Moments] = []
-        self._is_first: list[bool] = []
-        for together in layers:
-            plain: Moments | None = None
-            for layer in together:
-                known = None if layer.has_kernel else plain
-                self._is_first.append(known is None)
-                self.moments.append(known or layer.make_moments())
-                plain = plain if layer.has_kernel else self.moments[-1]
+        for index, layer in enumerate(layers):
+            is_shared = index in self._shared
+            self.moments.append(self.moments[plain[0]] if is_shared else layer.make_moments())
 
     @contextmanager
     def reading_dense(self, calls: int) -> Iterator[None]:
@@ -141,16 +118,16 @@ class Gathering:
             yield
 
     def _keep(self, index: int, inputs: Tensor) -> None:
-        if self._is_first[index]:
+        if index not in self._shared:
             self._dense[index].append(inputs.clone())
 
     def _add(self, index: int, inputs: Tensor) -> None:
-        if not self._is_first[index]:
+        if index in self._shared:
             return
         dense = self._dense[index].popleft() if self._dense[index] else inputs
         if dense.shape != inputs.shape:  # a router has sent other samples here
             dense = inputs
-        self.layers[index].add(self.moments[index], inputs, dense)
+        self._layers[index].add(self.moments[index], inputs, dense)
 
     @contextmanager
     def _watching(self, calls: int, see: Callable[[int, Tensor], None]) -> Iterator[None]:
@@ -165,7 +142,7 @@ class Gathering:
 
         hooks = [
             watch(layer.tensor.owner, partial(show, index))
-            for index, layer in enumerate(self.layers)
+            for index, layer in enumerate(self._layers)
         ]
         try:
             yield

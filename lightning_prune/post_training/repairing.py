@@ -1,6 +1,7 @@
 """The repair of a pruned model: the layers in turn, on the inputs of training batches."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -88,9 +89,9 @@ def repair_layers(
 ) -> RepairReport:
     """Repair the layers of a pruned model, each on the inputs that its pruned predecessors make.
 
-    The layers of a numbered part of the model, such as ``encoder.layer.3``, take a turn together.
-    In each turn all batches run through the model up to these layers, twice: with dense and with
-    repaired predecessors. Memory holds the sums of one turn at a time.
+    Layers that read the same tensor take a turn together. In each turn all batches run through the
+    model up to these layers, twice: with dense and with repaired predecessors. Memory holds the
+    sums of one turn at a time.
 
     Args:
         trainer: Gives device and precision; one process.
@@ -110,8 +111,9 @@ def repair_layers(
     repairs, skipped = plan_repairs(model, pruner.tensors, twin, groups)
     operation = _Operation(repairs, repair, batches, twin)
     keep_buffers = keep_tensors(model, parameters=False)
+    bar = nullcontext() if trainer.progress_bar_callback is None else show_progress()
     try:
-        with keep_generators(), keep_modes(model), keep_buffers, quiet(".*"), show_progress():
+        with keep_generators(), keep_modes(model), keep_buffers, quiet(".*"), bar:
             model.train(train_mode)
             if repairs:
                 similar_trainer(trainer, operation).fit(model, datamodule=datamodule)
@@ -167,8 +169,7 @@ class _Operation(Callback):
         if len(self.seen) < self.batches:
             return
         self._remove_hooks()
-        names = [layer.name for layer in self.repairs]
-        turns = find_turns(names, [calls for _, calls in self.seen])
+        turns = find_turns([calls for _, calls in self.seen])
         for number, turn in enumerate(turns):
             note_progress("repair", number, len(turns))
             self._operate(trainer, pl_module, turn)
@@ -197,19 +198,17 @@ class _Operation(Callback):
             hook.remove()
         self.hooks = []
 
-    def _operate(
-        self, trainer: Trainer, model: LightningModule, turn: Sequence[Sequence[int]]
-    ) -> None:
+    def _operate(self, trainer: Trainer, model: LightningModule, turn: Sequence[int]) -> None:
         """Repair the layers of a turn."""
-        gathering = Gathering([[self.repairs[index] for index in together] for together in turn])
-        indices = [index for together in turn for index in together]
+        layers = [self.repairs[index] for index in turn]
+        gathering = Gathering(layers)
         for number, (batch, calls) in enumerate(self.seen):
-            if (expected := calls.count(indices)) == 0:
+            if (expected := calls.count(turn)) == 0:
                 continue
             if self.done:
                 with self.twin.shown(), gathering.reading_dense(expected):
                     run_batch(trainer, model, batch, number)
             with gathering.adding(expected):
                 run_batch(trainer, model, batch, number)
-        for layer, moments in zip(gathering.layers, gathering.moments, strict=True):
+        for layer, moments in zip(layers, gathering.moments, strict=True):
             self.done.append(layer.operate(moments, self.repair))
