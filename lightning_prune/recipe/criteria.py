@@ -248,8 +248,8 @@ class MovementCriterion(SourceCriterion):
     The sum runs over all steps so far. It is negative where the loss pulls the weight towards zero.
     This is the hard form (a ranking, not a threshold) of Sanh et al., "Movement Pruning" (2020),
     https://arxiv.org/abs/2005.07683. In the paper the score of a pruned weight goes on, so the
-    weight may revive. Here a pruned weight is 0 and has score 0, so no weight revives. Scores can
-    be negative, so `Recipe` refuses `LAMPAllocation`.
+    weight may revive. Here a pruned weight is 0 and has score 0. So no weight revives without
+    `StraightThrough` or `Phases`. Scores can be negative, so `Recipe` refuses `LAMPAllocation`.
 
     Raises:
         ValueError: If a tensor has no gradient at a step, or there was no step yet.
