@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
 from lightning_prune.cli.formats import Format, Precision
+from lightning_prune.cli.loading import choose_output
 from lightning_prune.post_training.defaults import (
     BATCHES,
     SEARCH_SPARSITIES,
@@ -39,16 +40,14 @@ class PruneTrainer(Trainer):
     ) -> None:
         """Prune a checkpoint in one update without training, and validate before and after.
 
-        The config's PruningCallback sets sparsity, allocation, criterion and pattern. Its schedule
-        is ignored.
+        The config's PruningCallback gives the recipe; its schedule is ignored.
 
         Args:
             model: The model.
             ckpt_path: The checkpoint to prune.
             datamodule: The data.
             output: The checkpoint to write; by default beside the other, with '-pruned' in the
-                name. 'test --ckpt_path' tests this checkpoint. 'fit --ckpt_path' trains it on from
-                step 0 and keeps the zeros.
+                name. 'fit --ckpt_path' trains it on from step 0 and keeps the zeros.
             batches: Number of training batches for a repair, or for a criterion that needs them.
             train_mode: Whether the modules are in train mode in these batches.
             statistics: Largest number of training batches for new statistics of batch
@@ -57,8 +56,7 @@ class PruneTrainer(Trainer):
         """
         from lightning_prune.post_training.one_shot import prune_once
 
-        source = Path(ckpt_path)
-        target = output or source.with_name(f"{source.stem}-pruned{source.suffix}")
+        target = choose_output(ckpt_path, output, "pruned")
         prune_once(
             self,
             model,

@@ -66,8 +66,18 @@ class RepairReport:
 
 
 def check_repair(recipe: Recipe) -> None:
-    """Raise ValueError if a repair would have to choose masks, and the allocation needs scores."""
+    """Raise ValueError if a repair cannot repair, or cannot choose the masks.
+
+    Raises:
+        ValueError: If the pattern takes whole branches, or a repair would have to choose masks and
+            the allocation needs scores.
+    """
     allocation = recipe.chosen_allocation
+    if recipe.pattern.spans_branches:
+        raise ValueError(
+            "need a pattern that leaves weights in each layer for a Repair, got pattern="
+            f"{type(recipe.pattern).__name__}; prune without repair, and train on"
+        )
     if recipe.criterion is None and allocation.needs_scores and not recipe.pattern.couples_tensors:
         raise ValueError(
             "need an allocation without scores for a Repair that chooses the masks, got allocation="

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import (
+    BranchPattern,
     ChannelPattern,
     ERKAllocation,
     GlobalAllocation,
@@ -193,7 +194,9 @@ def test_the_outputs_lose_less_than_those_of_wanda(pattern):
     assert report.pruner.sparsity == 0.5
 
 
-@pytest.mark.parametrize("pattern", [kind for kind in answers(Pattern) if kind != ChannelPattern])
+@pytest.mark.parametrize(
+    "pattern", [kind for kind in answers(Pattern) if kind not in (BranchPattern, ChannelPattern)]
+)
 @pytest.mark.parametrize("allocation", [UniformAllocation, ERKAllocation])
 def test_each_pattern_keeps_as_many_as_the_allocation_gives(pattern, allocation):
     model, plain = make_perceptron(), make_perceptron()
@@ -343,6 +346,12 @@ def test_an_allocation_by_scores_needs_a_criterion():
         prune(model, Repair(), allocation=GlobalAllocation())
     assert all(torch.equal(value, before[name]) for name, value in state_of(model).items())
     prune(model, Repair(), allocation=GlobalAllocation(), criterion=WandaCriterion())
+
+
+def test_whole_branches_are_refused():
+    model = Model(nn.Sequential(nn.Linear(16, 8)), torch.randn(64, 16))
+    with pytest.raises(ValueError, match=r"got pattern=BranchPattern; prune without repair"):
+        prune_once(trainer_with(PruningCallback(pattern=BranchPattern())), model, repair=Repair())
 
 
 def test_too_few_batches_are_refused_and_change_nothing():
