@@ -6,10 +6,12 @@ import pytest
 import torch
 import yaml
 
+from lightning_prune import LatencyTable
 from tests.commands import ROOT, run_python
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 BY_ROUNDS = ROOT / "configs" / "digits_tolerance.yaml"  # the metric decides where it ends
+BY_LATENCY = ROOT / "configs" / "digits_budget_latency.yaml"  # measures for a minute
 BY_REPAIR = ROOT / "configs" / "digits_alps.yaml"  # prunes a checkpoint
 
 
@@ -27,7 +29,7 @@ def fit(tmp_path, monkeypatch, prune_cli):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
-    [path for path in CONFIGS if path not in (BY_ROUNDS, BY_REPAIR)],
+    [path for path in CONFIGS if path not in (BY_ROUNDS, BY_LATENCY, BY_REPAIR)],
     ids=lambda path: path.stem,
 )
 def test_every_config_trains_and_lands(config, tmp_path, fit, capsys):
@@ -45,6 +47,18 @@ def test_the_config_of_a_tolerance_says_the_rounds_before_it_starts(fit, capsys)
     with pytest.warns(UserWarning, match="before the first round of pruning"):
         fit(BY_ROUNDS)
     assert "tolerance: up to 7 rounds to sparsity 0.9900" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_config_of_a_latency_reads_the_table_and_measures_the_end(fit, tmp_path, capsys):
+    groups = {"net.0.weight": 32, "net.3.weight": 64, "net.8.weight": 64}
+    saved = {name: {total: 1.0, total / 2: 0.8} for name, total in groups.items()}
+    table = tmp_path / "latency.csv"
+    LatencyTable(ms={"*": {160: 1.0, 80: 0.45}, **saved}).save(table)
+    config = tmp_path / "latency.yaml"
+    config.write_text(BY_LATENCY.read_text().replace("digits_latency.csv", str(table)))
+    fit(config)
+    assert "asked for at most 0.5 ms, predicted" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
@@ -113,6 +127,21 @@ def test_the_transformer_keeps_half_of_the_multiply_adds(tmp_path):
     size = ["--epochs", "2", "--width", "32", "--depth", "1", "--macs", "0.5"]
     run = run_python("-m", "examples.transformer", *size, "--output", str(tmp_path / "half.onnx"))
     assert "at most 52,384 of 104,768 multiply-adds, now 49,472" in run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wish", "unit"), [(("--macs", "0.5"), "multiply-adds"), (("--bytes", "100000"), "bytes")]
+)
+def test_the_residual_network_ends_within_the_budget(wish, unit, tmp_path):
+    size = ["--epochs", "2", "--width", "16", "--output", str(tmp_path / "small.onnx")]
+    run = run_python("-m", "examples.budgets", *wish, *size)
+    words = " ".join(run.stdout.split())
+    limit, last = (
+        int(text.split()[-1].replace(",", ""))
+        for text in (words.partition(f" {unit}, predicted")[0], words.rpartition(f" {unit}, ")[0])
+    )
+    assert 0.9 * limit < last <= limit
 
 
 @pytest.mark.slow
