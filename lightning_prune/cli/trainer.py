@@ -7,7 +7,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
 from lightning_prune.cli.formats import Format, Precision
-from lightning_prune.cli.loading import choose_output
 from lightning_prune.post_training.defaults import (
     BATCHES,
     SEARCH_SPARSITIES,
@@ -54,21 +53,20 @@ class PruneTrainer(Trainer):
                 normalizations in the pruned model; 0 leaves them as they are.
             repair: How kept weights make up for pruned weights, such as '{damping: 0.01}'.
         """
-        from lightning_prune.post_training.one_shot import prune_once
+        from lightning_prune.cli.pruning import prune_and_write
 
-        target = choose_output(ckpt_path, output, "pruned")
-        prune_once(
+        prune_and_write(
             self,
             model,
             datamodule,
             ckpt_path=ckpt_path,
-            output=target,
+            output=output,
+            say=_say,
             batches=batches,
             train_mode=train_mode,
             statistics=statistics,
             repair=repair,
         )
-        _say(f"written: {target}")
 
     def sensitivity(
         self,

@@ -32,6 +32,9 @@ _EXPECTED_WARNINGS = (
     "weights are 0 and no mask says why",  # no weight changes, so none grows back
 )
 
+# A validation takes the weights of a checkpoint only.
+_OTHER_CALLBACKS = "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"
+
 _EMPTY = (
     "need a training batch, got an empty train_dataloader; set limit_train_batches=0 "
     "(--trainer.limit_train_batches 0) to go without"
@@ -112,7 +115,7 @@ def validate(
     """
     loggers, trainer.loggers = trainer.loggers, [DummyLogger()]
     try:
-        with keep_generators():
+        with keep_generators(), keep_quiet(warned=[_OTHER_CALLBACKS]):
             results = trainer.validate(
                 model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False
             )

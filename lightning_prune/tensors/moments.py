@@ -1,7 +1,6 @@
 """Sums over the inputs of a layer, from which the error of its outputs follows for any weights."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +29,9 @@ class Moments:
     @classmethod
     def empty(cls, groups: int, columns: int, device: torch.device) -> "Moments":
         """Return zeros."""
-        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
-        return cls(
-            products=torch.zeros(groups, columns, columns, **options),
-            crossed=torch.zeros(groups, columns, columns, **options),
-            sums=torch.zeros(groups, columns, **options),
-            dense_sums=torch.zeros(groups, columns, **options),
-        )
+        products = torch.zeros(groups, columns, columns, dtype=torch.float64, device=device)
+        sums = torch.zeros(groups, columns, dtype=torch.float64, device=device)
+        return cls(products=products, crossed=products.clone(), sums=sums, dense_sums=sums.clone())
 
     def add(self, inputs: Tensor, dense: Tensor) -> None:
         """Add inputs.

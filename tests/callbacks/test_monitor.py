@@ -63,7 +63,7 @@ def test_tensorboard_gets_layout_histograms_table_and_picture(events):
     assert set(tags["histograms"]) == {"kept_weights/net.0.weight", "kept_weights/net.2.weight"}
     assert tags["images"] == ["val_acc_over_sparsity"]
     recipe = events.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert "class_path: lightning_prune.MagnitudeCriterion" in recipe
+    assert "class_path: lightning_prune.PolynomialSchedule" in recipe
     summary = [tag for tag in tags["tensors"] if tag.startswith("custom_scalars__config__")]
     layout = str(events.Tensors(summary[0])[0].tensor_proto)
     for chart in ("target and achieved", "per layer", "accuracy and sparsity"):
