@@ -41,7 +41,6 @@ from lightning_prune import (
 
 NETWORKS = ("ResNet-18", "MobileNetV2", "ViT")
 LEAST, MOST = 1.95, 2.3
-LARGEST_ERROR, LARGEST_MISS = 0.05, 0.01
 STEPS = 12
 
 
@@ -81,13 +80,6 @@ def measure(dense: nn.Module, small: nn.Module, example: torch.Tensor, blocks: i
     return next(each for each in found.latencies if each.runtime == "ONNX Runtime")
 
 
-def must_correct(latency: Latency, predicted: float, asked: float) -> bool:
-    """Return whether a prediction is off by more than 5 %, or the speedup asked for is missed."""
-    is_outside = not latency.low <= predicted <= latency.high
-    is_off = is_outside and abs(predicted / latency.speedup - 1) > LARGEST_ERROR
-    return is_off or latency.speedup < (1 - LARGEST_MISS) * min(predicted, asked)
-
-
 def land(
     name: str, model: nn.Module, inputs: Inputs, budget: LatencyBudget, blocks: int
 ) -> Landing:
@@ -121,7 +113,8 @@ def land(
             latency = measure(dense, shrink(model, example), example, blocks)
             (expense,) = pruner.spending
             dense_ms = expense.limit.dense
-            if must_correct(latency, dense_ms / expense.cost, budget.speedup):
+            predicted = dense_ms / expense.cost
+            if latency.contradicts(predicted, budget.speedup, expense.largest_error):
                 corrections += 1
                 pruner.correct_cost("latency", dense_ms / latency.speedup)
     pruner.detach()

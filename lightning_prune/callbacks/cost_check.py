@@ -19,7 +19,7 @@ from lightning_prune.models.errors import describe_error
 from lightning_prune.recipe.budgets import BytesBudget, LatencyBudget
 from lightning_prune.reporting.latency_widths import measure_latency_table
 from lightning_prune.reporting.measured_spending import measure_spending
-from lightning_prune.reporting.stopwatch import contradicts, measure_model_latency
+from lightning_prune.reporting.stopwatch import measure_model_latency
 
 _NEARLY = 0.9  # of the way: from here on an error of the prediction matters
 
@@ -100,16 +100,17 @@ class CostCheck:
     def _measure(self, expense: Expense) -> tuple[float, bool]:
         """Return the measured cost, and whether the prediction has to be corrected."""
         budget, dense, final = expense.limit.budget, expense.limit.dense, expense.limit.final
+        error = expense.largest_error or 0.0
         if isinstance(budget, LatencyBudget):
             shrunk = shrink(self._module, self._example)
             latency = measure_model_latency(self._module, shrunk, self._example, budget)
-            is_off = contradicts(latency, dense / expense.cost, dense / final)
+            is_off = latency.contradicts(dense / expense.cost, dense / final, error)
             return dense / latency.speedup, is_off
         assert isinstance(budget, BytesBudget)
         removed = self._pruner.recipe.pattern.couples_tensors
         size = measure_bytes(self._module, budget, self._example, removes_channels=removed)
         is_too_large = size > max(expense.cost, final)
-        is_off = abs(expense.cost - size) > (expense.largest_error or 0.0) * size
+        is_off = abs(expense.cost - size) > error * size
         return size, is_off or is_too_large
 
     def print_measured(self) -> None:

@@ -144,7 +144,7 @@ def writes_in_place(node: fx.Node) -> bool:
 
 
 def find_viewed(node: fx.Node) -> fx.Node | None:
-    """Return the argument whose memory the result may share; None if there is none."""
+    """Return the argument whose memory the result may share; None if it has memory of its own."""
     may_share = node.target is operator.getitem or (
         isinstance(node.target, torch._ops.OpOverload)
         and (

@@ -21,8 +21,9 @@ from lightning_prune.tensors.shards import sum_replicas
 def measure_statistics(module: nn.Module, batches: Iterable[Any], example: Call) -> None:
     """Give each normalization with running statistics the mean statistics of batches.
 
-    All modules are in evaluation mode but these normalizations. If there are none, no batch is
-    read. Where several processes run, all of them call this together, each with batches of its own.
+    All modules are in evaluation mode but these normalizations. Without such normalizations, no
+    batch is read. Where several processes run, all of them call this together, each with
+    batches of its own.
 
     Args:
         module: The module. Only running means, running variances and their counts change.

@@ -134,7 +134,7 @@ def _describe_products(group: BranchGroup, alike: Sequence[_Chosen]) -> Iterator
 
 
 def _why_dense(members: Sequence[Candidate]) -> str | None:
-    """Return the first reason why a branch stays dense; None if there is none."""
+    """Return the first reason why a branch stays dense; None if it can be pruned."""
     first = members[0]
     null = next((each for each in members if each.glob and each.why_dense), None)
     if first.why_dense is not None:

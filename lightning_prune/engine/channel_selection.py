@@ -146,7 +146,7 @@ def _make_group(
 
 
 def _why_dense(coupled: _Coupled, pattern: Pattern) -> _Reason | None:
-    """Return the first reason why channels stay dense; None if there is none."""
+    """Return the first reason why channels stay dense; None if they can be pruned."""
     channels, owner = coupled.channels, coupled.members[0]
     if channels.why_dense:
         return _Reason(why=channels.why_dense)

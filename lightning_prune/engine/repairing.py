@@ -225,7 +225,7 @@ def _explain_unseen(tensor: PrunedTensor, model: nn.Module) -> str | None:
 
 
 def _find_bias(tensor: PrunedTensor, model: nn.Module) -> nn.Parameter | None:
-    """Return the bias of a layer; None if there is none, or other modules have it too."""
+    """Return the bias of a layer; None without a bias, or if other modules share it."""
     bias = getattr(tensor.owner, "bias", None)
     places = sum(p is bias for module in model.modules() for p in module._parameters.values())
     return bias if isinstance(bias, nn.Parameter) and places == 1 else None

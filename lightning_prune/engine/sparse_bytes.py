@@ -30,7 +30,7 @@ class _Tensor:
         dtype: The type.
         shape: The shape after removal.
         nonzero: Number of nonzero entries, if it is known and neither zeros nor removal change it.
-        group: The name of the group whose atoms are zeroed in place; None if there is none.
+        group: The name of the group whose atoms are zeroed in place; None without a group.
         width: Number of weights of an atom.
         same_as: The name of the tensor that this is tied to.
     """

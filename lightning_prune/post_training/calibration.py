@@ -193,10 +193,10 @@ def calibrate(
 def _choose_source(
     trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, shown: int
 ) -> dict[str, Any]:
-    """Return where a fit reads batches: nowhere if there are none, and the criterion needs none.
+    """Return where a fit reads batches; without batches, nowhere, if the criterion needs no batch.
 
     Raises:
-        ValueError: If there are none, and the criterion needs batches.
+        ValueError: If there is no batch, and the criterion needs batches.
     """
     missing = describe_missing_batches(trainer, model, datamodule)
     if missing is None:

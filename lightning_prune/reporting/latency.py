@@ -22,6 +22,7 @@ WARM_UP = 3
 LEAST_BLOCKS = 6  # fewer pairs have no interval with this confidence
 
 _CONFIDENCE = 0.95
+_LARGEST_MISS = 0.01  # of the speedup that is asked for
 _BLOCK_SECONDS = 0.01  # much longer than the clock's resolution, much shorter than drifts
 
 
@@ -90,6 +91,33 @@ class Latency:
         if self.high < 1 and self.speedup < 1 / (1 + MARGIN):
             return "slower"
         return "no faster"
+
+    def contradicts(self, predicted: float, asked: float, largest_error: float) -> bool:
+        """Return whether the measurement shows that a predicted speedup has to be corrected.
+
+        That is so in two cases. A correction by less would follow the noise.
+
+        - The prediction is off by more than the largest error, and outside the interval.
+        - The model is slower than predicted, and slower than asked, by more than 1 %.
+
+        Args:
+            predicted: The predicted speedup.
+            asked: The speedup that is asked for at the end.
+            largest_error: Fraction by which the prediction may be off, positive.
+
+        Examples:
+            >>> contest = Contest(runtime="torch", device="cpu", threads=1, dense=None, pruned=None)
+            >>> latency = compare_times(contest, [1.9, 2, 2, 2, 2, 2.05], [1.0] * 6, calls=1)
+            >>> latency.speedup, latency.high
+            (2.0, 2.05)
+            >>> [latency.contradicts(speedup, 1.0, 0.05) for speedup in (1.8, 1.96, 2.09, 2.3)]
+            [True, False, False, True]
+            >>> [latency.contradicts(2.09, asked, 0.05) for asked in (2.01, 2.04)]
+            [False, True]
+        """
+        is_outside = not self.low <= predicted <= self.high
+        is_off = is_outside and abs(predicted / self.speedup - 1) > largest_error
+        return is_off or self.speedup < (1 - _LARGEST_MISS) * min(predicted, asked)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from torch import nn
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import need_libraries
 from lightning_prune.deploy.onnx import LIBRARIES
-from lightning_prune.engine.latency_costs import LARGEST_ERROR
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.examples import make_random_calls
@@ -16,8 +15,6 @@ from lightning_prune.models.undisturbed import keep_generators
 from lightning_prune.recipe.budgets import LatencyBudget
 from lightning_prune.reporting.latency import BLOCKS, Contest, Latency, measure_latency
 from lightning_prune.reporting.runtimes import open_in_onnx_runtime, open_in_torch, use_threads
-
-_LARGEST_MISS = 0.01  # of the speedup that is asked for
 
 
 class Stopwatch:
@@ -99,35 +96,6 @@ def measure_model_latency(
         ModuleNotFoundError: If ONNX Runtime is to be used and not installed.
     """
     return Stopwatch(dense, example, budget, blocks)(shrunk)
-
-
-def contradicts(latency: Latency, predicted: float, asked: float) -> bool:
-    """Return whether a measured latency shows that a prediction has to be corrected.
-
-    That is so in two cases. A correction by less would follow the noise.
-
-    - The prediction is off by more than 5 %, and outside the interval of the measurement.
-    - The model is slower than predicted, and slower than asked, by more than 1 %.
-
-    Args:
-        latency: The latency of the shrunk model in turns with the dense model.
-        predicted: The predicted speedup.
-        asked: The speedup that the budget asks for at the end.
-
-    Examples:
-        >>> from lightning_prune.reporting.latency import Contest, compare_times
-        >>> contest = Contest(runtime="torch", device="cpu", threads=1, dense=None, pruned=None)
-        >>> latency = compare_times(contest, [1.9, 2, 2, 2, 2, 2.05], [1.0] * 6, calls=1)
-        >>> latency.speedup, latency.high
-        (2.0, 2.05)
-        >>> [contradicts(latency, speedup, asked=1.0) for speedup in (1.8, 1.96, 2.09, 2.3)]
-        [True, False, False, True]
-        >>> [contradicts(latency, 2.09, asked) for asked in (2.01, 2.04)]
-        [False, True]
-    """
-    is_outside = not latency.low <= predicted <= latency.high
-    is_off = is_outside and abs(predicted / latency.speedup - 1) > LARGEST_ERROR
-    return is_off or latency.speedup < (1 - _LARGEST_MISS) * min(predicted, asked)
 
 
 def _resize(call: Call, batch_size: int | None) -> Call:

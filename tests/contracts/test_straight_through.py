@@ -54,7 +54,7 @@ def test_every_combination_lands_exactly_while_weights_return(allocation, patter
         assert not pruned_weights(model, pruner).any()
         masks.append(torch.cat([mask.flatten() for mask in pruner.masks.values()]))
         counts.append(int(masks[-1].sum()))
-        due = TOTAL * (1 - pruner.sparsity_target)  # of which single tensors and blocks are rounded
+        due = TOTAL * (1 - pruner.sparsity_target)  # single tensors and blocks are rounded
         assert counts[-1] == pytest.approx(due, abs=4)
 
     pruner.attach(model, optimizer, steps=STEPS)

@@ -1,4 +1,4 @@
-"""The file of finished trainings, of which `recipes.py` repeats none."""
+"""The file of finished trainings, which `recipes.py` does not repeat."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
 
 Find = Callable[[Setting], Run | None]
-"""Returns the run of a setting, or None if there is none yet."""
+"""Returns the run of a setting; None before it was trained."""
 
 
 class RunFile:
