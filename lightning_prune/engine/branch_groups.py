@@ -1,19 +1,20 @@
 """Alike residual branches, in all tensors that they hold."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lightning_prune.engine.coupled_groups import CoupledGroup
 from lightning_prune.engine.extents import Extent
-from lightning_prune.engine.groups import BoundedGroup, Cut, Scores
+from lightning_prune.engine.groups import Scores
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.ranking import compute_keep
 
 
 @dataclass(kw_only=True, eq=False)
-class BranchGroup(BoundedGroup):
+class BranchGroup(CoupledGroup):
     """Residual branches that are made alike; an atom is a branch, with all its parameters.
 
     Args:
@@ -21,11 +22,6 @@ class BranchGroup(BoundedGroup):
     """
 
     branch_of: Mapping[str, int]
-    _kept: int = field(init=False)
-    _changes: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self._kept = int(self.alive().sum())
 
     @property
     def name(self) -> str:
@@ -52,40 +48,14 @@ class BranchGroup(BoundedGroup):
         return tuple(member.name for member in self.members if member.is_scored)
 
     @property
-    def size(self) -> int:
-        """Number of branches, pruned ones included."""
-        return self.total
-
-    @property
     def weights_per_atom(self) -> float:
         """Number of scored weights in a branch."""
         return sum(each.total for each in self.members if each.is_scored) / self.total
 
     @property
-    def kept(self) -> int:
-        """Number of branches that are not pruned."""
-        return self._kept
-
-    @property
-    def changed(self) -> float:
-        """Fraction of the branches that has changed since `forget_changes`."""
-        return self._changes / self.total
-
-    def forget_changes(self) -> None:
-        """Begin to count changes anew."""
-        self._changes = 0
-        for member in self.members:
-            member.changes = 0
-
-    @property
     def total(self) -> int:
         """Number of branches, pruned ones included."""
         return max(self.branch_of.values()) + 1
-
-    @property
-    def atoms_kept(self) -> int:
-        """Number of branches that are not pruned."""
-        return int(self.alive().sum())
 
     @property
     def floor(self) -> int:
@@ -98,14 +68,6 @@ class BranchGroup(BoundedGroup):
             yield Extent(
                 parameter=member.name, axis=None, covered=self.total, width=1, length=self.total
             )
-
-    def alive(self) -> Tensor:
-        """Return which branches are not pruned."""
-        return self._find_any(lambda member: member.mask.kept)
-
-    def nonzero(self) -> Tensor:
-        """Return which branches have a weight that is not 0."""
-        return self._find_any(lambda member: member.weights != 0)
 
     def round_keep(self, due: int) -> int:
         """Return the number of branches that are kept where an allocation gives ``due``."""
@@ -124,13 +86,6 @@ class BranchGroup(BoundedGroup):
                 weights[branch] += of_member.numel()
         return sums / weights
 
-    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
-        """Prune the branches that a bool mask leaves out, and count those that stay."""
-        counts = super().intersect(choice)
-        before, self._kept = self._kept, int(self.alive().sum())
-        self._changes += before - self._kept
-        return counts
-
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with the value of its branch, which spreads over all its weights."""
         for member in self.members:
@@ -138,7 +93,7 @@ class BranchGroup(BoundedGroup):
             shape = [1] * len(member.mask.shape)
             yield member, value.view(shape).to(member.mask.device)
 
-    def _find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
+    def find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
         """Return which branches have a weight for which a bool tensor of a member is true."""
         found = torch.zeros(self.total, dtype=torch.bool, device=self.members[0].mask.device)
         for member in self.members:

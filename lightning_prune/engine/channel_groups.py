@@ -1,15 +1,16 @@
 """Channels that live or die together, in all tensors where they lie."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightning_prune.engine.coupled_groups import CoupledGroup
 from lightning_prune.engine.extents import Extent
-from lightning_prune.engine.groups import BoundedGroup, Cut, Scores
+from lightning_prune.engine.groups import Scores
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.ranking import compute_keep
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True, eq=False)
-class ChannelGroup(BoundedGroup):
+class ChannelGroup(CoupledGroup):
     """The output channels of a layer, in all tensors where they lie; an atom is a channel.
 
     A tensor can be in several groups, with its rows in one group and its columns in another. It
@@ -36,11 +37,6 @@ class ChannelGroup(BoundedGroup):
     buffers: "Sequence[ChannelPlace]" = ()
     channels: int
     width: int
-    _kept: int = field(init=False)
-    _changes: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self._kept = int(self.alive().sum())
 
     @property
     def name(self) -> str:
@@ -82,11 +78,6 @@ class ChannelGroup(BoundedGroup):
         return (*self.places, *self.buffers)
 
     @property
-    def size(self) -> int:
-        """Number of channels, pruned ones included."""
-        return self.channels
-
-    @property
     def weights_per_atom(self) -> float:
         """Number of weights of a channel in all members that are scored."""
         weights = 0.0
@@ -97,30 +88,9 @@ class ChannelGroup(BoundedGroup):
         return weights / self.channels
 
     @property
-    def kept(self) -> int:
-        """Number of channels that are not pruned."""
-        return self._kept
-
-    @property
-    def changed(self) -> float:
-        """Fraction of the channels that has changed since `forget_changes`."""
-        return self._changes / self.channels
-
-    def forget_changes(self) -> None:
-        """Begin to count changes anew."""
-        self._changes = 0
-        for member in self.members:
-            member.changes = 0
-
-    @property
     def total(self) -> int:
         """Number of channels, pruned ones included."""
         return self.channels
-
-    @property
-    def atoms_kept(self) -> int:
-        """Number of channels that are not pruned."""
-        return int(self.alive().sum())
 
     def extents(self) -> Iterator[Extent]:
         """Yield the axes along which the channels lie, in all members."""
@@ -128,14 +98,6 @@ class ChannelGroup(BoundedGroup):
             covered = int((place.channel_of_index >= 0).sum())
             width = covered // self.channels
             yield Extent(parameter=place.name, axis=place.axis, covered=covered, width=width)
-
-    def alive(self) -> Tensor:
-        """Return which channels are not pruned."""
-        return self._find_any(lambda member: member.mask.kept)
-
-    def nonzero(self) -> Tensor:
-        """Return which channels have a weight that is not 0."""
-        return self._find_any(lambda member: member.weights != 0)
 
     def round_keep(self, due: int) -> int:
         """Return the number of channels that are kept where an allocation gives ``due``.
@@ -160,13 +122,6 @@ class ChannelGroup(BoundedGroup):
                 weights += self._gather(ones, place).sum(1)
         return sums / weights
 
-    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
-        """Prune the channels that a bool mask leaves out, and count those that stay."""
-        counts = super().intersect(choice)
-        before, self._kept = self._kept, int(self.alive().sum())
-        self._changes += before - self._kept
-        return counts
-
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with a mask that spreads over it; indices of no channel are kept."""
         for member, place in self._places():
@@ -186,7 +141,7 @@ class ChannelGroup(BoundedGroup):
         members = {member.name: member for member in self.members}
         return ((members[place.name], place) for place in self.places)
 
-    def _find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
+    def find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
         """Return which channels have a weight for which a bool tensor of a member is true."""
         found = torch.zeros(self.channels, dtype=torch.bool, device=self.members[0].mask.device)
         for member, place in self._places():
