@@ -18,6 +18,11 @@ class TorchFloor(Enum):
     )
     ONNX_OF_NONE = "2.9", "write a module that returns None among the outputs as ONNX"
     PROCESSOR = "2.11", "find out whether this processor saturates products of 8 bits"
+    UNEVEN_SHARDS = (
+        "2.10",
+        "gather a tensor in order that FSDP2 cuts after tensor parallelism into unequal parts",
+    )
+    SWA_CHECKPOINT = "2.10", "write a checkpoint of StochasticWeightAveraging that holds no code"
 
     @property
     def is_met(self) -> bool:
