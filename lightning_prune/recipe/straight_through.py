@@ -18,9 +18,11 @@ class StraightThrough:
     A weight that was pruned by mistake returns as soon as its score is high enough. Between steps
     the pruned weights are exactly 0 in the model. Their values are in the state of the pruner.
 
-    Vanholder, "Effective Sparse Training with the Straight-Through Estimator" (ST-3, 2022),
-    https://arxiv.org/abs/2212.01076, and Glandorf et al., "Feather" (2023),
-    https://arxiv.org/abs/2310.02448, train this way along a ramp.
+    Vanderschueren & De Vleeschouwer, "Are Straight-Through gradients and Soft-Thresholding all you
+    need for Sparse Training?" (ST-3, 2023), https://arxiv.org/abs/2212.01076, and Glentis
+    Georgoulakis et al., "Feather" (2023), https://arxiv.org/abs/2310.02448, train this way along a
+    ramp. ST-3 also moves each kept weight toward 0 by the size of the largest pruned weight, and
+    Feather by less. Here the kept weights stay as they are.
 
     Args:
         every: Number of optimizer steps from a choice of the masks to the next. Due points of the
