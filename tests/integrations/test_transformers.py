@@ -270,13 +270,15 @@ def test_a_callback_goes_on_after_an_exception(tmp_path):
 @pytest.mark.slow
 def test_heads_and_units_of_the_feed_forward_layers_are_removed(tmp_path):
     model = make_bert()
-    targets = {"*.query.*": 0.5, "*.intermediate.*": 0.5}
+    targets = {"*.self.*": 0.5, "*.intermediate.*": 0.5}
     pruning = PruningTrainerCallback(targets, pattern=ChannelPattern())
     trainer = make_trainer(tmp_path, pruning, model=model)
     trainer.train()
     example = {"input_ids": torch.zeros(2, 6, dtype=torch.long)}
     small = shrink(model.eval(), example)
-    assert small.bert.encoder.layer[0].intermediate.dense.weight.shape == (16, 16)
+    layer = small.bert.encoder.layer[0]
+    assert layer.intermediate.dense.weight.shape == (16, 16)
+    assert layer.attention.self.query.weight.shape == (8, 16)  # 2 of 4 heads
     expected, found = model(**example).logits, small(**example).logits
     torch.testing.assert_close(found, expected)
 
