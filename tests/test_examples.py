@@ -1,6 +1,7 @@
 """Every config and every example, at small size."""
 
 import gzip
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -104,6 +105,21 @@ def test_every_config_says_what_it_shows(config):
 def test_every_example_lands(example):
     run = run_python("-m", f"examples.{example}", "--epochs", "2")
     assert "at sparsity 0.9000" in run.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("transformers") and find_spec("accelerate")),
+    reason="needs lightning-prune[transformers]",
+)
+def test_the_bert_of_transformers_is_saved_sparse_and_loses_heads_and_units(tmp_path):
+    size = ["--epochs", "1", "--pieces", "64", "--folder", tmp_path]
+    run = run_python("-m", "examples.hugging_face", *size)
+    assert "at sparsity 0.8000" in run.stdout
+    assert "weights: sparsity 0.8000 in the saved model" in run.stdout
+    parameters = 2 * (2 * 16 * (3 * (64 + 1) + 64) + 64 * (2 * 64 + 1))  # of heads and units
+    assert f"with {91_076 - parameters:,} of 91,076 parameters" in run.stdout
+    assert (tmp_path / "small.onnx").exists()
 
 
 @pytest.mark.slow

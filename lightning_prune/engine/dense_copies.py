@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_prune.engine.wrappers import list_layers
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.parts import slice_pieces
@@ -14,6 +15,9 @@ from lightning_prune.tensors.shards import local_part
 
 _CALLS_AGAIN = ("LBFGS", "SAM")
 """Ends of the names of optimizers that compute the loss again after they have moved weights."""
+
+_WRITES_LATER = "Lookahead"
+"""The name of a wrapper that moves weights after the step of the optimizer inside."""
 
 
 class DenseCopies:
@@ -45,7 +49,7 @@ class DenseCopies:
         return self._answer is not None
 
     def check(self, optimizers: Sequence[Optimizer], tensors: Sequence[PrunedTensor]) -> None:
-        """Refuse optimizers that cannot step over the values of pruned weights.
+        """Refuse optimizers, or wrappers of them, that cannot step over values of pruned weights.
 
         Raises:
             ValueError: If an optimizer computes gradients again while the values are in place, or
@@ -53,7 +57,8 @@ class DenseCopies:
         """
         if self._answer is not None:
             for index, optimizer in enumerate(optimizers):
-                _refuse_optimizer(optimizer, index, tensors)
+                for layer in list_layers(optimizer):
+                    _refuse_optimizer(layer, index, tensors)
 
     def follow(self, tensors: Sequence[PrunedTensor]) -> None:
         """Take up the tensors that are pruned from now on."""
@@ -186,6 +191,11 @@ def _move_out(tensor: PrunedTensor, rest: Tensor) -> None:
 def _refuse_optimizer(optimizer: Optimizer, index: int, tensors: Sequence[PrunedTensor]) -> None:
     """Raise ValueError if an optimizer cannot step over the values of pruned weights."""
     name = type(optimizer).__name__
+    if name == _WRITES_LATER:
+        raise ValueError(
+            f"need an optimizer that moves weights in its step only for straight_through, got "
+            f"{name}, which averages them later, when pruned weights must be 0"
+        )
     trained = [tensor for tensor in tensors if tensor.is_trained]
     owned = [tensor for tensor in trained if tensor.optimizer == index]
     if owned and any(kind.__name__.endswith(_CALLS_AGAIN) for kind in type(optimizer).__mro__):

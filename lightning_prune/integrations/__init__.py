@@ -1,0 +1,1 @@
+"""Pruning in the trainers of other libraries, one trainer in a file."""
