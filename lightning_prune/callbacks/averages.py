@@ -1,7 +1,6 @@
 """Averaged copies of the weights, which other callbacks hold."""
 
-from lightning.pytorch import Trainer
-
+from lightning_prune.callbacks.namespace import Trainer
 from lightning_prune.engine.pruner import Pruner
 
 
@@ -28,7 +27,7 @@ class Averages:
         if self._pruner.choices == self._choices:
             return
         self._choices = self._pruner.choices
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[union-attr]
             average = getattr(callback, "_average_model", None)
             if average is not None:
                 self._pruner.mask_copy(getattr(average, "module", average))
