@@ -6,7 +6,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -30,10 +30,14 @@ def choose_package(arguments: Sequence[str]) -> ModuleType:
 
 
 def _find_package_of_class(path: str) -> ModuleType | None:
-    """Return the package of a module's class; None if the name leads to no such class."""
+    """Return the package of a module's class, or of the class that a function returns.
+
+    Returns None if the name leads to neither.
+    """
     room, _, name = path.rpartition(".")
     with suppress(Exception):  # The command will fail at the same import, and say why.
-        kind = getattr(import_module(room), name)
+        found = getattr(import_module(room), name)
+        kind = found if isinstance(found, type) else get_type_hints(found)["return"]
         return next(package for package in PACKAGES if issubclass(kind, package.LightningModule))
     return None
 
