@@ -2,9 +2,7 @@
 
 import math
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
-
+from lightning_prune.callbacks.namespace import Trainer, is_lightning
 from lightning_prune.engine.host import Progress, make_host_clock
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.schedules import Schedule
@@ -27,7 +25,7 @@ def make_trainer_clock(trainer: Trainer, schedule: Schedule, *, is_resumed: bool
             before ``end``.
     """
     # A trial run compresses the ramp, in any unit, into a few batches.
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:  # type: ignore[union-attr]
         return lambda done: schedule.end * _measure_fraction(trainer)
     return make_host_clock(TrainerProgress(trainer, is_resumed=is_resumed), schedule)
 
@@ -91,7 +89,7 @@ def predict_moment(trainer: Trainer, schedule: Schedule, step: int, done: int) -
         step: The step of the optimizer.
         done: Number of completed steps of the optimizer.
     """
-    if trainer.fast_dev_run or not trainer.lightning_module.automatic_optimization:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run or not trainer.lightning_module.automatic_optimization:  # type: ignore[union-attr]
         return None
     if schedule.unit == "step":
         return float(step)
@@ -137,10 +135,10 @@ def _is_last(trainer: Trainer) -> bool:
 
 def _find_max_epochs(trainer: Trainer) -> float:
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[union-attr]
         # The extra epoch of this callback only updates batch normalization.
-        if isinstance(callback, StochasticWeightAveraging):
-            return min(epochs, callback.swa_end + 1)
+        if is_lightning(callback, "StochasticWeightAveraging"):
+            return min(epochs, float(callback.swa_end + 1))
     return epochs
 
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,6 +14,7 @@ from lightning_prune.callbacks.averages import find_averages
 from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.cost_check import CostCheck
+from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
 from lightning_prune.callbacks.old_statistics import OldStatistics
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
@@ -40,7 +40,7 @@ from lightning_prune.recipe.tolerance import Tolerance
 from lightning_prune.reporting.pruning import pruning_table
 
 
-class PruningCallback(Callback):
+class PruningCallback(LightningCallback):
     """Prunes a model gradually while it trains, and lands exactly on target.
 
     The callback logs ``sparsity`` (counted from the masks) and ``sparsity_target`` at each step.
@@ -285,7 +285,7 @@ class PruningCallback(Callback):
         self._host.mask_copies(find_averages(trainer))
         self._statistics.note_batch()
         batches = trainer.fit_loop.total_batch_idx + 1
-        if trainer.log_every_n_steps and batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.log_every_n_steps and batches % trainer.log_every_n_steps == 0:  # type: ignore[union-attr]
             self.pruner.check_zeros()
         if not self._host.take_news():
             return
@@ -325,7 +325,7 @@ class PruningCallback(Callback):
         """Return the function that recognizes a step outside training, or a skipped step."""
 
         def is_trial_step(optimizer: Optimizer) -> bool:
-            is_finder = self not in trainer.callbacks  # type: ignore[attr-defined]
+            is_finder = self not in trainer.callbacks  # type: ignore[union-attr]
             return is_finder or will_be_skipped(trainer, optimizer)
 
         return is_trial_step
