@@ -149,7 +149,7 @@ def _depends_on_pruned_inputs(layer: Any) -> bool:
     nothing, pruned = torch.zeros_like(inputs), torch.zeros_like(inputs)
     pruned[:, :: weight.shape[1]] = 1
     before, after = stand_in.forward(nothing), stand_in.forward(pruned)
-    return not torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(usual.abs().max()))
+    return not torch.allclose(before, after, rtol=1e-6, atol=1e-6 * float(usual.abs().max()))
 
 
 def _spreads(layer: Any) -> bool:
