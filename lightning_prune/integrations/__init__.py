@@ -1,1 +1,1 @@
-"""Other libraries that people train with, one in a file; each is imported only when it is used."""
+"""Pruning with the trainers and adapters of other libraries, one library in a file."""

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 
 import pytest
 import torch
@@ -187,9 +186,3 @@ def test_a_model_without_peft_is_refused():
     need_peft()
     with pytest.raises(TypeError, match=r"need a model of PEFT, got model of type Net"):
         merge_sparse(make())
-
-
-def test_without_peft_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModuleNotFoundError, match=r"need peft.*'lightning-prune\[peft\]'"):
-        merge_sparse(nn.Linear(2, 2))
