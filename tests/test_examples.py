@@ -174,6 +174,19 @@ def test_the_language_model_is_pruned_and_fine_tuned():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
+def test_the_sparse_llama_is_recovered_by_adapters_and_merged_with_all_zeros():
+    run = run_python("-m", "examples.lora", "--fast")
+    *_, dense, pruned, recovered, merged = (line.split("|") for line in run.stdout.splitlines())
+    names = [row[1].strip() for row in (dense, pruned, recovered, merged)]
+    assert names == ["dense", "pruned in one shot", "recovered by LoRA", "merged under the zeros"]
+    assert float(dense[2]) == 0
+    assert float(pruned[2]) == float(recovered[2]) == float(merged[2]) > 0.25
+    assert float(recovered[3]) < float(pruned[3])
+    assert "update dropped" in run.stdout
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_accuracy_runs():
     run = run_python("benchmarks/digits_accuracy.py", "--seeds", "1", "--epochs", "6")
     assert "the price of sparsity 0.9" in run.stdout

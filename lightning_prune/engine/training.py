@@ -122,7 +122,7 @@ class Training:
         try:
             self.roster.commit(enrolment)
             self._hook_optimizers()
-            warn_of_untrained(enrolment.selection)
+            warn_of_untrained(enrolment.selection, self.recipe)
         except BaseException:
             self.end(completed=False)
             raise

@@ -1,1 +1,1 @@
-"""Pruning in the trainers of other libraries, one trainer in a file."""
+"""Pruning with the trainers and adapters of other libraries, one library in a file."""
