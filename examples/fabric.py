@@ -22,18 +22,16 @@ def main() -> None:
     fabric.seed_everything(0)
     train, validation, test = load_digits_splits()
     net = convolutional_net()
-    adamw = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    model, optimizer = fabric.setup(net, adamw)
+    model, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), lr=3e-3))
     loader = fabric.setup_dataloaders(DataLoader(train, batch_size=32, shuffle=True))
 
     pruner = Pruner(sparsity=0.9)
-    pruner.attach(net, adamw, steps=epochs * len(loader))  # not the wrappers of Fabric
+    pruner.attach(model, optimizer, steps=epochs * len(loader), hook=True)
     for epoch in range(epochs):
         model.train()
         for images, labels in loader:
             optimizer.zero_grad()
             fabric.backward(nn.functional.cross_entropy(model(images), labels))
-            pruner.before_step(adamw)
             optimizer.step()
         reached = accuracy(model, validation)
         fabric.print(f"epoch {epoch}: accuracy {reached:.4f} at sparsity {pruner.sparsity:.4f}")

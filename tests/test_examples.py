@@ -1,6 +1,7 @@
 """Every config and every example, at small size."""
 
 import gzip
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -107,6 +108,21 @@ def test_every_example_lands(example):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("transformers") and find_spec("accelerate")),
+    reason="needs lightning-prune[transformers]",
+)
+def test_the_bert_of_transformers_is_saved_sparse_and_loses_heads_and_units(tmp_path):
+    size = ["--epochs", "1", "--pieces", "64", "--folder", tmp_path]
+    run = run_python("-m", "examples.hugging_face", *size)
+    assert "at sparsity 0.8000" in run.stdout
+    assert "weights: sparsity 0.8000 in the saved model" in run.stdout
+    parameters = 2 * (2 * 16 * (3 * (64 + 1) + 64) + 64 * (2 * 64 + 1))  # of heads and units
+    assert f"with {91_076 - parameters:,} of 91,076 parameters" in run.stdout
+    assert (tmp_path / "small.onnx").exists()
+
+
+@pytest.mark.slow
 def test_the_transformer_loses_heads_and_units(tmp_path):
     output = tmp_path / "transformer.onnx"
     size = ["--epochs", "2", "--width", "32", "--depth", "1", "--output", str(output)]
@@ -155,6 +171,19 @@ def test_the_language_model_is_pruned_and_fine_tuned():
     ways = ("pruned while it trains", *(f"pruned at once by {rule}" for rule in rules))
     assert names == [("dense", ""), *((way, zeros) for zeros in ("0.5", "2:4") for way in ways)]
     assert all(float(after) < float(before) < 8 for _, _, before, after in models)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
+def test_the_sparse_llama_is_recovered_by_adapters_and_merged_with_all_zeros():
+    run = run_python("-m", "examples.lora", "--fast")
+    *_, dense, pruned, recovered, merged = (line.split("|") for line in run.stdout.splitlines())
+    names = [row[1].strip() for row in (dense, pruned, recovered, merged)]
+    assert names == ["dense", "pruned in one shot", "recovered by LoRA", "merged under the zeros"]
+    assert float(dense[2]) == 0
+    assert float(pruned[2]) == float(recovered[2]) == float(merged[2]) > 0.25
+    assert float(recovered[3]) < float(pruned[3])
+    assert "update dropped" in run.stdout
 
 
 @pytest.mark.slow

@@ -1,34 +1,11 @@
 """Averaged copies of the weights, which other callbacks hold."""
 
-from lightning.pytorch import Trainer
+from torch import nn
 
-from lightning_prune.engine.pruner import Pruner
+from lightning_prune.callbacks.namespace import Trainer
 
 
-class Averages:
-    """Prunes the averaged copies of other callbacks after each choice of the masks.
-
-    Between two choices an average of zeros stays zero, in any order of the callbacks.
-
-    Args:
-        pruner: The engine.
-    """
-
-    def __init__(self, pruner: Pruner) -> None:
-        self._pruner = pruner
-        self._choices: int | None = None  # at the last masking
-
-    def begin(self, trainer: Trainer) -> None:
-        """Mask the copies at the start of a training."""
-        self._choices = None
-        self.mask(trainer)
-
-    def mask(self, trainer: Trainer) -> None:
-        """Mask the copies if masks were chosen since the last call."""
-        if self._pruner.choices == self._choices:
-            return
-        self._choices = self._pruner.choices
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            average = getattr(callback, "_average_model", None)
-            if average is not None:
-                self._pruner.mask_copy(getattr(average, "module", average))
+def find_averages(trainer: Trainer) -> list[nn.Module]:
+    """Return the averaged copies of other callbacks."""
+    averages = [getattr(each, "_average_model", None) for each in trainer.callbacks]  # type: ignore[union-attr]
+    return [average for average in averages if average is not None]

@@ -1,12 +1,11 @@
 """How a callback finds the pruning of the same Trainer."""
 
-from lightning.pytorch import Callback, Trainer
-
+from lightning_prune.callbacks.namespace import Trainer
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.engine.pruner import Pruner
 
 
-def find_pruner(callback: Callback, trainer: Trainer) -> Pruner:
+def find_pruner(callback: object, trainer: Trainer) -> Pruner:
     """Return the engine of the Trainer's `PruningCallback`.
 
     Args:
@@ -16,7 +15,7 @@ def find_pruner(callback: Callback, trainer: Trainer) -> Pruner:
     Raises:
         ValueError: If the Trainer has no `PruningCallback`.
     """
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
+    for other in trainer.callbacks:  # type: ignore[union-attr]
         if isinstance(other, PruningCallback):
             return other.pruner
     raise ValueError(

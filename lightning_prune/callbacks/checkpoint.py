@@ -3,18 +3,17 @@
 import warnings
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.beside import find_pruner
+from lightning_prune.callbacks.namespace import LightningCheckpoint, LightningModule, Trainer
 from lightning_prune.engine.pruner import Pruner
 
 _ROUNDING = 1e-9  # a mean of targets is a sum of floats
 
 
-class SparsityCheckpoint(ModelCheckpoint):
+class SparsityCheckpoint(LightningCheckpoint):
     r"""Keeps the best models among those that are sparse enough.
 
     The best model of a pruned run is often the dense model of an early epoch, which a plain
@@ -103,7 +102,7 @@ class SparsityCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if no model was considered."""
         super().on_train_end(trainer, pl_module)
-        if self._has_considered or self.save_top_k == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._has_considered or self.save_top_k == 0 or trainer.fast_dev_run:  # type: ignore[union-attr]
             return
         pruner = find_pruner(self, trainer)
         remedy = (

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Trainer
-
+from lightning_prune.callbacks.namespace import Trainer
 from lightning_prune.callbacks.rewinding import Rewinder
 from lightning_prune.callbacks.steering import Steering
 from lightning_prune.callbacks.tolerating import ToleranceKeeper

@@ -2,10 +2,9 @@
 
 import math
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
-
-from lightning_prune.recipe.clocks import Clock, make_clock
+from lightning_prune.callbacks.namespace import Trainer, is_lightning
+from lightning_prune.engine.host import Progress, make_host_clock
+from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.schedules import Schedule
 
 
@@ -26,32 +25,59 @@ def make_trainer_clock(trainer: Trainer, schedule: Schedule, *, is_resumed: bool
             before ``end``.
     """
     # A trial run compresses the ramp, in any unit, into a few batches.
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:  # type: ignore[union-attr]
         return lambda done: schedule.end * _measure_fraction(trainer)
-    if schedule.unit == "step":
-        planned_steps = _predict_steps(trainer, is_resumed=is_resumed)
-        by_steps = make_clock(schedule, planned_steps, None)
-        if planned_steps is None:
-            return by_steps
-        # If a scaler has skipped steps, the last step has a lower number than planned.
-        return lambda done: schedule.end if _is_last(trainer) else by_steps(done)
-    if schedule.unit == "epoch":
-        planned = _predict_epochs(trainer)
-        if schedule.end > planned:
-            raise ValueError(
-                f"need end within the {planned:g} planned epochs, got end={schedule.end} with "
-                "unit='epoch'; lower end or train longer"
-            )
-        return lambda done: schedule.end if _is_last(trainer) else _count_epochs(trainer)
-    if not _has_known_end(trainer):
-        raise ValueError(
-            "need a known end of training for a schedule with unit='fraction', got "
+    return make_host_clock(TrainerProgress(trainer, is_resumed=is_resumed), schedule)
+
+
+class TrainerProgress(Progress):
+    """The progress of a Trainer of Lightning.
+
+    Args:
+        trainer: The Trainer, at or after ``on_train_start``.
+        is_resumed: Whether the optimizer's count continues from a checkpoint; else it starts at 0.
+    """
+
+    def __init__(self, trainer: Trainer, *, is_resumed: bool) -> None:
+        self._trainer = trainer
+        self._planned_steps = _predict_steps(trainer, is_resumed=is_resumed)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no optimizer steps again after the present batch."""
+        return _is_last(self._trainer)
+
+    @property
+    def fraction(self) -> float:
+        """Completed batches over planned batches, or ``global_step / max_steps``."""
+        return _measure_fraction(self._trainer)
+
+    @property
+    def epochs(self) -> float:
+        """The epochs that are done."""
+        return _count_epochs(self._trainer)
+
+    @property
+    def planned_epochs(self) -> float:
+        """The largest number of epochs that the limits of the Trainer allow."""
+        return _predict_epochs(self._trainer)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """The final step count of the optimizer."""
+        return self._planned_steps
+
+    @property
+    def unknown_end(self) -> str:
+        """The limits of the Trainer, if they leave the end unknown."""
+        trainer = self._trainer
+        if _has_known_end(trainer):
+            return ""
+        return (
             f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps} and "
             f"{trainer.num_training_batches} batches an epoch; set max_steps (or max_epochs, for "
-            "data with a length), or count in steps: "
-            "PolynomialSchedule(begin=1000, end=8000, unit='step')"
+            "data with a length)"
         )
-    return lambda done: _measure_fraction(trainer)
 
 
 def predict_moment(trainer: Trainer, schedule: Schedule, step: int, done: int) -> float | None:
@@ -63,7 +89,7 @@ def predict_moment(trainer: Trainer, schedule: Schedule, step: int, done: int) -
         step: The step of the optimizer.
         done: Number of completed steps of the optimizer.
     """
-    if trainer.fast_dev_run or not trainer.lightning_module.automatic_optimization:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run or not trainer.lightning_module.automatic_optimization:  # type: ignore[union-attr]
         return None
     if schedule.unit == "step":
         return float(step)
@@ -109,10 +135,10 @@ def _is_last(trainer: Trainer) -> bool:
 
 def _find_max_epochs(trainer: Trainer) -> float:
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[union-attr]
         # The extra epoch of this callback only updates batch normalization.
-        if isinstance(callback, StochasticWeightAveraging):
-            return min(epochs, callback.swa_end + 1)
+        if is_lightning(callback, "StochasticWeightAveraging"):
+            return min(epochs, float(callback.swa_end + 1))
     return epochs
 
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
+from lightning_prune.callbacks.namespace import LightningModule, Trainer
 from lightning_prune.channels.shrink import shrink
 from lightning_prune.deploy.latency_table import LatencyTable
 from lightning_prune.engine.candidates import Selection

@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.namespace import (
+    LightningCallback,
+    LightningModule,
+    Trainer,
+    is_lightning,
+    rank_zero_info,
+)
 from lightning_prune.callbacks.teaching import FORWARD, TeachingStep, describe_call, find_module
 from lightning_prune.deploy.checkpoints import read_checkpoint
 from lightning_prune.models.compiled import is_compiled
 
+_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
-class DistillationCallback(Callback):
+
+class DistillationCallback(LightningCallback):
     r"""Lets the dense model teach the pruned model, without a change to the module's code.
 
     In each training step the teacher gets the student's inputs. The callback adds to the loss
@@ -123,7 +129,7 @@ class DistillationCallback(Callback):
         """Refuse a Trainer or a module that distillation does not support."""
         if stage != "fit":
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[union-attr]
         if (count := sum(isinstance(c, DistillationCallback) for c in callbacks)) > 1:
             raise ValueError(
                 f"need one DistillationCallback in a Trainer, got {count}; remove the others"
@@ -134,7 +140,7 @@ class DistillationCallback(Callback):
                 "where training_step calls backward; set automatic_optimization=True, or add the "
                 "loss in training_step"
             )
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        if is_lightning(trainer.strategy, *_SHARDING):
             raise ValueError(
                 "need a strategy that leaves parameters whole, got "
                 f"{type(trainer.strategy).__name__}; use DDP or a single device"

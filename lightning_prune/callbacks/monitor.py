@@ -5,12 +5,15 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.beside import find_pruner
 from lightning_prune.callbacks.clock import read_logged_step
+from lightning_prune.callbacks.namespace import (
+    LightningCallback,
+    LightningModule,
+    Trainer,
+    is_lightning,
+)
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
 from lightning_prune.reporting.pruning import pruning_table
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_prune.reporting.records import Report
 
 
-class SparsityMonitor(Callback):
+class SparsityMonitor(LightningCallback):
     """Logs the sparsity of a `PruningCallback` over the training, overall and by tensor.
 
     At each mask update the monitor logs ``sparsity/…``, ``sparsity_target/…`` and ``mask_change/…``
@@ -236,11 +239,11 @@ class SparsityMonitor(Callback):
                 self.cost_curves.setdefault(expense.unit, []).append((expense.share, value))
 
 
-def _find_boards(trainer: Trainer) -> list[TensorBoardLogger]:
+def _find_boards(trainer: Trainer) -> list[Any]:
     """Return the TensorBoard loggers; ranks other than the first get an empty list."""
     if not trainer.is_global_zero:
         return []
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger for logger in trainer.loggers if is_lightning(logger, "TensorBoardLogger")]
 
 
 def _collect_scalars(measured: "Report") -> dict[str, float]:

@@ -1,8 +1,6 @@
 """Running statistics of normalizations that are older than the masks."""
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
-
+from lightning_prune.callbacks.namespace import LightningModule, rank_zero_warn
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.statistics import find_statistics
 

@@ -1,20 +1,20 @@
 """Pruning inside a Lightning Trainer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.callbacks.averages import Averages
+from lightning_prune.callbacks.averages import find_averages
 from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.cost_check import CostCheck
+from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
 from lightning_prune.callbacks.old_statistics import OldStatistics
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
@@ -22,7 +22,7 @@ from lightning_prune.callbacks.skipped_steps import will_be_skipped
 from lightning_prune.callbacks.steering import Steering
 from lightning_prune.callbacks.unsupported import refuse_unsupported
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
-from lightning_prune.engine.groups import Group
+from lightning_prune.engine.host import Host
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget
@@ -40,7 +40,7 @@ from lightning_prune.recipe.tolerance import Tolerance
 from lightning_prune.reporting.pruning import pruning_table
 
 
-class PruningCallback(Callback):
+class PruningCallback(LightningCallback):
     """Prunes a model gradually while it trains, and lands exactly on target.
 
     The callback logs ``sparsity`` (counted from the masks) and ``sparsity_target`` at each step.
@@ -144,7 +144,7 @@ class PruningCallback(Callback):
     def _begin(self, recipe: Recipe, example: Any) -> None:
         self.pruner = Pruner.from_recipe(recipe)
         self.example = example
-        self._averages = Averages(self.pruner)
+        self._host = Host(self.pruner)
         self._seen = SeenExample()
         self._steering: Steering | None = None
         self._costs: CostCheck | None = None
@@ -152,7 +152,6 @@ class PruningCallback(Callback):
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
         self._statistics = OldStatistics(self.pruner)
-        self._logged_key: tuple[int, Sequence[Group]] | None = None  # at the last log of the epoch
 
     @property
     def recipe(self) -> Recipe:
@@ -238,14 +237,15 @@ class PruningCallback(Callback):
             steering.begin()
         self._steering = steering
         self._restored_state, self._is_training = None, True
-        self._logged_key, self._statistics = None, OldStatistics(self.pruner)
-        self._averages.begin(trainer)
+        self._statistics = OldStatistics(self.pruner)
+        self._host.forget()
+        self._host.mask_copies(find_averages(trainer))
         warn_of_saves_at_epoch_ends(trainer)
         self._print_table(trainer, "To be pruned")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log again in this epoch: Lightning forgets logged values at the end of an epoch."""
-        self._logged_key = None
+        self._host.forget()
         if self._steering is not None:
             self._steering.on_epoch_start(pl_module)
 
@@ -282,26 +282,16 @@ class PruningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Log sparsity and target after each update; Lightning repeats them between updates."""
-        self._averages.mask(trainer)
+        self._host.mask_copies(find_averages(trainer))
         self._statistics.note_batch()
         batches = trainer.fit_loop.total_batch_idx + 1
-        if trainer.log_every_n_steps and batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.log_every_n_steps and batches % trainer.log_every_n_steps == 0:  # type: ignore[union-attr]
             self.pruner.check_zeros()
-        key = self.pruner.updates, self.pruner.groups
-        if self._logged_key == key:
+        if not self._host.take_news():
             return
-        self._logged_key = key
         if self._costs is not None:
             self._costs.check()
-        values = {
-            "sparsity": self.pruner.sparsity,
-            "sparsity_target": self.pruner.sparsity_target,
-        }
-        if self.recipe.pattern.couples_tensors:
-            values["parameter_sparsity"] = self.pruner.parameter_sparsity
-        for expense in self.pruner.spending:
-            values |= {expense.unit: expense.share, f"{expense.unit}_target": expense.target}
-        for name, value in values.items():
+        for name, value in self._host.read_values().items():
             is_shown = trainer.progress_bar_callback is not None and name == "sparsity"
             pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
@@ -309,7 +299,7 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Mask averaged copies, so that other callbacks save them with the present masks."""
-        self._averages.mask(trainer)
+        self._host.mask_copies(find_averages(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks; the pruned weights stay zero."""
@@ -335,7 +325,7 @@ class PruningCallback(Callback):
         """Return the function that recognizes a step outside training, or a skipped step."""
 
         def is_trial_step(optimizer: Optimizer) -> bool:
-            is_finder = self not in trainer.callbacks  # type: ignore[attr-defined]
+            is_finder = self not in trainer.callbacks  # type: ignore[union-attr]
             return is_finder or will_be_skipped(trainer, optimizer)
 
         return is_trial_step

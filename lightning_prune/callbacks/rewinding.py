@@ -3,10 +3,10 @@
 from copy import deepcopy
 from typing import Any, ClassVar
 
-from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.clock import make_trainer_clock, predict_moment
+from lightning_prune.callbacks.namespace import LightningModule, Trainer
 from lightning_prune.callbacks.snapshots import (
     collect_tensors,
     copy_to_cpu,
@@ -53,7 +53,7 @@ class Rewinder(Steering):
         self.rewind, self.pruner, self.trainer = rewind, pruner, trainer
         _find_only_optimizer(trainer)
         refuse_unfit_training(trainer, "rewind")
-        self._snapshot_step = 0 if trainer.fast_dev_run else rewind.to  # type: ignore[attr-defined]
+        self._snapshot_step = 0 if trainer.fast_dev_run else rewind.to  # type: ignore[union-attr]
         self._clock = make_trainer_clock(trainer, pruner.recipe.schedule, is_resumed=is_resumed)
         self._moment = -1.0
         self._point: float | None = None

@@ -2,9 +2,7 @@
 
 import math
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_prune.callbacks.namespace import Trainer, is_lightning, rank_zero_warn
 
 
 def warn_of_saves_at_epoch_ends(trainer: Trainer) -> None:
@@ -25,7 +23,7 @@ def warn_of_saves_at_epoch_ends(trainer: Trainer) -> None:
     steps = math.ceil(batches / trainer.accumulate_grad_batches)
     for callback in trainer.checkpoint_callbacks:
         saves = getattr(callback, "_every_n_train_steps", 0)
-        if not isinstance(callback, ModelCheckpoint) or saves < 1:
+        if not is_lightning(callback, "ModelCheckpoint") or saves < 1:
             continue
         meeting = math.lcm(saves, steps)
         first = (trainer.global_step // meeting + 1) * meeting

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_prune.callbacks.namespace import LightningModule, Trainer
 from lightning_prune.models.calls import Call
 from lightning_prune.models.examples import CallRecorder
 

@@ -1,8 +1,9 @@
 """Steps that a gradient scaler skips."""
 
-from lightning.pytorch import Trainer
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
+
+from lightning_prune.callbacks.namespace import Trainer
 
 
 def will_be_skipped(trainer: Trainer, optimizer: Optimizer) -> bool:

@@ -3,11 +3,11 @@
 from copy import deepcopy
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_prune.callbacks.namespace import LightningModule, Trainer
 from lightning_prune.models.names import named_tensors
 from lightning_prune.tensors.shards import is_sharded
 
@@ -19,7 +19,7 @@ def refuse_unfit_training(trainer: Trainer, purpose: str) -> None:
         trainer: The Trainer, at ``on_train_start``.
         purpose: The argument that needs snapshots, for the error.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[union-attr]
         if getattr(callback, "_average_model", None) is not None:
             raise ValueError(
                 f"need a training without averaged weights with {purpose}, got "

@@ -3,8 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from lightning.pytorch import LightningModule
-
+from lightning_prune.callbacks.namespace import LightningModule
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.schedules import Schedule
 

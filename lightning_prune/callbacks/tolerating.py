@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 
 from lightning_prune.callbacks.clock import read_logged_step
 from lightning_prune.callbacks.decisions import describe_costs, describe_end, describe_verdict
+from lightning_prune.callbacks.namespace import LightningModule, Trainer, rank_zero_warn
 from lightning_prune.callbacks.snapshots import (
     collect_tensors,
     copy_to_cpu,
@@ -144,7 +143,7 @@ class ToleranceKeeper(Steering):
                 f"longer, or lower begin={self.tolerance.begin}"
             )
             return
-        if self._rounds.phase == "trial" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._rounds.phase == "trial" and not self.trainer.fast_dev_run:  # type: ignore[union-attr]
             rank_zero_warn(
                 f"training stopped in round {self._rounds.number}, at sparsity "
                 f"{self._rounds.sparsity:.4f}, before it was known which sparsity the tolerance "
@@ -164,7 +163,7 @@ class ToleranceKeeper(Steering):
 
     @property
     def _writes_file(self) -> bool:
-        return not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        return not self.trainer.fast_dev_run  # type: ignore[union-attr]
 
     def _has_updated(self) -> bool:
         """Whether the optimizers have stepped since the last decision, so that masks are new."""

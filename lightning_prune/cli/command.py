@@ -5,14 +5,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-
 import lightning_prune.callbacks  # noqa: F401  (jsonargparse resolves short names of imported classes)
+from lightning_prune.callbacks.namespace import CommandBase, ParserBase, join
+from lightning_prune.cli.chosen_package import choose_package
 from lightning_prune.cli.errors import explain
 from lightning_prune.cli.loading import adopt_shapes
 from lightning_prune.cli.refusals import describe_refusal
@@ -22,7 +22,7 @@ from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 _OURS = ("prune", "sensitivity", "search", "report", "reestimate", "shrink", "export")
 
 
-class PruneArgumentParser(LightningArgumentParser):
+class PruneArgumentParser(ParserBase):
     """Lightning's parser, with errors that name the candidates for a wrong name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -42,22 +42,22 @@ def _keys(parser: argparse.ArgumentParser) -> list[str]:
     return keys
 
 
-class PruneCLI(LightningCLI):
+class PruneCLI(CommandBase):
     """LightningCLI with more subcommands, and without a traceback for a bad value."""
 
     trainer: PruneTrainer
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
         """Return Lightning's and our subcommands, with the arguments that are no options."""
-        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in _OURS}
+        return super().subcommands() | {name: {"model", "datamodule"} for name in _OURS}
 
     def before_instantiate_classes(self) -> None:
         """Save no config for a subcommand that does not train."""
         if self.subcommand in _OURS:
             self.save_config_callback = None
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+    def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and refuse a bad checkpoint before Lightning looks for hyperparameters in it."""
         super().parse_arguments(parser, args)
         self._hyperparameters: dict[str, Any] = {}
@@ -166,11 +166,13 @@ def main() -> None:
     """Run ``fit``, ``prune``, ``report`` or another subcommand with a config's model and data."""
     if os.getcwd() not in sys.path:  # a console script does not see the current directory
         sys.path.insert(0, os.getcwd())
-    PruneCLI(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=PruneTrainer,
+    package = choose_package(sys.argv[1:])
+    classes = import_module(f"{package.__name__}.cli")
+    join(PruneCLI, classes.LightningCLI)(
+        package.LightningModule,
+        package.LightningDataModule,
+        trainer_class=join(PruneTrainer, package.Trainer),
         subclass_mode_model=True,
         subclass_mode_data=True,
-        parser_class=PruneArgumentParser,
+        parser_class=join(PruneArgumentParser, classes.LightningArgumentParser),
     )

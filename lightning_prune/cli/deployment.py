@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import RenderableType
 from rich.progress import track
 from torch import nn
 
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.channels.adoption import shrunk_state
 from lightning_prune.channels.shrink import shrink
 from lightning_prune.cli.example import find_example

@@ -3,9 +3,16 @@
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 
+from lightning_prune.callbacks.namespace import (
+    LightningCallback,
+    LightningCheckpoint,
+    comes_from,
+    find_package,
+)
 from lightning_prune.cli.wrong_values import explain_wrong_values
 
 _UNKNOWN_NAME = re.compile(
@@ -17,6 +24,11 @@ _UNKNOWN_KEY = re.compile(r"does not accept option '([\w.]+)'")
 _UNKNOWN_FLAG = re.compile(r"^[Uu]nrecognized arguments: --([\w.]+)")
 _UNKNOWN_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _UNKNOWN_MODULE = re.compile(r"No module named '([\w.]+)'")
+_WRONG_BASE = re.compile(
+    r"Subtypes: \[(?:list\[)?(?:<class ')?([\w.]+)[^\n]*\n(.* not correspond to a subclass of .*)",
+    re.DOTALL,
+)
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*\.\w+")
 _TWICE = re.compile(r"Found more than one stateful callback of type `(\w+)`")
 _BAD_VALUE = re.compile(r"^[\s-]*(need [^\n]+, got [^\n]+)$", re.MULTILINE)
 
@@ -44,6 +56,7 @@ def _causes(message: str, keys: Sequence[str]) -> Iterator[str]:
     yield from _unknown_names(message)
     yield from _unknown_keys(message, keys)
     yield from _unknown_imports(message)
+    yield from _other_packages(message)
     for name in _TWICE.findall(message):
         yield (
             f"need one {name} in a Trainer, got two; `--trainer.callbacks+=` adds a callback to "
@@ -79,6 +92,24 @@ def _unknown_imports(message: str) -> Iterator[str]:
         yield f"unknown module '{module}'; the current directory is searched, too"
 
 
+def _other_packages(message: str) -> Iterator[str]:
+    """Yield the classes from another package of Lightning than that of the model."""
+    for base, rest in _WRONG_BASE.findall(message):
+        for path in _IMPORT_PATH.findall(rest):
+            with suppress(Exception):  # of a text that is no class of Lightning
+                package, kind = find_package(_import(base)), _import(path)
+                if not comes_from(package, kind):
+                    yield _describe_other_package(package.__name__, path, kind)
+
+
+def _describe_other_package(package: str, path: str, kind: type) -> str:
+    other = find_package(kind).__name__
+    remedy = f"let {kind.__name__} inherit from {package}"
+    if path.startswith(f"{other}."):
+        remedy = f"write {package}{path.removeprefix(other)}"
+    return f"need classes of {package}, as the model is, got {path} of {other}; {remedy}"
+
+
 def _suggestion(name: str, candidates: Sequence[str]) -> str:
     close = get_close_matches(name, candidates, n=1)
     guess = f"; did you mean '{close[0]}'?" if close else ";"
@@ -110,6 +141,6 @@ def _import(path: str) -> type:
 def _concrete_subclasses(base: type) -> Iterator[type]:
     children: list[type] = base.__subclasses__()
     for child in children:
-        if not inspect.isabstract(child):
+        if not inspect.isabstract(child) and child not in (LightningCallback, LightningCheckpoint):
             yield child
         yield from _concrete_subclasses(child)

@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-
+from lightning_prune.callbacks.namespace import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    is_lightning,
+)
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
 from lightning_prune.post_training.calibration import quiet, validate
@@ -29,14 +32,14 @@ def find_example(
     """
     if model.example_input_array is not None:
         return model.example_input_array
-    limit, callbacks = trainer.limit_val_batches, trainer.callbacks  # type: ignore[attr-defined]
+    limit, callbacks = trainer.limit_val_batches, trainer.callbacks  # type: ignore[union-attr]
     trainer.limit_val_batches = 1
-    trainer.callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
+    trainer.callbacks = [c for c in callbacks if not is_lightning(c, "ProgressBar")]  # type: ignore[union-attr]
     try:
         with quiet(".*"), CallRecorder(model, limit=1, samples=samples) as recorder:
             validate(trainer, model, datamodule)
     finally:
-        trainer.limit_val_batches, trainer.callbacks = limit, callbacks  # type: ignore[attr-defined]
+        trainer.limit_val_batches, trainer.callbacks = limit, callbacks  # type: ignore[union-attr]
     if not recorder.calls:
         refuse_missing_example(model, "no call of forward in validation_step")
     return recorder.calls[0]

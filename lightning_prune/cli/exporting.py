@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import RenderableType
 
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.cli.deployment import check_libraries, write_onnx, write_sparse
 from lightning_prune.cli.formats import Format, Precision, check_precision, name_beside
 from lightning_prune.cli.loading import load_weights

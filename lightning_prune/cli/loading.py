@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from lightning.pytorch import LightningModule
-
+from lightning_prune.callbacks.namespace import LightningModule
 from lightning_prune.deploy.checkpoints import read_checkpoint, read_lightning_checkpoint
 from lightning_prune.deploy.files import check_output_file
 

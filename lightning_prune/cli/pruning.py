@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import RenderableType
 
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.cli.loading import choose_output
 from lightning_prune.post_training.calibration import check_batches
 from lightning_prune.post_training.one_shot import prune_once

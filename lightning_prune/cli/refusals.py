@@ -3,15 +3,11 @@
 import sys
 from types import TracebackType
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.trainer.connectors import checkpoint_connector
-
+from lightning_prune.callbacks.namespace import LIGHTNING, is_lightning
 from lightning_prune.cli.errors import is_refusal
 
 _OURS = "lightning_prune"
-_LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
-_LIBRARIES = {_OURS, *_LIGHTNING, "fsspec", "jsonargparse", "packaging", "tensorboard", "torch"}
-_REFUSALS = (MisconfigurationException, ValueError, RuntimeError)
+_LIBRARIES = {_OURS, *LIGHTNING, "fsspec", "jsonargparse", "packaging", "tensorboard", "torch"}
 
 
 def describe_refusal(error: Exception, ckpt_path: object) -> str | None:
@@ -41,7 +37,10 @@ def describe_refusal(error: Exception, ckpt_path: object) -> str | None:
         return f"need a checkpoint of this model and Trainer, got ckpt_path='{ckpt_path}': {reason}"
     if isinstance(error, OSError):
         return message
-    return message if packages[-1] in _LIGHTNING and isinstance(error, _REFUSALS) else None
+    is_refused = isinstance(error, ValueError | RuntimeError) or is_lightning(
+        error, "MisconfigurationException"
+    )
+    return message if packages[-1] in LIGHTNING and is_refused else None
 
 
 def _list_frames(traceback: TracebackType | None) -> list[tuple[str, str]]:
@@ -56,6 +55,6 @@ def _list_frames(traceback: TracebackType | None) -> list[tuple[str, str]]:
 
 def _restores(module: str, function: str) -> bool:
     """Whether a function of Lightning reads a checkpoint."""
-    return module == checkpoint_connector.__name__ and (
+    return module.endswith(".trainer.connectors.checkpoint_connector") and (
         "restore" in function or "resume" in function
     )

@@ -5,9 +5,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import RenderableType
 
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.cli.example import find_example
 from lightning_prune.cli.loading import load_weights
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import RenderableType
 
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.cli.example import find_example
 from lightning_prune.post_training.calibration import find_pruning_callback
 from lightning_prune.post_training.search_report import CHECKPOINT, check_search_folder

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import RenderableType
 from torch import Tensor
 
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.cli.loading import choose_output, load_weights
 from lightning_prune.cli.validation import validate_if_possible
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint, write_checkpoint

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, TrainerBase
 from lightning_prune.cli.formats import Format, Precision
 from lightning_prune.post_training.defaults import (
     BATCHES,
@@ -19,7 +19,7 @@ from lightning_prune.recipe.repair import Repair
 from lightning_prune.reporting.latency import BLOCKS, THREADS
 
 
-class PruneTrainer(Trainer):
+class PruneTrainer(TrainerBase):
     """Lightning's Trainer, with subcommands that do not train.
 
     Most modules are imported late, so that LightningCLI does not offer their callbacks.

@@ -2,9 +2,12 @@
 
 from copy import deepcopy
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
-
+from lightning_prune.callbacks.namespace import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    is_overridden,
+)
 from lightning_prune.post_training.calibration import validate
 
 

@@ -3,15 +3,21 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_prune.engine.wrappers import list_layers
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.parts import slice_pieces
+from lightning_prune.tensors.shards import local_part
 
 _CALLS_AGAIN = ("LBFGS", "SAM")
 """Ends of the names of optimizers that compute the loss again after they have moved weights."""
+
+_WRITES_LATER = "Lookahead"
+"""The name of a wrapper that moves weights after the step of the optimizer inside."""
 
 
 class DenseCopies:
@@ -31,6 +37,7 @@ class DenseCopies:
     def __init__(self, recipe: Recipe) -> None:
         self._answer = recipe.straight_through
         self._is_observed = recipe.chosen_criterion.gathers
+        self._reads_gradients = recipe.chosen_criterion.reads_gradients
         self._tensors: dict[int, list[PrunedTensor]] = {}
         self._ready: set[int] = set()  # the gradients are complete
         self._stepping: set[int] = set()  # between the begin and the end of optimizer.step()
@@ -42,7 +49,7 @@ class DenseCopies:
         return self._answer is not None
 
     def check(self, optimizers: Sequence[Optimizer], tensors: Sequence[PrunedTensor]) -> None:
-        """Refuse optimizers that cannot step over the values of pruned weights.
+        """Refuse optimizers, or wrappers of them, that cannot step over values of pruned weights.
 
         Raises:
             ValueError: If an optimizer computes gradients again while the values are in place, or
@@ -50,7 +57,8 @@ class DenseCopies:
         """
         if self._answer is not None:
             for index, optimizer in enumerate(optimizers):
-                _refuse_optimizer(optimizer, index, tensors)
+                for layer in list_layers(optimizer):
+                    _refuse_optimizer(layer, index, tensors)
 
     def follow(self, tensors: Sequence[PrunedTensor]) -> None:
         """Take up the tensors that are pruned from now on."""
@@ -65,9 +73,10 @@ class DenseCopies:
         return self._answer is not None and (step + 1) % self._answer.every == 0
 
     def prepare(self, index: int) -> None:
-        """Note that the gradients of a step are complete.
+        """Note that the gradients of a step are complete; scale those of pruned weights.
 
         Raises:
+            ValueError: If a gradient that must be scaled is sparse.
             RuntimeError: If the values are in place already: the gradients are not those of the
                 masked network.
         """
@@ -81,6 +90,8 @@ class DenseCopies:
             )
         for tensor in self._tensors.get(index, ()):
             tensor.follow_parameter()
+            if self._answer is not None and index not in self._ready:
+                _scale_gradient(tensor, self._answer.gradient_scale)
         self._ready.add(index)
         if index in self._stepping:
             self._enter(index)
@@ -115,6 +126,9 @@ class DenseCopies:
     def end_step(self, index: int) -> Iterator[None]:
         """Choose masks inside of this context; then the values leave by these masks."""
         try:
+            if self._answer is not None and self._reads_gradients and index in self._ready:
+                for tensor in self._tensors.get(index, ()):
+                    _scale_gradient(tensor, 1 / self._answer.gradient_scale)
             yield
         finally:
             for tensor in self._tensors.get(index, ()):
@@ -151,6 +165,22 @@ class DenseCopies:
             tensor.mask.apply(tensor.weights)
 
 
+def _scale_gradient(tensor: PrunedTensor, scale: float) -> None:
+    """Scale the gradients of pruned weights, in pieces that stay in the cache."""
+    gradient = tensor.parameter.grad
+    if scale == 1 or gradient is None or tensor.kept == tensor.total:
+        return
+    if gradient.layout != torch.strided:
+        raise ValueError(
+            f"need gradient_scale=1 in StraightThrough for a sparse gradient, got "
+            f"gradient_scale={scale} and such a gradient for '{tensor.name}'; build the layer with "
+            "sparse=False, or set gradient_scale=1"
+        )
+    values = local_part(gradient)
+    for rows in slice_pieces(values):
+        tensor.mask[rows].scale(values[rows], scale)
+
+
 def _move_out(tensor: PrunedTensor, rest: Tensor) -> None:
     """Move the values of pruned weights out of the parameter, in pieces that stay in the cache."""
     weights = tensor.weights
@@ -161,6 +191,11 @@ def _move_out(tensor: PrunedTensor, rest: Tensor) -> None:
 def _refuse_optimizer(optimizer: Optimizer, index: int, tensors: Sequence[PrunedTensor]) -> None:
     """Raise ValueError if an optimizer cannot step over the values of pruned weights."""
     name = type(optimizer).__name__
+    if name == _WRITES_LATER:
+        raise ValueError(
+            f"need an optimizer that moves weights in its step only for straight_through, got "
+            f"{name}, which averages them later, when pruned weights must be 0"
+        )
     trained = [tensor for tensor in tensors if tensor.is_trained]
     owned = [tensor for tensor in trained if tensor.optimizer == index]
     if owned and any(kind.__name__.endswith(_CALLS_AGAIN) for kind in type(optimizer).__mro__):

@@ -10,8 +10,12 @@ from lightning_prune.engine.division import Division, divide
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.limits import Limits
 from lightning_prune.engine.pools import Pool, make_pools
+from lightning_prune.models.names import list_names
 from lightning_prune.recipe.recipe import Recipe
+from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
+
+_LISTED_NAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +165,7 @@ def enroll(
         fresh = {tensor for tensor in new if is_fresh(tensor)}
         _refuse_empty_masks([g for g in selection.groups if (new - fresh).intersection(g.members)])
         if recipe.keep_zeros:
-            _keep_zeros([g for g in selection.groups if fresh.intersection(g.members)])
+            _keep_zeros([g for g in selection.groups if fresh.intersection(g.members)], recipe)
         _refuse_lost_rows(selection.groups)
         limits = make_limits(selection) if selection.groups else Limits()
         limits.check(selection.groups)
@@ -262,17 +266,21 @@ def _refuse_empty_masks(groups: list[Group]) -> None:
             )
 
 
-def _keep_zeros(groups: list[Group]) -> None:
+def _keep_zeros(groups: list[Group], recipe: Recipe) -> None:
     """Prune the atoms with only zero weights.
 
     Raises:
-        ValueError: If all atoms of a group have only zero weights.
+        ValueError: If all atoms of a group have only zero weights, as the last matrix of an adapter
+            has at the start.
     """
     nonzero = [(group, group.nonzero()) for group in groups]
-    for group, atoms in nonzero:
-        if group.floor and not atoms.any():
-            raise ValueError(
-                f"need a weight that is not 0 with keep_zeros=True, got none in '{group.name}'"
-            )
+    empty = [group.name for group, atoms in nonzero if group.floor and not atoms.any()]
+    if empty:
+        listed = list_names([f"'{name}'" for name in empty], _LISTED_NAMES)
+        lines = format_targets({**recipe.targets, **dict.fromkeys(empty)})
+        raise ValueError(
+            f"need a weight that is not 0 with keep_zeros=True, got none in {listed}; to leave "
+            f"that dense, write\n{lines}"
+        )
     for group, atoms in nonzero:
         group.keep(atoms)

@@ -21,9 +21,9 @@ class GradientGuard:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        regrow = recipe.regrow
-        criteria = [recipe.chosen_criterion, *([regrow.criterion, regrow.first] if regrow else [])]
-        self._is_on = any(each is not None and not each.reads_weights_only for each in criteria)
+        straight = recipe.straight_through
+        scales = straight is not None and straight.gradient_scale != 1
+        self._is_on = scales or any(not each.reads_weights_only for each in recipe.criteria)
         self._seen: dict[int, list[_Seen]] = {}
         self._stepping: set[int] = set()  # between the begin and the end of optimizer.step()
 

@@ -10,11 +10,14 @@ from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.models.names import list_names
 from lightning_prune.recipe.phases import Phases
+from lightning_prune.recipe.recipe import Recipe
+from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import sum_by_tensor, sum_shards
 
 _LEAST_SHARE = 0.1
 _LISTED_NAMES = 5
+_NAMED = "*weight*"  # a glob that names all weights, the frozen weights too
 _SAMPLE = 1_000_000
 _TOLERANCE = 0.01
 
@@ -45,13 +48,16 @@ def warn_of_early_end(enrolment: Enrolment, due_points: DuePoints, phases: Phase
         )
 
 
-def warn_of_untrained(selection: Selection) -> None:
-    """Warn if all weights that could be pruned wait to be trained."""
-    if not selection.tensors and {FROZEN, UNOWNED} & set(selection.dense.values()):
-        reasons = [f"'{name}' ({why})" for name, why in selection.dense.items()]
+def warn_of_untrained(selection: Selection, recipe: Recipe) -> None:
+    """Warn if all weights that could be pruned wait to be trained; print the lines to write."""
+    waiting = [f"'{n}' ({why})" for n, why in selection.dense.items() if why in (FROZEN, UNOWNED)]
+    if waiting and not selection.tensors:
+        named = {_NAMED if glob == "*" else glob: each for glob, each in recipe.targets.items()}
+        verb = "keep the zeros of" if recipe.keep_zeros else "prune"
         warnings.warn(
-            f"nothing is pruned until a weight is trained: {list_names(reasons, _LISTED_NAMES)}; "
-            "to prune a frozen weight, name it by a glob other than '*'",
+            f"nothing is pruned until a weight is trained: {list_names(waiting, _LISTED_NAMES)}; "
+            f"to {verb} frozen weights, name them by a glob other than '*', and write\n"
+            f"{format_targets(named)}",
             stacklevel=5,
         )
 

@@ -13,6 +13,7 @@ from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_early_end
 from lightning_prune.engine.readings import Readings
 from lightning_prune.engine.training import Training
+from lightning_prune.engine.wrappers import unwrap_optimizer
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget, Unit
 from lightning_prune.recipe.clocks import Clock, make_clock
@@ -131,6 +132,7 @@ class Pruner(Readings):
         steps_per_epoch: int | None = None,
         clocks: Callable[[Schedule], Clock] | None = None,
         is_trial_step: Callable[[Optimizer], bool] = lambda optimizer: False,
+        hook: bool = False,
         example: Any = None,
         latencies: Latencies | None = None,
     ) -> None:
@@ -139,8 +141,9 @@ class Pruner(Readings):
         If it raises, the object is as before: a restored state still waits.
 
         Args:
-            model: The model that will be trained.
-            optimizers: The optimizer or optimizers that train it.
+            model: The model that will be trained. Of a wrapper, as of DDP, the model inside.
+            optimizers: The optimizer or optimizers that train it. Of a wrapper, as of Accelerate,
+                Fabric or timm, the optimizer inside; all methods take the wrapper, too.
             steps: Planned optimizer steps; needed for a schedule in fractions. The last of them
                 serves every due point that is left.
             steps_per_epoch: Optimizer steps in an epoch; needed for a schedule in epochs.
@@ -148,6 +151,9 @@ class Pruner(Readings):
                 completed steps to the moment in the schedule's unit.
             is_trial_step: Return True for a step outside training, such as a learning-rate
                 finder's. It is masked, not counted.
+            hook: Whether the optimizers call `before_step` themselves when they step, so that the
+                loop needs no line for it. Then ``step`` takes no closure, and gradients are clipped
+                before they are observed and masked.
             example: For `ChannelPattern`, what the model's ``forward`` takes: a tensor, a tuple of
                 arguments, or a dict of named ones; by default its ``example_input_array``.
             latencies: For `LatencyBudget`, a `LatencyTable`, or a function that measures it for the
@@ -166,6 +172,7 @@ class Pruner(Readings):
             [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers),
             clocks=clocks or partial(make_clock, steps=steps, steps_per_epoch=steps_per_epoch),
             is_trial_step=is_trial_step,
+            calls_before_step=hook,
             example=example,
             latencies=latencies,
             state=self._pending,
@@ -193,9 +200,15 @@ class Pruner(Readings):
 
         Raises:
             RuntimeError: If it is called again before the step with other gradients, and the
-                criterion reads gradients; or if a pruned weight is not 0 when an update is due.
+                criterion reads gradients; if a pruned weight is not 0 when an update is due; or
+                after ``attach(..., hook=True)``, where the optimizer calls it.
         """
-        self._training.before_step(optimizer)
+        if self._training.calls_before_step:
+            raise RuntimeError(
+                "need no before_step(optimizer) after attach(..., hook=True), got a call; leave it "
+                "out, or attach with hook=False to call it before gradients are clipped"
+            )
+        self._training.before_step(unwrap_optimizer(optimizer))
 
     def skip_step(self, optimizer: Optimizer) -> None:
         """Forget the inputs seen for a step that will not be made, or not as a step of training.
@@ -205,7 +218,7 @@ class Pruner(Readings):
         Args:
             optimizer: The optimizer that will not step.
         """
-        self._training.skip_step(optimizer)
+        self._training.skip_step(unwrap_optimizer(optimizer))
 
     def check_zeros(self) -> None:
         """Find pruned weights that other code has changed, as each due point of the schedule does.
@@ -221,11 +234,11 @@ class Pruner(Readings):
         Args:
             optimizer: The owner of the tensors.
         """
-        return self._training.update(optimizer)
+        return self._training.update(unwrap_optimizer(optimizer))
 
     def mask(self, optimizer: Optimizer) -> None:
         """Zero the pruned weights of an optimizer, and their statistics."""
-        self._training.mask(optimizer)
+        self._training.mask(unwrap_optimizer(optimizer))
 
     def go_back(self, state: Mapping[str, Any]) -> None:
         """Take over masks and due points of an earlier `state_dict`; not the weights."""
@@ -248,7 +261,7 @@ class Pruner(Readings):
         """Zero the pruned weights in a copy of the model, such as an average of its weights.
 
         Args:
-            model: A module with the same parameter names.
+            model: A module with the same parameter names, or an `AveragedModel` of it.
 
         Raises:
             ValueError: If it lacks a parameter that is being pruned.

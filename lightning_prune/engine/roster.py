@@ -14,6 +14,7 @@ from lightning_prune.engine.enrolment import Enrolment, enroll
 from lightning_prune.engine.limits import Latencies, Limits, show_cost
 from lightning_prune.engine.notices import warn_of_lost_masks
 from lightning_prune.engine.selection import select
+from lightning_prune.engine.wrappers import unwrap_model
 from lightning_prune.models.names import named_parameters
 from lightning_prune.recipe.budgets import Unit
 from lightning_prune.recipe.recipe import Recipe
@@ -149,7 +150,10 @@ class Roster:
         Raises:
             ValueError: If it lacks a parameter that is being pruned.
         """
-        parameters, tensors = named_parameters(model), self.enrolment.selection.tensors
+        parameters, tensors = (
+            named_parameters(unwrap_model(model)),
+            self.enrolment.selection.tensors,
+        )
         lacking = ", ".join(f"'{each.name}'" for each in tensors if each.name not in parameters)
         if lacking:
             raise ValueError(f"need a copy with the same parameters, got one without {lacking}")

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.engine.dense_copies import DenseCopies
 from lightning_prune.engine.due_points import DuePoints
@@ -18,7 +16,13 @@ from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.ownership import Ownership
 from lightning_prune.engine.roster import Roster
+from lightning_prune.engine.step_hooks import (
+    StepHooks,
+    refuse_incomplete_gradients,
+    will_be_skipped,
+)
 from lightning_prune.engine.updates import Updates
+from lightning_prune.engine.wrappers import unwrap_model, unwrap_optimizer
 from lightning_prune.engine.zero_watch import ZeroWatch
 from lightning_prune.recipe.budgets import Unit
 from lightning_prune.recipe.clocks import Clock
@@ -42,12 +46,13 @@ class Training:
         due_points: The completed steps, and the due points that were served.
         next_atoms: The atoms that go next, which a penalty shrinks.
         updates: The updates that were made.
+        calls_before_step: Whether the optimizers call `before_step` themselves.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.roster = Roster(recipe, nn.Module())
-        self.is_running = False
+        self.is_running = self.calls_before_step = False
         regrow = recipe.regrow.schedule if recipe.regrow else None
         regrow = recipe.phases.turns if recipe.phases else regrow
         may_go_back = recipe.tolerance is not None
@@ -59,7 +64,7 @@ class Training:
         self._optimizers: list[Optimizer] = []
         self._is_trial_step: Callable[[Optimizer], bool]
         self._ownerships: list[Ownership] = []
-        self._hooks: list[RemovableHandle] = []
+        self._hooks = StepHooks(self._begin_step, self._after_step)
         self._zeros = ZeroWatch(recipe.on_revival)
         self._gradients = GradientGuard(recipe)
         self._copies = DenseCopies(recipe)
@@ -82,12 +87,15 @@ class Training:
         *,
         clocks: Callable[[Schedule], Clock],
         is_trial_step: Callable[[Optimizer], bool],
+        calls_before_step: bool,
         example: Any,
         latencies: Latencies | None,
         state: Mapping[str, Any] | None,
     ) -> None:
         """Choose the tensors, restore a state, and hook the optimizers."""
         self._is_trial_step = is_trial_step
+        self.calls_before_step = calls_before_step
+        model = unwrap_model(model)
         self.roster = Roster(
             self.recipe,
             model,
@@ -106,29 +114,30 @@ class Training:
             goes_on=self.due_points.goes_on,
         )
         self.next_atoms = NextAtoms(self.recipe, clocks, state)
-        enrolment = self.roster.enroll(optimizers, self.due_points.steps)
+        plain = [unwrap_optimizer(optimizer) for optimizer in optimizers]
+        enrolment = self.roster.enroll(plain, self.due_points.steps)
         self._copies.check(optimizers, enrolment.selection.tensors)
-        self._optimizers = list(optimizers)
+        self._optimizers = plain
         self.is_running = True
         try:
             self.roster.commit(enrolment)
             self._hook_optimizers()
-            warn_of_untrained(enrolment.selection)
+            warn_of_untrained(enrolment.selection, self.recipe)
         except BaseException:
             self.end(completed=False)
             raise
 
     def follow(self, optimizers: Sequence[Optimizer]) -> None:
         """Continue with replaced or added optimizers; each place keeps the count of steps."""
-        optimizers = list(optimizers)
-        if optimizers == self._optimizers:
+        plain = [unwrap_optimizer(optimizer) for optimizer in optimizers]
+        if plain == self._optimizers:
             return
         steps = self.due_points.steps
-        steps += [0] * (len(optimizers) - len(steps))
-        enrolment = self.roster.enroll(optimizers, steps)
+        steps += [0] * (len(plain) - len(steps))
+        enrolment = self.roster.enroll(plain, steps)
         self._copies.check(optimizers, enrolment.selection.tensors)
         self._unhook_optimizers()
-        self._optimizers = optimizers
+        self._optimizers = plain
         self.due_points.follow(len(optimizers))
         self.roster.commit(enrolment)
         self._hook_optimizers()
@@ -289,6 +298,9 @@ class Training:
             self._update(optimizer, renews=renews)
 
     def _begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.calls_before_step:
+            refuse_incomplete_gradients(self.recipe, args, kwargs)
+            (self.skip_step if self._is_untrained(optimizer) else self.before_step)(optimizer)
         index = self.index(optimizer)
         self._gradients.begin_step(index)
         self._zeros.keepers[index].note_writes()
@@ -298,6 +310,10 @@ class Training:
         with self._copies.end_step(self.index(optimizer)):
             self._end_step(optimizer)
 
+    def _is_untrained(self, optimizer: Optimizer) -> bool:
+        """Whether the present step is outside training, or changes no weight."""
+        return will_be_skipped(optimizer) or self._is_trial_step(optimizer)
+
     def _end_step(self, optimizer: Optimizer) -> None:
         index = self.index(optimizer)
         self._gradients.end_step(index)
@@ -306,7 +322,7 @@ class Training:
                 self._choose_again(optimizer)
             self.due_points.complete_step(index)
             self.next_atoms.shrink(optimizer, index, self.enrolment.selection.groups)
-        elif not self._is_trial_step(optimizer):
+        elif not self._is_untrained(optimizer):
             raise RuntimeError(
                 "need before_step(optimizer) between backward() and step(), got a step without it; "
                 "in a LightningModule, step what self.optimizers() returns"
@@ -327,17 +343,10 @@ class Training:
     def _hook_optimizers(self) -> None:
         self._keep_zeros()
         self._ownerships = [Ownership(optimizer) for optimizer in self._optimizers]
-        for optimizer in self._optimizers:
-            # Compiled optimizers would trace the hooks and recompile at each step.
-            begin = torch.compiler.disable(self._begin_step)  # type: ignore[no-untyped-call]
-            after = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
-            self._hooks.append(optimizer.register_step_pre_hook(begin))
-            self._hooks.append(optimizer.register_step_post_hook(after))
+        self._hooks.add(self._optimizers)
 
     def _unhook_optimizers(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
         self._zeros.remove()
         self._copies.withdraw_all()
-        self._hooks = []
         self._gradients = GradientGuard(self.recipe)

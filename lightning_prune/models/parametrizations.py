@@ -123,7 +123,8 @@ def _judge_layer(layer: Any) -> Effect:
     https://arxiv.org/abs/1903.10520. The weights that read the first input of each group are set to
     0. Then no output may depend on these inputs. In a depthwise convolution, where each group has a
     single input, all positions of a kernel but one are set to 0. Then an input may reach a single
-    position of each output. A layer that takes other arguments than a layer of torch is not judged.
+    position of each output. All other inputs are 0: a layer may quantize each input on a scale of
+    all inputs. A layer that takes other arguments than a layer of torch is not judged.
     """
     kind = next((each for each in type(layer).__mro__ if each in _LAYERS), None)
     names = [name for name in _FORWARDS if hasattr(kind, name)]
@@ -144,23 +145,24 @@ def _depends_on_pruned_inputs(layer: Any) -> bool:
     values = {id(each): _draw(each) for each in layer.parameters(recurse=False)}
     values[id(weight)][:, 0] = 0
     stand_in, inputs = _copy_shells(layer, values, training=False), _draw_inputs(layer)
-    others = inputs.clone()
-    others[:, :: weight.shape[1]] += 1
-    before, after = stand_in.forward(inputs), stand_in.forward(others)  # without hooks
-    return not torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+    usual = stand_in.forward(inputs)  # without hooks
+    nothing, pruned = torch.zeros_like(inputs), torch.zeros_like(inputs)
+    pruned[:, :: weight.shape[1]] = 1
+    before, after = stand_in.forward(nothing), stand_in.forward(pruned)
+    return not torch.allclose(before, after, rtol=1e-6, atol=1e-6 * float(usual.abs().max()))
 
 
 def _spreads(layer: Any) -> bool:
     """Whether an input reaches several positions of an output through a single nonzero weight."""
     values = {id(each): _draw(each) for each in layer.parameters(recurse=False)}
     values[id(layer.weight)].flatten(1)[:, 1:] = 0
-    stand_in, inputs = _copy_shells(layer, values, training=False), _draw_inputs(layer)
-    others = inputs.clone()
-    middle = others
-    for size in inputs.shape[2:]:
+    stand_in, nothing = _copy_shells(layer, values, training=False), _draw_inputs(layer).zero_()
+    impulse = nothing.clone()
+    middle = impulse
+    for size in nothing.shape[2:]:
         middle = middle.select(2, size // 2)
     middle += 1
-    change = (stand_in.forward(others) - stand_in.forward(inputs)).abs().flatten(2)
+    change = (stand_in.forward(impulse) - stand_in.forward(nothing)).abs().flatten(2)
     return bool(((change > 1e-4 * change.max()).sum(2) > 1).any())
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_prune.models.adapters import is_adapter
 from lightning_prune.models.experts import LAYERS, find_input_axis, is_fused, is_router, stack_rows
+from lightning_prune.models.graphs import find_tables
 from lightning_prune.models.names import Descent, descend, plain_name
 from lightning_prune.models.parametrizations import Effect, Trials
 
@@ -31,6 +32,7 @@ class Place:
         owner: The module that computes with the parameter.
         descent: The modules around the parameter.
         effect: The effect of zeros in the parameter on the weight of the owner.
+        is_table: Whether a graph looks up embeddings in the parameter.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Place:
     owner: nn.Module
     descent: Descent
     effect: Effect
+    is_table: bool
 
     def matches(self, glob: str) -> bool:
         """Whether the glob matches the name of the parameter or of a module around it."""
@@ -55,7 +58,7 @@ class Place:
 
     def reason_to_stay_dense(self, parameter: nn.Parameter) -> str | None:
         """Return why the parameter stays dense by default; None if it may be pruned."""
-        if isinstance(self.owner, _EMBEDDINGS):
+        if self.is_table or isinstance(self.owner, _EMBEDDINGS):
             return "embedding"
         if isinstance(self.owner, _NORMALIZATIONS):
             return "normalization"
@@ -95,7 +98,7 @@ def find_parameters(module: nn.Module) -> Found:
     modules = dict(module.named_modules(remove_duplicate=False))
     first_names: dict[int, str] = {}
     found: Found = {}
-    trials = Trials()
+    trials, tables = Trials(), find_tables(module)
     for raw, parameter in module.named_parameters(remove_duplicate=False):
         path, _, attribute = raw.rpartition(".")
         owner, name = modules[path], plain_name(raw)
@@ -109,6 +112,7 @@ def find_parameters(module: nn.Module) -> Found:
             owner=owner,
             descent=descend(modules, raw),
             effect=effect,
+            is_table=id(parameter) in tables,
         )
         first = first_names.setdefault(id(parameter), name)
         found.setdefault(first, (parameter, []))[1].append(place)

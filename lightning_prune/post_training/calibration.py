@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.callbacks.namespace import (
+    LOGGERS,
+    LightningCallback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    find_package,
+    import_beside,
+    is_overridden,
+)
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 from lightning_prune.engine.pruner import Pruner
@@ -50,7 +57,7 @@ def find_pruning_callback(trainer: Trainer) -> PruningCallback:
         ValueError: If the Trainer has no `PruningCallback` or more than one process.
     """
     check_one_process(trainer, "to prune without training")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[union-attr]
         if isinstance(callback, PruningCallback):
             return callback
     raise ValueError("need a PruningCallback among the Trainer's callbacks, got none")
@@ -113,12 +120,11 @@ def validate(
 
     The Trainer's loggers do not get the metrics. Each call sees the same random numbers.
     """
-    loggers, trainer.loggers = trainer.loggers, [DummyLogger()]
+    loggers, trainer.loggers = trainer.loggers, [_make_dummy_logger(trainer)]
     try:
         with keep_generators(), keep_quiet(warned=[_OTHER_CALLBACKS]):
-            results = trainer.validate(
-                model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False
-            )
+            run: Any = trainer.validate
+            results = run(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
     finally:
         trainer.loggers = loggers
     return {name: float(value) for result in results for name, value in result.items()}
@@ -231,7 +237,7 @@ def hold_weights(trainer: Trainer, model: LightningModule) -> None:
         trainer.strategy.lr_scheduler_configs = []
 
 
-class _Calibration(Callback):
+class _Calibration(LightningCallback):
     """Lets the engine observe the first batches of a fit, then ends the fit."""
 
     def __init__(self, callback: PruningCallback, batches: int, then: Conclusion) -> None:
@@ -300,10 +306,10 @@ class _Calibration(Callback):
         trainer.should_stop = True
 
 
-def similar_trainer(trainer: Trainer, callback: Callback, **arguments: Any) -> Trainer:
+def similar_trainer(trainer: Trainer, callback: LightningCallback, **arguments: Any) -> Any:
     """Return a Trainer with the device, precision and length of training of another."""
     device = trainer.strategy.root_device
-    return Trainer(
+    return find_package(trainer).Trainer(
         accelerator=trainer.accelerator,
         devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
         precision=trainer.precision,
@@ -311,13 +317,17 @@ def similar_trainer(trainer: Trainer, callback: Callback, **arguments: Any) -> T
         limit_train_batches=trainer.limit_train_batches or 1.0,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        logger=DummyLogger(),
+        logger=_make_dummy_logger(trainer),
         callbacks=[callback],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
         **arguments,
     )
+
+
+def _make_dummy_logger(trainer: Trainer) -> Any:
+    return import_beside(trainer, "loggers.logger").DummyLogger()
 
 
 @contextmanager
@@ -327,8 +337,7 @@ def quiet(*warned: str) -> Iterator[None]:
     Args:
         *warned: Regular expressions of the warnings to leave out, too.
     """
-    loggers = "lightning.pytorch", "lightning.fabric"
-    with keep_quiet(*loggers, level=logging.WARNING, warned=warned):
+    with keep_quiet(*LOGGERS, level=logging.WARNING, warned=warned):
         yield
 
 

@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.callbacks.namespace import LightningModule, Trainer, import_beside
 from lightning_prune.engine.repairing import LayerRepair
 from lightning_prune.models.undisturbed import keep_generators, use_plain_kernels
 from lightning_prune.tensors.moments import Moments
@@ -162,7 +161,8 @@ def run_batch(trainer: Trainer, model: LightningModule, batch: Any, number: int)
         batch: The batch, where the model is.
         number: The index of the batch.
     """
-    has_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
+    signatures = import_beside(trainer, "utilities.signature_utils")
+    has_index = signatures.is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
     arguments = (batch, number) if has_index else (batch,)
     # Under manual optimization the step itself calls backward.
     grads = torch.set_grad_enabled(not model.automatic_optimization)

@@ -6,10 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console, RenderableType
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.namespace import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    refuse_mixed,
+)
 from lightning_prune.deploy.files import check_output_file
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.repairing import DenseTwin
@@ -100,7 +105,9 @@ def prune_once(
         ValueError: If there is no `PruningCallback`, more than one process, too few batches or none
             for new statistics, or if the output is the input or cannot be written. If a repair
             chooses the masks and the allocation needs scores.
+        TypeError: If the model or the data come from another package of Lightning than the Trainer.
     """
+    refuse_mixed(trainer, model, datamodule)
     callback = find_pruning_callback(trainer)
     check_batches(batches)
     check_statistics(statistics, trainer, model, datamodule)

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Trainer
-
+from lightning_prune.callbacks.namespace import Trainer
 from lightning_prune.deploy.checkpoints import write_checkpoint
 from lightning_prune.engine.checkpoint import keep_only_masks
 
@@ -35,7 +33,8 @@ def write_pruned_checkpoint(trainer: Trainer, key: str, state: dict[str, Any], p
 
 def _collect_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Return the checkpoint that the Trainer would write."""
-    strategy, kept = trainer.strategy, _KeepingIO()
+    strategy: Any = trainer.strategy
+    kept = _KeepingIO()
     given, strategy.checkpoint_io = strategy.checkpoint_io, kept
     try:
         trainer.save_checkpoint("", weights_only=False)
@@ -44,7 +43,7 @@ def _collect_checkpoint(trainer: Trainer) -> dict[str, Any]:
     return kept.checkpoint
 
 
-class _KeepingIO(CheckpointIO):
+class _KeepingIO:
     """Keeps a checkpoint instead of writing it."""
 
     def save_checkpoint(

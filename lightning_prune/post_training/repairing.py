@@ -6,10 +6,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.callbacks.namespace import (
+    LightningCallback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+)
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.repairing import (
     DenseTwin,
@@ -142,7 +147,7 @@ def repair_layers(
     return RepairReport(layers=operation.done, skipped=skipped | unseen)
 
 
-class _Operation(Callback):
+class _Operation(LightningCallback):
     """Shows the first batches of a fit to the dense layers, repairs them, and ends the fit."""
 
     def __init__(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.deploy.files import check_output_file
 from lightning_prune.engine.costs import Cost
@@ -114,6 +114,7 @@ def search_sparsities(
             are given, the grid does not fit the pattern or cannot reach the budget, there is no
             `PruningCallback`, validation does not log ``monitor``, or the output is the input or
             cannot be written.
+        TypeError: If the model or the data come from another package of Lightning than the Trainer.
     """
     check_goal(tolerance, budget, trials)
     callback = find_pruning_callback(trainer)

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.engine.groups import Group
 from lightning_prune.post_training.calibration import find_pruning_callback
 from lightning_prune.post_training.defaults import BATCHES, SPARSITIES, STATISTICS
@@ -55,6 +54,7 @@ def measure_sensitivity(
     Raises:
         ValueError: If an argument is out of range, the grid does not fit the pattern, there is no
             `PruningCallback`, or validation does not log ``monitor``.
+        TypeError: If the model or the data come from another package of Lightning than the Trainer.
     """
     grid = check_grid(sparsities, find_pruning_callback(trainer).recipe.pattern)
     validator = begin_trials(

@@ -4,10 +4,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.namespace import (
+    LightningCallback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    refuse_mixed,
+)
 from lightning_prune.models.compiled import run_uncompiled
 from lightning_prune.models.statistics import (
     find_statistics,
@@ -73,9 +79,11 @@ def reestimate_statistics(
 
     Raises:
         ValueError: If there are no training batches, or more than one process.
+        TypeError: If the model or the data come from another package of Lightning than the Trainer.
     """
     if statistics < 1:
         raise ValueError(f"need statistics >= 1, got statistics={statistics}")
+    refuse_mixed(trainer, model, datamodule)
     check_one_process(trainer, "for new statistics")
     check_statistics(statistics, trainer, model, datamodule)
     norms = find_statistics(model)
@@ -126,7 +134,7 @@ def _undisturbed(model: LightningModule) -> Iterator[None]:
         yield
 
 
-class _FirstBatches(Callback):
+class _FirstBatches(LightningCallback):
     """Ends a fit after the first batches of an epoch, in which no optimizer changes a weight."""
 
     def __init__(self, batches: int) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +17,13 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from lightning_prune.callbacks.namespace import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    is_lightning,
+    refuse_mixed,
+)
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.pruner import Pruner
@@ -160,6 +165,7 @@ def begin_trials(
         ValueError: If there is no `PruningCallback`, the checkpoint cannot be used, there are too
             few batches or none for new statistics, or validation does not log ``monitor``.
     """
+    refuse_mixed(trainer, model, datamodule)
     recipe = find_pruning_callback(trainer).recipe
     check_batches(batches)
     check_statistics(statistics, trainer, model, datamodule)
@@ -269,8 +275,8 @@ def _masked(pruned: Sequence[Group]) -> Iterator[None]:
 @contextmanager
 def _one_bar(trainer: Trainer, trials: int) -> Iterator[tuple[Progress, TaskID]]:
     """Show one bar for all validations in the place of a bar for each."""
-    callbacks, is_shown = trainer.callbacks, trainer.progress_bar_callback is not None  # type: ignore[attr-defined]
-    trainer.callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
+    callbacks, is_shown = trainer.callbacks, trainer.progress_bar_callback is not None  # type: ignore[union-attr]
+    trainer.callbacks = [c for c in callbacks if not is_lightning(c, "ProgressBar")]  # type: ignore[union-attr]
     try:
         with Progress(
             TextColumn("{task.description}"),
@@ -282,4 +288,4 @@ def _one_bar(trainer: Trainer, trials: int) -> Iterator[tuple[Progress, TaskID]]
         ) as bar:
             yield bar, bar.add_task("", total=trials)
     finally:
-        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = callbacks  # type: ignore[union-attr]

@@ -13,7 +13,9 @@ from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.precision import widen_to_single
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_FORWARDS = tuple(kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 _PIECE = 2**24  # factors held at a time
+_FAKE_QUANTIZERS = ("weight_fake_quant", "weight_fake_quantizer")  # of torch.ao and of torchao
 
 
 def check_inputs(tensor: PrunedTensor, model: nn.Module) -> None:
@@ -111,14 +113,12 @@ def make_empty_sums(tensor: PrunedTensor) -> Tensor:
 def _find_inputs_shape(tensor: PrunedTensor) -> tuple[int, ...]:
     """Return the shape of `sum_squares`; empty for an unknown kind of layer."""
     owner = tensor.owner
-    forward = getattr(type(owner), "forward", None)  # A subclass may change the inputs first.
-    if isinstance(owner, nn.Linear) and forward is nn.Linear.forward:
+    # A subclass may change the inputs first; under quantization-aware training it only rounds them.
+    forward = getattr(type(owner), "forward", None)
+    is_known = forward in _FORWARDS or any(hasattr(owner, name) for name in _FAKE_QUANTIZERS)
+    if isinstance(owner, nn.Linear) and is_known:
         return (1, owner.in_features)
-    if isinstance(owner, _Convolution) and forward in (
-        nn.Conv1d.forward,
-        nn.Conv2d.forward,
-        nn.Conv3d.forward,
-    ):
+    if isinstance(owner, _Convolution) and is_known:
         return (owner.groups, owner.in_channels // owner.groups, *owner.kernel_size)
     if type(owner).__name__ == "Conv1D" and len(tensor.shape) == 2:  # Of Hugging Face.
         return (1, tensor.shape[1])

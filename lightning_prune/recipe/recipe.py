@@ -154,6 +154,13 @@ class Recipe:
         """The criterion; `MagnitudeCriterion` if the user gives None."""
         return self.criterion or _MAGNITUDE
 
+    @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """The criterion, and those of the regrowth."""
+        regrow = self.regrow
+        of_regrowth = (regrow.criterion, regrow.first) if regrow else ()
+        return (self.chosen_criterion, *(each for each in of_regrowth if each is not None))
+
     def to_yaml(self) -> str:
         """Return the recipe as the ``init_args`` of a `PruningCallback` in a config.
 

@@ -150,7 +150,10 @@ def _frozen_notes(pruner: Pruner) -> list[str]:
         return []
     notes = [f"pruned without training: {list_names(frozen, at_most=_LISTED_NAMES)}"]
     if ADAPTER in pruner.dense.values():
-        notes.append("merging the adapters into pruned weights would fill the zeros")
+        notes.append(
+            "merging the adapters into pruned weights would fill the zeros; merge_sparse of "
+            "lightning_prune.integrations.peft keeps them"
+        )
     return notes
 
 

@@ -118,6 +118,17 @@ class Mask:
             rest.copy_(values).masked_fill_(self.kept.to(values.device), 0)
             self.apply(values)
 
+    def scale(self, values: Tensor, factor: float) -> None:
+        """Multiply the values of pruned weights by a factor in place.
+
+        Args:
+            values: Gradients in the shape of the mask.
+            factor: The factor.
+        """
+        rest = torch.empty_like(values)
+        self.split(values, rest)
+        values.add_(rest, alpha=factor)
+
     def lower(self, scores: Tensor) -> Tensor:
         """Return finite scores, with -inf where a weight is pruned.
 

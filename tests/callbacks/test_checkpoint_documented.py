@@ -9,8 +9,10 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_prune import PruningCallback, SparsityCheckpoint
+from lightning_prune.callbacks.namespace import join
 from lightning_prune.cli.command import PruneArgumentParser, PruneCLI
 from tests.callbacks.best_models import SECTION, Level, best, epochs, works_with, zeros
 from tests.callbacks.conftest import Classifier
@@ -52,12 +54,12 @@ def test_a_config_takes_every_argument_of_a_model_checkpoint(tmp_path, capsys, m
         return cli("--config", str(config))
 
     def cli(*args):
-        return PruneCLI(
+        return join(PruneCLI, LightningCLI)(
             Classifier,
             args=list(args),
             run=False,
             seed_everything_default=False,
-            parser_class=PruneArgumentParser,
+            parser_class=join(PruneArgumentParser, LightningArgumentParser),
         )
 
     for name in ("SparsityCheckpoint", "lightning_prune.SparsityCheckpoint"):

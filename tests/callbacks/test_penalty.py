@@ -11,6 +11,7 @@ from tests.callbacks.runs import STEPS, Save, fit
 PENALTY = GrowingPenalty(largest=3.0, ahead=0.5)
 
 
+@pytest.mark.works_with("Stop and resume", "after any step, `penalty`")
 @pytest.mark.parametrize("criterion", [None, TaylorCriterion()], ids=str)
 def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(criterion, tmp_path):
     def pruning():
@@ -35,6 +36,7 @@ def fit_replicas(folder, penalty):
     return outcome(pruning, model)
 
 
+@pytest.mark.works_with("Replicas and shards", "`penalty` on DDP: the same weights on all replicas")
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 def test_replicas_shrink_the_same_weights(two, tmp_path):
@@ -53,6 +55,7 @@ def fit_shards(folder):
     return True
 
 
+@pytest.mark.works_with("Replicas and shards", "`penalty` on shards", refused=True)
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 def test_a_penalty_on_shards_is_refused_by_name(two, tmp_path):

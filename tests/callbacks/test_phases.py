@@ -14,6 +14,7 @@ def make_pruning(**recipe):
     return PruningCallback(**{"schedule": OneShotSchedule(end=0), "phases": phases, **recipe})
 
 
+@pytest.mark.works_with("Stop and resume", "after any step, `phases`")
 @pytest.mark.parametrize("recipe", [{}, {"criterion": SaliencySum()}], ids=["plain", "with state"])
 def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(recipe, tmp_path):
     whole, save = fit(pruning=make_pruning(**recipe)), Save(tmp_path)
@@ -23,6 +24,7 @@ def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(recipe, tmp_p
         assert not whole.after(step).differences(resumed), step
 
 
+@pytest.mark.works_with("Loops", "`phases`: dense and sparse in turns, and sparse at the end")
 def test_phases_take_turns_and_the_fit_ends_sparse(make_model, make_trainer, loader):
     model, pruning = make_model(), make_pruning(sparsity=0.75)
     record = Record(pruning)
@@ -42,6 +44,9 @@ def test_phases_take_turns_and_the_fit_ends_sparse(make_model, make_trainer, loa
     assert zeros(model) == round(PRUNABLE * 0.75)
 
 
+@pytest.mark.works_with(
+    "Loops", "`phases`: a fit that stops in a dense phase warns and leaves zeros"
+)
 def test_a_fit_that_stops_in_a_dense_phase_warns_and_leaves_zeros(make_model, make_trainer, loader):
     model, pruning = make_model(), make_pruning(sparsity=0.75)
     record = Record(pruning)

@@ -38,6 +38,7 @@ def make_pruning(every=1, **recipe):
     return PruningCallback(straight_through=StraightThrough(every=every), **recipe)
 
 
+@pytest.mark.works_with("Stop and resume", "after any step, `straight_through`")
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -57,6 +58,10 @@ def test_a_run_resumed_after_any_step_equals_the_uninterrupted_one(recipe, tmp_p
         assert not whole.after(step).differences(resumed), step
 
 
+@pytest.mark.works_with(
+    "Precision and compilation",
+    "`straight_through`: zeros after each batch, with clipping, accumulation and bf16",
+)
 @pytest.mark.parametrize(
     "options",
     [{"gradient_clip_val": 0.1}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}],
@@ -73,6 +78,7 @@ def test_after_each_batch_and_in_each_checkpoint_the_zeros_are_exact(
     assert counts[-1] == round(PRUNABLE * 0.75)
 
 
+@pytest.mark.works_with("Averaging", "`straight_through` beside EMA and SWA")
 @pytest.mark.parametrize("pruning_first", [True, False])
 @pytest.mark.parametrize(
     "make_averaging",
@@ -97,6 +103,7 @@ def test_an_average_is_zero_where_the_masks_prune(
     assert zeros(model) >= round(PRUNABLE * 0.75)
 
 
+@pytest.mark.works_with("Loops", "`straight_through`: the finders leave no trace")
 @pytest.mark.slow
 @pytest.mark.parametrize("find", [with_finder, with_late_finder])
 def test_a_finder_leaves_no_trace(find, make_trainer, loader):
@@ -119,6 +126,7 @@ def test_a_finder_leaves_no_trace(find, make_trainer, loader):
     assert runs[0] == runs[-1]
 
 
+@pytest.mark.works_with("Loops", "`straight_through` under manual optimization of two networks")
 def test_two_optimizers_by_hand_each_keep_the_values_of_their_own_weights(tmp_path):
     pruning = make_pruning(sparsity=0.5)
     run = fit(pruning=pruning, model=Gan())
@@ -141,6 +149,9 @@ def fit_replicas(folder, pattern):
     return *outcome(pruning, model), pruning.state_dict()["rest"], torch.rand(())
 
 
+@pytest.mark.works_with(
+    "Replicas and shards", "`straight_through` on DDP: the same masks and values on all replicas"
+)
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("pattern", [None, NMPattern(n=1, m=2)])
@@ -169,6 +180,9 @@ def fit_shards(folder, name, allocation):
     return *outcome(pruning, model), pruning.state_dict()["rest"]
 
 
+@pytest.mark.works_with(
+    "Replicas and shards", "`straight_through` on FSDP2: exact, and resumed with all values"
+)
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("allocation", [None, GlobalAllocation()])

@@ -12,12 +12,11 @@ from tests.engine.training import EXAMPLE, OPTIMIZERS, STEPS, Net
 AT_ONCE = OneShotSchedule(end=0, unit="step")
 
 
-def start(optimizer="adamw", *, every=1, model=None, **recipe):
+def start(optimizer="adamw", *, model=None, every=1, gradient_scale=0.25, **recipe):
     model = model or Net()
     optimizer = OPTIMIZERS[optimizer](model.parameters())
-    pruner = Pruner(
-        **{"sparsity": 0.75, "straight_through": StraightThrough(every=every), **recipe}
-    )
+    straight_through = StraightThrough(every=every, gradient_scale=gradient_scale)
+    pruner = Pruner(**{"sparsity": 0.75, "straight_through": straight_through, **recipe})
     return model, optimizer, pruner
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from lightning_prune import (
@@ -103,9 +104,40 @@ def test_the_star_alone_leaves_frozen_weights_dense():
 
 def test_where_everything_waits_to_be_trained_a_warning_says_so_at_once():
     model = LoraLinear()
-    remedy = "nothing is pruned until.*base_layer.weight' .frozen.*by a glob other than"
-    with pytest.warns(UserWarning, match=remedy):
+    remedy = "nothing is pruned until.*: 'base_layer.weight' .frozen.; to prune.*by a glob other"
+    with pytest.warns(UserWarning, match=remedy) as warned:
         start(model, sparsity=0.5)
+    lines = yaml.safe_load(str(warned[0].message).partition("write\n")[2])
+    _, pruner = start(model, **lines)
+    assert pruner.recipe.targets == {"*weight*": 0.5}
+    assert list(pruner.masks) == ["base_layer.weight"]
+
+
+def test_the_zeros_of_a_frozen_base_are_kept_by_the_lines_of_the_warning():
+    model = LoraLinear()
+    base = model.base_layer.weight
+    base.data[:, ::4] = 0
+    with pytest.warns(UserWarning, match="to keep the zeros of frozen weights, name") as warned:
+        start(model, sparsity={"*": 0.0, "base_layer.bias": None}, keep_zeros=True)
+    lines = yaml.safe_load(str(warned[0].message).partition("write\n")[2])
+    optimizer, pruner = start(model, keep_zeros=True, **lines)
+    train(model, optimizer, pruner)
+    pruner.detach()
+    assert torch.equal(pruner.masks["base_layer.weight"], base != 0)
+    assert pruner.sparsity == 0.25
+
+
+def test_adapters_that_begin_with_zeros_are_left_dense_by_the_lines_of_the_error():
+    model = nn.Sequential(LoraLinear(), LoraLinear())
+    for layer in model:
+        nn.init.zeros_(layer.lora_B["default"].weight)
+    names = [f"{place}.lora_B.default.weight" for place in (0, 1)]
+    message = f"keep_zeros=True, got none in '{names[0]}', '{names[1]}'; to leave that dense"
+    with pytest.raises(ValueError, match=message) as error:
+        start(model, sparsity={"*lora*": 0.0}, keep_zeros=True)
+    lines = yaml.safe_load(str(error.value).partition("write\n")[2])
+    assert lines["sparsity"] == {"*lora*": 0.0, names[0]: None, names[1]: None}
+    start(model, keep_zeros=True, **lines)
 
 
 @pytest.mark.parametrize("make_optimizer", [*OPTIMIZERS.values(), torch.optim.LBFGS])

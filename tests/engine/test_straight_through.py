@@ -7,6 +7,7 @@ from torch import nn
 from lightning_prune import (
     ERKAllocation,
     GlobalAllocation,
+    GradientCriterion,
     MacsBudget,
     MovementCriterion,
     NMPattern,
@@ -21,7 +22,7 @@ from tests.engine.straight_through import AT_ONCE, attached, backward, flat_mask
 from tests.engine.training import EXAMPLE, OPTIMIZERS, STEPS, TOTAL, Net, pruned_weights, train
 
 
-def by_hand(model, optimizer, sparsity, steps):
+def by_hand(model, optimizer, sparsity, steps, scale):
     """Train with a dense copy of each weight; each tensor keeps its largest weights."""
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     dense = [weight.detach().clone() for weight in weights]
@@ -30,6 +31,7 @@ def by_hand(model, optimizer, sparsity, steps):
         backward(model, step)
         with torch.no_grad():
             for weight, copy in zip(weights, dense, strict=True):
+                weight.grad.mul_(torch.where(weight == 0, scale, 1.0))
                 weight.copy_(copy)
             optimizer.step()
             for weight, copy in zip(weights, dense, strict=True):
@@ -44,12 +46,15 @@ def by_hand(model, optimizer, sparsity, steps):
                 )
 
 
+@pytest.mark.parametrize("scale", [1, 0.25, 0.1])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_training_equals_a_loop_with_dense_copies_by_hand(optimizer):
-    model, ours, pruner = attached(optimizer, schedule=AT_ONCE, allocation=UniformAllocation())
+def test_training_equals_a_loop_with_dense_copies_by_hand(optimizer, scale):
+    model, ours, pruner = attached(
+        optimizer, gradient_scale=scale, schedule=AT_ONCE, allocation=UniformAllocation()
+    )
     train(model, ours, pruner)
     alone = Net()
-    by_hand(alone, OPTIMIZERS[optimizer](alone.parameters()), 0.75, STEPS)
+    by_hand(alone, OPTIMIZERS[optimizer](alone.parameters()), 0.75, STEPS, scale)
     for name, value in alone.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
 
@@ -99,6 +104,44 @@ def test_masks_change_only_after_every_so_many_steps():
     changes = [step for step in range(1, STEPS) if not torch.equal(masks[step], masks[step - 1])]
     assert changes == [3, 7, 11]  # 0-based: at the end of the fourth step, and so on
     assert (pruner.updates, pruner.choices) == (1, 4)
+
+
+def test_a_criterion_that_reads_gradients_sees_them_unscaled():
+    seen = []
+    for scale in (1, 0.25):
+        model, optimizer, pruner = attached(
+            "sgd", gradient_scale=scale, criterion=GradientCriterion(), schedule=AT_ONCE
+        )
+        train(model, optimizer, pruner, steps=1)
+        backward(model)
+        pruner.before_step(optimizer)
+        optimizer.step()
+        seen.append(flat_masks(pruner))
+    assert torch.equal(*seen)
+
+
+def test_a_sparse_gradient_is_refused_by_name_unless_it_is_not_scaled():
+    def step(scale):
+        model = nn.Sequential(nn.Embedding(10, 6, sparse=True))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        straight_through = StraightThrough(gradient_scale=scale)
+        pruner = Pruner(sparsity={"0": 0.5}, straight_through=straight_through, schedule=AT_ONCE)
+        pruner.attach(model, optimizer, steps=2)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.arange(10)).square().sum().backward()
+            pruner.before_step(optimizer)
+            optimizer.step()
+
+    step(1.0)
+    with pytest.raises(ValueError, match=r"need gradient_scale=1 .* gradient for '0.weight'"):
+        step(0.5)
+
+
+@pytest.mark.parametrize("scale", [0, 1.5, -1.0])
+def test_a_scale_out_of_range_is_refused(scale):
+    with pytest.raises(ValueError, match=r"need gradient_scale in \(0, 1\], got gradient_scale="):
+        StraightThrough(gradient_scale=scale)
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,7 @@ def test_weights_that_were_zero_stay_zero():
     check_zeros(report, model)
 
 
+@pytest.mark.works_with("Starting sparse", "`keep_zeros` after a `repair` in one shot")
 def test_a_training_after_the_repair_keeps_the_zeros(tmp_path):
     model, output = make_perceptron(), tmp_path / "pruned.ckpt"
     trainer = trainer_with(PruningCallback(sparsity=0.5, allocation=UniformAllocation()))

@@ -82,9 +82,15 @@ ROWS = {
     "straight-through, ERK": Row(
         arguments=lambda seed: {
             "allocation": ERKAllocation(),
-            "straight_through": StraightThrough(),
+            "straight_through": StraightThrough(gradient_scale=1.0),
         },
         bars={0.98: 97.60, 0.99: 96.90},
+    ),
+    "straight-through with scaled gradients, ERK": Row(
+        arguments=lambda seed: {
+            "allocation": ERKAllocation(),
+            "straight_through": StraightThrough(),
+        },
     ),
     "one-shot in the middle, global": Row(
         arguments=lambda seed: {

@@ -1,0 +1,1 @@
+"""Pruning with the trainers and adapters of other libraries, one library in a file."""
