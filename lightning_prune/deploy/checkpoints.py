@@ -10,8 +10,10 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_prune.deploy.files import replace_file
+from lightning_prune.models.torch_floors import TorchFloor
 
 _LARGEST_LIST = 3  # foreign classes that an error names
+_AVERAGING = repr("torch.optim.swa_utils.SWALR")
 
 
 def read_checkpoint(path: str | Path, *, argument: str = "ckpt_path") -> dict[str, Any]:
@@ -81,6 +83,8 @@ def _explain(file: Path, error: Exception) -> str:
     if file.stat().st_size == 0:
         return "the file is empty"
     if names := _find_foreign_classes(file):
+        if _AVERAGING in names and not TorchFloor.SWA_CHECKPOINT.is_met:
+            return TorchFloor.SWA_CHECKPOINT.refusal
         listed = ", ".join(names[:_LARGEST_LIST]) + (", ..." if names[_LARGEST_LIST:] else "")
         return (
             f"it holds objects of {listed}; keep them out of the hyperparameters and states, or "

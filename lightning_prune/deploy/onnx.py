@@ -23,6 +23,7 @@ from lightning_prune.models.errors import describe_error
 from lightning_prune.models.examples import make_random_calls
 from lightning_prune.models.names import named_modules, named_parameters, plain_name
 from lightning_prune.models.prunable import prunable_weights
+from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.tracing import trace_any_batch
 from lightning_prune.models.trees import find_tensors, move_to_cpu
 from lightning_prune.models.undisturbed import keep_generators, keep_quiet
@@ -137,11 +138,13 @@ def write_program(
     """Write a traced module as an ONNX file.
 
     Raises:
-        ValueError: If ONNX lacks an operator.
+        ValueError: If ONNX lacks an operator, or torch is too old for the outputs.
     """
     import onnx
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+    if None in program.graph.output_node().args[0]:
+        TorchFloor.ONNX_OF_NONE.check()
     try:
         translated = torch.onnx.export(program, dynamo=True, verbose=False)
     except torch.onnx.OnnxExporterError as error:

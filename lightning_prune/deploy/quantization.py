@@ -13,6 +13,7 @@ from lightning_prune.deploy.files import check_output_file, need_libraries, repl
 from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, count_zeros, quiet_export
 from lightning_prune.deploy.onnx_runtime import open_session, run_session
 from lightning_prune.models.comparison import largest_difference
+from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.trees import find_tensors, move_to_cpu
 
 
@@ -44,8 +45,8 @@ def quantize_onnx(
         The content of the file; its difference is that from the file of floats on ``batches``.
 
     Raises:
-        ValueError: If there are no batches, zeros are lost, or the output is the file that is read
-            or cannot be written.
+        ValueError: If there are no batches, zeros are lost, the output is the file that is read or
+            cannot be written, or torch is too old for the default of ``reduce_range``.
         ModuleNotFoundError: If a library is missing.
     """
     need_libraries(*LIBRARIES)
@@ -79,6 +80,7 @@ def quantize_onnx(
 
 def saturates() -> bool:
     """Whether this machine's products of 8 bits saturate: x86 without VNNI or AMX instructions."""
+    TorchFloor.PROCESSOR.check("or give reduce_range, True for x86 without VNNI and AMX")
     able = torch.cpu.get_capabilities()
     without = not (able.get("avx512_vnni") or able.get("avx_vnni") or able.get("amx_int8"))
     return str(able["architecture"]).startswith("x86") and without

@@ -21,6 +21,7 @@ from lightning_prune.models.prunable import (
     output_axis,
     why_unusual,
 )
+from lightning_prune.models.sharding import check_chunks
 from lightning_prune.recipe.targets import format_target, format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.masks import Mask
@@ -102,6 +103,7 @@ class Candidate:
 
     def make_tensor(self) -> PrunedTensor:
         """Return the tensor under pruning; the criterion scores only chosen parameters."""
+        check_chunks(self.parameter)
         axis = output_axis(self.parameter, self.owner)
         swapped = {0: axis, axis: 0}
         rows = self.row_axes

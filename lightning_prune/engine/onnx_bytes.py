@@ -86,7 +86,7 @@ class OnnxFileCost(Cost):
             self._constants, size = parts.constants, parts.size
             if quantized:
                 smaller = Path(folder) / "quantized.onnx"
-                quantize_onnx(file, smaller, [call])
+                quantize_onnx(file, smaller, [call], reduce_range=False)
                 self._constants, size = read_constants(smaller), smaller.stat().st_size
         points = [each for each in self._constants if each.values.dtype == "uint8"]
         unsure = sum(each.values.size == 1 and each.size == 1 for each in points)

@@ -3,6 +3,7 @@
 import inspect
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,12 @@ from torch.utils._pytree import tree_map
 from lightning_prune.models.calls import Call
 from lightning_prune.models.compiled import unwrap_compiled
 from lightning_prune.models.errors import describe_error
+from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.undisturbed import keep_generators, keep_quiet, use_plain_kernels
+
+_CHANGED_ATTRIBUTES = re.compile(  # as older versions of torch say it
+    "assigned during export|attrs were (created|deleted) in the model|Node arity mismatch"
+)
 
 
 def trace(module: nn.Module, call: Call, *, shapes: Any = None) -> torch.export.ExportedProgram:
@@ -30,6 +36,9 @@ def trace(module: nn.Module, call: Call, *, shapes: Any = None) -> torch.export.
         module: Its buffers change as by any forward pass: give a copy.
         call: The arguments of ``forward``.
         shapes: The ``dynamic_shapes`` of `torch.export.export`; by default all sizes are fixed.
+
+    Raises:
+        ValueError: If ``forward`` sets attributes, and torch is too old to trace it.
     """
     with (
         use_plain_kernels(),
@@ -38,13 +47,20 @@ def trace(module: nn.Module, call: Call, *, shapes: Any = None) -> torch.export.
         _leave_out_stacks(),
         keep_generators(),
         torch.compiler.set_stance("force_eager"),
-        warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of torch to itself
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),  # torch 2.8 forgets the stance
+        warnings.catch_warnings(),
     ):
+        warnings.simplefilter("ignore", FutureWarning)  # of torch to itself
         # As recurrent layers do with the list of their weights.
         warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
-        return torch.export.export(
-            unwrap_compiled(module), *call, dynamic_shapes=shapes, strict=False
-        )
+        try:
+            return torch.export.export(
+                unwrap_compiled(module), *call, dynamic_shapes=shapes, strict=False
+            )
+        except ValueError as error:
+            if _CHANGED_ATTRIBUTES.search(str(error)):
+                TorchFloor.FORWARD_WITH_ATTRIBUTES.check()
+            raise
 
 
 def trace_any_batch(module: nn.Module, call: Call) -> tuple[torch.export.ExportedProgram, bool]:
@@ -100,7 +116,9 @@ def _take_masks_as_given() -> Iterator[None]:
 @contextmanager
 def _leave_out_stacks() -> Iterator[None]:
     """Record no stack of Python for each operation, which takes about a tenth of the time."""
-    before = torch.fx.config.do_not_emit_stack_traces
+    before = getattr(
+        torch.fx.config, "do_not_emit_stack_traces", False
+    )  # missing before torch 2.11
     torch.fx.config.do_not_emit_stack_traces = True
     try:
         yield

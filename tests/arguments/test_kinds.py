@@ -91,7 +91,7 @@ def test_what_can_be_read_only_once_is_not_read():
     [
         (True, float, "need x as a number, got x=True"),
         (True, int | None, "need x as a whole number or None, got x=True"),
-        (np.bool_(True), bool, "need x as True or False, got x=np.True_; write x=True"),
+        (np.bool_(True), bool, f"need x as True or False, got x={np.True_!r}; write x=True"),
         (1, bool, "need x as True or False, got x=1; write x=True"),
         (2, bool, "need x as True or False, got x=2"),
         (2.0, int, "need x as a whole number, got x=2.0; write x=2"),

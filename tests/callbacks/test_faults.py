@@ -90,7 +90,7 @@ def test_a_kill_during_the_write_leaves_the_last_checkpoint_as_it_was(tmp_path):
         codes=[-signal.SIGKILL],
         environment={"TMPDIR": str(scratch)},
     )
-    assert [path.stat().st_size for path in scratch.iterdir()] == [4096]  # half a checkpoint
+    assert {path.stat().st_size for path in scratch.iterdir()} == {4096}  # half a checkpoint
     assert_resumes_exactly(folder / "last.ckpt", 6, keep(folder))
 
 

@@ -270,3 +270,11 @@ def test_a_bug_in_the_code_of_a_user_shows_the_traceback(method, error, prune_cl
     save(complete())
     with pytest.raises(type(error)):
         prune_cli("fit", "--config", "recipe.yaml", "--ckpt_path", "bad.ckpt")
+
+
+def test_a_checkpoint_of_an_older_torch_with_code_names_the_version_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    path = tmp_path / "averaged.ckpt"
+    torch.save({"state_dict": {}, "lr_schedulers": [torch.optim.swa_utils.SWALR]}, path)
+    with pytest.raises(ValueError, match=r"got ckpt_path=.*: need torch>=2\.10 to write a check"):
+        read_lightning_checkpoint(path)

@@ -109,7 +109,7 @@ NOTHING = {"tensors": {"mask/a": torch.ones(0, dtype=torch.uint8), "values/a": t
         ({"entry": {"dtype": "float32", "shape": [2**44]}}, "the mask of 'a' has not one bit"),
         ({"entry": {"dtype": "float32", "shape": [2**62, 2**62, 0]}, **NOTHING}, "are not valid"),
         ({"entry": {"dtype": "int32", "shape": [64]}}, "stored as float32, and has the type int32"),
-        ({"tensors": {"values/a": torch.ones(4).to(torch.complex64)}}, "stored as complex64"),
+        ({"tensors": {"values/a": torch.ones(4).long()}}, "stored as int64"),
         ({"tensors": {"plain/b": torch.ones(3).double()}}, "'b' is stored as float64, and has"),
         ({"entry": {"same_as": "a"}}, "its metadata are not valid"),
         ({"entry": {"same_as": "b"}}, "its metadata are not valid"),

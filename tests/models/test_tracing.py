@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from lightning_prune.models.calls import Call
+from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.tracing import trace, trace_any_batch
+from tests.versions import refused_before
 
 
 def operations(program):
@@ -31,6 +33,7 @@ def state():
     )
 
 
+@refused_before(TorchFloor.FORWARD_WITH_ATTRIBUTES)
 @pytest.mark.parametrize("fails", [False, True])
 def test_tracing_leaves_everything_as_it_is_and_warns_of_nothing(fails):
     module, call = Noisy(4, 4, batch_first=True), Call((torch.randn(2, 3, 5 if fails else 4),), {})

@@ -1,0 +1,15 @@
+"""What a test expects from an older torch."""
+
+import re
+
+import pytest
+
+from lightning_prune.models.torch_floors import TorchFloor
+
+_RAISED = ValueError, AssertionError  # the latter for an error in another process
+
+
+def refused_before(floor: TorchFloor) -> pytest.MarkDecorator:
+    """Mark a test that must fail with the refusal of ``floor`` where torch is too old."""
+    refusal = pytest.RaisesExc(_RAISED, match=re.escape(floor.refusal))
+    return pytest.mark.xfail(not floor.is_met, raises=refusal, reason=floor.refusal, strict=True)
