@@ -30,8 +30,8 @@ class StraightThrough:
         every: Number of optimizer steps from a choice of the masks to the next. Due points of the
             schedule choose, too.
         gradient_scale: The factor :math:`\theta` on the gradients of pruned weights, in (0, 1], as
-            in Feather. Below 1, fewer pruned weights return by chance, which SGD needs. Adam
-            divides by the size of the gradients, so there the factor has little effect.
+            in Feather. Below 1, fewer pruned weights return by chance. SGD needs this at high
+            sparsities. With Adam, 1.0 kept more accuracy.
 
     Raises:
         ValueError: If ``every`` is less than 1, or ``gradient_scale`` is not in (0, 1].
