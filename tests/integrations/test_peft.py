@@ -82,6 +82,19 @@ def test_the_merge_is_that_of_peft_where_the_base_is_not_zero(config, names):
         assert not value[zeros].signbit().any()
 
 
+@pytest.mark.parametrize(
+    ("method", "options"), [("LoHaConfig", {"r": 2}), ("OFTConfig", {"oft_block_size": 2})]
+)
+def test_every_method_that_peft_can_merge_keeps_the_zeros(method, options):
+    net, peft = make(), need_peft()
+    before = net.up.weight.clone()
+    config = getattr(peft, method)(target_modules=["up"], init_weights=False, **options)
+    (layer,) = merge_sparse(peft.get_peft_model(net, config)).layers
+    assert torch.equal(net.up.weight == 0, before == 0)
+    assert not torch.equal(net.up.weight, before)
+    assert 0 < layer.dropped_norm < layer.update_norm
+
+
 def test_the_report_counts_zeros_and_says_which_share_of_the_update_is_lost():
     net = make()
     before = {name: value.clone() for name, value in net.state_dict().items()}
