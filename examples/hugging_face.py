@@ -71,16 +71,19 @@ def make_bert() -> BertForSequenceClassification:
     return BertForSequenceClassification(config)
 
 
-def train(pruning: PruningTrainerCallback, epochs: float, pieces: int) -> tuple[Trainer, float]:
+def train(
+    pruning: PruningTrainerCallback, epochs: float, pieces: int, folder: Path
+) -> tuple[Trainer, float]:
     """Train a new BERT with pruning, and return the Trainer and the accuracy.
 
     Args:
         pruning: The callback that prunes.
         epochs: Number of epochs.
         pieces: Number of pieces of each file.
+        folder: Where the Trainer writes.
     """
     arguments = TrainingArguments(
-        output_dir="hugging_face_runs",
+        output_dir=str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=256,
@@ -109,7 +112,7 @@ def measure_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 def prune_weights(epochs: float, pieces: int, folder: Path) -> None:
     """Train to 80 % zeros, save, and load without any code for pruning."""
     pruning = PruningTrainerCallback(sparsity=0.8)
-    trainer, accuracy = train(pruning, epochs, pieces)
+    trainer, accuracy = train(pruning, epochs, pieces, folder)
     trainer.save_model(str(folder))
     zeros = Sparsity()
     zeros.update(BertForSequenceClassification.from_pretrained(folder))
@@ -120,7 +123,7 @@ def prune_weights(epochs: float, pieces: int, folder: Path) -> None:
 def remove_heads_and_units(epochs: float, pieces: int, file: Path) -> None:
     """Train until half of the heads and units are zeros, remove these, and export."""
     pruning = PruningTrainerCallback({HEADS: 0.5, UNITS: 0.5}, pattern=ChannelPattern())
-    trainer, accuracy = train(pruning, epochs, pieces)
+    trainer, accuracy = train(pruning, epochs, pieces, file.parent)
     model = trainer.model.cpu().eval()
     example = {"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}
     small = shrink(model, example)

@@ -62,7 +62,7 @@ class Training:
         )
         self.updates = Updates(recipe)
         self._optimizers: list[Optimizer] = []
-        self._is_trial_step: Callable[[Optimizer], bool]
+        self._is_untrained: Callable[[Optimizer], bool]  # changes no weight, or is a trial
         self._ownerships: list[Ownership] = []
         self._hooks = StepHooks(self._begin_step, self._after_step)
         self._zeros = ZeroWatch(recipe.on_revival)
@@ -93,7 +93,7 @@ class Training:
         state: Mapping[str, Any] | None,
     ) -> None:
         """Choose the tensors, restore a state, and hook the optimizers."""
-        self._is_trial_step = is_trial_step
+        self._is_untrained = lambda each: will_be_skipped(each) or is_trial_step(each)
         self.calls_before_step = calls_before_step
         model = unwrap_model(model)
         self.roster = Roster(
@@ -309,10 +309,6 @@ class Training:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         with self._copies.end_step(self.index(optimizer)):
             self._end_step(optimizer)
-
-    def _is_untrained(self, optimizer: Optimizer) -> bool:
-        """Whether the present step is outside training, or changes no weight."""
-        return will_be_skipped(optimizer) or self._is_trial_step(optimizer)
 
     def _end_step(self, optimizer: Optimizer) -> None:
         index = self.index(optimizer)
