@@ -1,10 +1,8 @@
 """`PruningYoloCallbacks`: beside a stand-in of the trainer, and in Ultralytics itself."""
 
 import pickle
-import sys
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -205,3 +203,15 @@ def test_a_recipe_that_goes_back_is_refused():
 def test_a_model_without_callbacks_is_refused():
     with pytest.raises(TypeError, match="got Linear; run pip install ultralytics"):
         PruningYoloCallbacks().add_to(nn.Linear(2, 2))
+
+
+@needs_ultralytics
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolo26n", "yolo11n", "yolov8n"])
+def test_ultralytics_trains_averages_and_exports_a_sparse_model(tmp_path, name):
+    environment = {
+        "YOLO_OFFLINE": "true",
+        "YOLO_AUTOINSTALL": "false",
+        "YOLO_CONFIG_DIR": str(tmp_path),
+    }
+    run_python("-m", "tests.integrations.yolo_runs", name, tmp_path, environment=environment)
