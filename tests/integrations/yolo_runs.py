@@ -7,8 +7,10 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import torch
+import torchvision
 from onnx import numpy_helper
 from ultralytics import YOLO
+from ultralytics.utils.nms import TorchNMS
 
 from examples.shapes_data import ShapesDataModule, write_shapes
 from lightning_prune import PolynomialSchedule, Sparsity
@@ -83,6 +85,8 @@ def compare_export(folder, pruning):
 
 
 if __name__ == "__main__":
+    if not hasattr(torch.ops.torchvision, "nms"):  # beside the CPU build of torch
+        torchvision.ops.nms = TorchNMS.nms
     name, folder = sys.argv[1], Path(sys.argv[2])
     run = interrupt_and_resume if name == "yolo26n" else train_for_an_epoch
     compare_export(folder, run(name, folder))
