@@ -93,7 +93,9 @@ def test_a_schedule_beyond_the_plan_is_refused(tmp_path):
 
 
 def test_a_limit_of_time_needs_a_schedule_in_steps_or_epochs(tmp_path):
-    with pytest.raises(ValueError, match="got time=1.5; give epochs instead of time, or count in"):
+    with pytest.raises(
+        ValueError, match=r"got time=1\.5; give epochs instead of time, or count in"
+    ):
         train(tmp_path, time=1.5)
     for end, unit in ((2.0, "epoch"), (9, "step")):
         schedule = PolynomialSchedule(begin=0, end=end, unit=unit)
@@ -129,7 +131,7 @@ def test_a_training_that_was_killed_resumes_with_the_same_masks_and_counts(tmp_p
 
     schedule = PolynomialSchedule(begin=0.0, end=0.8)
     options = {"recipe": {"schedule": schedule}, "fitness": (0.9, 0.8, 0.1, 0.2)}
-    killed, trainer = train(tmp_path, watch=kill, **options)
+    _, trainer = train(tmp_path, watch=kill, **options)
     assert not hooks(trainer.model, trainer.optimizer)
 
     resumed = PruningYoloCallbacks(sparsity=0.75, schedule=schedule)
@@ -207,6 +209,9 @@ def test_a_model_without_callbacks_is_refused():
 
 @needs_ultralytics
 @pytest.mark.slow
+@pytest.mark.works_with(
+    SECTION, "Ultralytics: YOLO26n, YOLO11n and YOLOv8n, trained, averaged and exported with zeros"
+)
 @pytest.mark.parametrize("name", ["yolo26n", "yolo11n", "yolov8n"])
 def test_ultralytics_trains_averages_and_exports_a_sparse_model(tmp_path, name):
     environment = {

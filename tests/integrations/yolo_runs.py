@@ -81,7 +81,6 @@ def compare_export(folder, pruning):
     found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     difference = float((found - expected).abs().max() / expected.abs().max())
     assert difference < 1e-4
-    print(f"{file}: sparsity of the file {sparsity:.4f}, difference {difference:.1e}")
 
 
 if __name__ == "__main__":

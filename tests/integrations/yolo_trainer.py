@@ -1,4 +1,4 @@
-"""A stand-in for the trainer of Ultralytics: the names and the order of calls that callbacks see."""
+"""A stand-in for the trainer of Ultralytics: the names and calls that callbacks see."""
 
 from collections import defaultdict
 from copy import deepcopy
