@@ -1,16 +1,12 @@
 """The examples with YOLO26; they need Ultralytics, which is no dependency of this package."""
 
-import sys
-from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 
 from examples.shapes_data import SHAPES, draw_shapes, to_batch
 from tests.commands import run_python
-from tests.hooks import hooks
 
 needs_ultralytics = pytest.mark.skipif(
     find_spec("ultralytics") is None, reason="needs ultralytics; the README says how it was run"
@@ -82,58 +78,3 @@ def test_the_trainer_of_ultralytics_saves_zeros(tmp_path):
     assert "sparsity of the masks 0.9000" in printed
     for name in ("best", "last"):
         assert f"sparsity of {name}.pt 0.9000, with batch normalization folded in 0.9" in printed
-
-
-@needs_ultralytics
-@pytest.mark.slow
-def test_the_trainer_of_ultralytics_resumes_sparse_and_its_average_is_pruned(tmp_path):
-    run(tmp_path, "tests.test_yolo26")
-
-
-def interrupt_and_resume(folder):
-    from ultralytics import YOLO
-
-    from examples.shapes_data import ShapesDataModule, write_shapes
-    from examples.yolo26_ultralytics import UltralyticsPruning, sparsity
-    from lightning_prune import PolynomialSchedule, Pruner
-
-    data = write_shapes(folder / "shapes", ShapesDataModule(64, 32, 16))
-    seen = []
-
-    def train(weights, **arguments):
-        pruner = Pruner(sparsity=0.9, schedule=PolynomialSchedule(begin=0.0, end=1.0))
-        model = YOLO(weights)
-
-        def pretend_that_a_dense_epoch_was_best(trainer):
-            if trainer.epoch == 0:
-                trainer.best_fitness = 1.0
-
-        def check_average(trainer):
-            parameters = dict(trainer.ema.ema.named_parameters())
-            assert not any(parameters[name][~mask].any() for name, mask in pruner.masks.items())
-            seen.append((trainer.epoch, pruner.steps[0], pruner.sparsity))
-            if trainer.epoch == 1 and "resume" not in arguments:
-                raise KeyboardInterrupt
-
-        model.add_callback("on_train_epoch_end", pretend_that_a_dense_epoch_was_best)
-        UltralyticsPruning(pruner).add_to(model)
-        model.add_callback("on_fit_epoch_end", check_average)
-        places = {"data": data, "project": folder, "name": "train"}
-        options = {"imgsz": 64, "nms": False, "plots": False, "warmup_epochs": 1, "nbs": 32}
-        with suppress(KeyboardInterrupt):
-            model.train(epochs=3, **places, **options, **arguments)
-        assert not hooks(model.trainer.optimizer)
-
-    train("yolo26n.yaml")
-    weights = folder / "train" / "weights"
-    assert 0 < seen[-1][2] < 0.9
-    train(weights / "last.pt", resume=True)
-    assert [epoch for epoch, _, _ in seen[:3]] == [0, 1, 2]
-    assert seen[2][1] > seen[1][1] > 0  # the count of steps goes on
-    assert round(seen[2][2], 4) == 0.9
-    for name in ("best", "last"):
-        assert round(sparsity(YOLO(weights / f"{name}.pt").model), 4) == 0.9
-
-
-if __name__ == "__main__":
-    interrupt_and_resume(Path(sys.argv[-1]))

@@ -196,6 +196,11 @@ def _refuse_optimizer(optimizer: Optimizer, index: int, tensors: Sequence[Pruned
             f"need an optimizer that moves weights in its step only for straight_through, got "
             f"{name}, which averages them later, when pruned weights must be 0"
         )
+    if any("train_mode" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"need an optimizer that moves weights in its step only for straight_through, got "
+            f"{name}, whose eval() puts averages into the weights, also where these must be 0"
+        )
     trained = [tensor for tensor in tensors if tensor.is_trained]
     owned = [tensor for tensor in trained if tensor.optimizer == index]
     if owned and any(kind.__name__.endswith(_CALLS_AGAIN) for kind in type(optimizer).__mro__):
