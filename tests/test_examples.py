@@ -186,12 +186,14 @@ def test_the_sparse_llama_is_recovered_by_adapters_and_merged_with_all_zeros():
     assert "update dropped" in run.stdout
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_accuracy_runs():
     run = run_python("benchmarks/digits_accuracy.py", "--seeds", "1", "--epochs", "6")
     assert "the price of sparsity 0.9" in run.stdout
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_budgets_lands_within_them_and_uses_them_up():
     size = ("--networks", "ResNet-18", "--scale", "0.25", "--bytes", "800000")
@@ -201,6 +203,7 @@ def test_the_benchmark_of_budgets_lands_within_them_and_uses_them_up():
     assert "| ResNet-18 | channels, uniform | `MacsBudget(keep=0.5)` |" in run.stdout
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_a_repair_runs():
     size = ["--seeds", "1", "--epochs", "4", "--networks", "perceptron"]
@@ -209,24 +212,28 @@ def test_the_benchmark_of_a_repair_runs():
     assert run.stdout.splitlines()[-1] == "every bar is met"
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_zeros_in_place_runs():
     run = run_python("benchmarks/zeros_in_place.py", "--repeats", "3")
     assert "dense over sparse" in run.stdout
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_distillation_runs():
     run = run_python("benchmarks/distillation.py", "--seeds", "1", "--epochs", "2")
     assert "gain over alone" in run.stdout
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_patterns_runs():
     run = run_python("benchmarks/digits_patterns.py", "--seeds", "1", "--epochs", "1")
     assert "blocks of 4 x 1, 0.9" in run.stdout
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 @pytest.mark.parametrize("learnable", [True, False])
 def test_the_benchmark_of_recipes_judges(learnable, tmp_path):
@@ -253,12 +260,14 @@ def write_idx(path, values):
     path.write_bytes(gzip.compress(header + values.to(torch.uint8).numpy().tobytes()))
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_lottery_tickets_runs():
     run = run_python("benchmarks/lottery_ticket.py", "--seeds", "1", "--rounds", "1")
     assert run.stdout.count("winning ticket") == 2
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_channels_runs():
     networks = ["--networks", "U-Net", "BERT", "--scale", "0.125"]
@@ -268,6 +277,7 @@ def test_the_benchmark_of_channels_runs():
     assert "every bar is met" in run.stdout
 
 
+@pytest.mark.benchmark
 @pytest.mark.slow
 def test_the_benchmark_of_half_the_channels_judges():
     size = ["--seeds", "1", "--epochs", "8", "--blocks", "6"]

@@ -77,6 +77,9 @@ def name(request):
     return request.param
 
 
+@pytest.mark.works_with(
+    "Other trainers", "`pytorch_lightning`: exact, with pictures, tables and the best checkpoint"
+)
 def test_a_training_lands_exactly_with_pictures_tables_and_the_best_checkpoint(name, tmp_path):
     board = import_module(f"{name}.loggers").TensorBoardLogger(tmp_path)
     pruning = PruningCallback(sparsity=0.75)
@@ -104,6 +107,7 @@ def test_a_single_callback_needs_no_list(name, tmp_path):
     assert callback in trainer(callbacks=callback, accelerator="cpu", logger=False).callbacks
 
 
+@pytest.mark.works_with("Other trainers", "`pytorch_lightning`: resumed bit for bit")
 def test_a_resumed_training_ends_with_the_same_bits(name, tmp_path):
     saving = import_module(f"{name}.callbacks").ModelCheckpoint
 
@@ -197,6 +201,7 @@ print(messages.log.name.partition(".")[0])
 OURS = "from lightning_prune import PruningCallback, SparsityCheckpoint, SparsityMonitor"
 
 
+@pytest.mark.works_with("Other trainers", "`pytorch_lightning`: in any order of imports")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("imports", "logger"),

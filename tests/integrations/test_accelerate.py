@@ -60,6 +60,7 @@ def test_a_step_that_the_scaler_of_accelerate_skips_is_not_counted():
     assert accelerator.num_processes == 1
 
 
+@pytest.mark.works_with("Other trainers", "`accelerate launch` on two processes: the same masks")
 @pytest.mark.slow
 def test_processes_that_accelerate_launches_have_the_same_masks(tmp_path):
     with socket.socket() as free:

@@ -59,6 +59,7 @@ def make(seed=0):
     return net
 
 
+@pytest.mark.works_with("Other trainers", "PEFT: adapters are merged, and the zeros stay")
 @pytest.mark.parametrize(
     ("config", "names"),
     [
@@ -147,6 +148,7 @@ def test_attention_of_torch_keeps_the_zeros_of_both_projections():
         assert weight[:, 1::2].all()
 
 
+@pytest.mark.works_with("Other trainers", "PEFT: packed weights of a quantized base", refused=True)
 def test_packed_weights_are_refused_by_name_and_nothing_changes():
     net = make()
     model = adapt(net)

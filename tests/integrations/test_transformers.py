@@ -59,6 +59,7 @@ def kill_at(step):
     return Watch(on_step_begin=on_step_begin)
 
 
+@pytest.mark.works_with("Other trainers", "transformers: exact, saved and loaded with zeros")
 def test_a_tiny_bert_lands_exactly_and_is_saved_with_zeros(tmp_path, capsys):
     pruning = PruningTrainerCallback(sparsity=0.8, schedule=QUICK)
     trainer = make_trainer(tmp_path, pruning)
@@ -75,6 +76,7 @@ def test_a_tiny_bert_lands_exactly_and_is_saved_with_zeros(tmp_path, capsys):
     assert "bert.encoder.layer.0.attention.self.query.weight" in pruning.masks
 
 
+@pytest.mark.works_with("Other trainers", "transformers: killed and resumed, bit for bit")
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -106,6 +108,7 @@ def test_a_training_that_was_killed_resumes_bit_for_bit(tmp_path, recipe, at):
         assert torch.equal(weights, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.works_with("Other trainers", "transformers: accumulated gradients, and bfloat16")
 def test_accumulated_gradients_make_one_step(tmp_path):
     pruning = PruningTrainerCallback(sparsity=0.8, criterion=MovementCriterion())
     trainer = make_trainer(tmp_path, pruning, gradient_accumulation_steps=3, num_train_epochs=3)
@@ -114,6 +117,7 @@ def test_accumulated_gradients_make_one_step(tmp_path):
     assert pruning.sparsity == 0.8
 
 
+@pytest.mark.works_with("Other trainers", "transformers: accumulated gradients, and bfloat16")
 def test_a_training_in_bfloat16_lands(tmp_path):
     pruning = PruningTrainerCallback(sparsity=0.8)
     trainer = make_trainer(tmp_path, pruning, bf16=True)
@@ -188,6 +192,7 @@ def score_by(function):
     return Watch(on_evaluate=on_evaluate)
 
 
+@pytest.mark.works_with("Other trainers", "transformers: only a sparse model is loaded as the best")
 def test_only_a_sparse_model_is_loaded_as_the_best(tmp_path):
     pruning = PruningTrainerCallback(sparsity=0.8, schedule=QUICK)
     trainer = make_trainer(tmp_path, pruning, score_by(lambda step: -abs(step - 1)), **BEST)
@@ -267,6 +272,7 @@ def test_a_callback_goes_on_after_an_exception(tmp_path):
     assert not hooks(killed.optimizer.optimizer)
 
 
+@pytest.mark.works_with("Other trainers", "transformers: heads and feed-forward units are removed")
 @pytest.mark.slow
 def test_heads_and_units_of_the_feed_forward_layers_are_removed(tmp_path):
     model = make_bert()
