@@ -216,7 +216,7 @@ class _TrainerProgress(Progress):
     @property
     def is_last(self) -> bool:
         """Whether fewer batches are left than a step needs."""
-        return self._done + self._apart >= self._planned
+        return bool(self._done + self._apart >= self._planned)
 
     @property
     def fraction(self) -> float:

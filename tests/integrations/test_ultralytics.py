@@ -93,9 +93,7 @@ def test_a_schedule_beyond_the_plan_is_refused(tmp_path):
 
 
 def test_a_limit_of_time_needs_a_schedule_in_steps_or_epochs(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"got time=1\.5; give epochs instead of time, or count in"
-    ):
+    with pytest.raises(ValueError, match=r"got time=1\.5; give epochs instead of time, or"):
         train(tmp_path, time=1.5)
     for end, unit in ((2.0, "epoch"), (9, "step")):
         schedule = PolynomialSchedule(begin=0, end=end, unit=unit)
