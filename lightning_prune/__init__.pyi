@@ -7,6 +7,10 @@ from .callbacks.pruning import PruningCallback as PruningCallback
 from .channels.adoption import adopt as adopt, shrunk_state as shrunk_state
 from .channels.shrink import shrink as shrink
 from .deploy.compression import FileSize as FileSize, file_size as file_size
+from .deploy.executorch import (
+    ExecutorchFile as ExecutorchFile,
+    export_executorch as export_executorch,
+)
 from .deploy.latency_table import LatencyTable as LatencyTable
 from .deploy.onnx import OnnxFile as OnnxFile, export_onnx as export_onnx
 from .deploy.quantization import quantize_onnx as quantize_onnx

@@ -26,8 +26,8 @@ BEFORE = {
 ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
     *("BranchPattern", "GrowingPenalty", "ParameterBudget", "Phases", "Ramp", "Recipe", "Repair"),
-    *("SearchReport", "StraightThrough", "Tolerance", "measure_latency_table"),
-    *("reestimate_statistics", "search_sparsities", "sparsity"),
+    *("ExecutorchFile", "SearchReport", "StraightThrough", "Tolerance", "export_executorch"),
+    *("measure_latency_table", "reestimate_statistics", "search_sparsities", "sparsity"),
 }
 REMOVED = {"Group", "ChannelGroup"}
 

@@ -16,6 +16,7 @@ TRACING = (
     "channels.shrink",
     "channels.trial",
     "channels.walk",
+    "deploy.executorch",
     "deploy.onnx",
     "engine.channel_selection",
     "models.tracing",

@@ -1,14 +1,12 @@
-"""Files to deploy, written from a checkpoint and validated by the user's own validation."""
+"""Smaller checkpoints and sparse files, validated by the user's own validation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import RenderableType
-from rich.progress import track
 from torch import nn
 
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
@@ -19,14 +17,7 @@ from lightning_prune.cli.loading import choose_output, load_weights
 from lightning_prune.cli.validation import has_validation, validate_if_possible
 from lightning_prune.deploy.checkpoints import read_checkpoint, write_checkpoint
 from lightning_prune.deploy.compression import file_size
-from lightning_prune.deploy.files import need_libraries
-from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, export_onnx
-from lightning_prune.deploy.onnx_runtime import open_session, run_session
-from lightning_prune.deploy.quantization import quantize_onnx, saturates
 from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
-from lightning_prune.models.calls import Call, bind_call, make_call, refuse_missing_example
-from lightning_prune.models.examples import CallRecorder
-from lightning_prune.models.trees import find_tensors, move_to_cpu, replace_tensors
 from lightning_prune.post_training.calibration import check_one_process, quiet, validate
 from lightning_prune.reporting.pruning import change_table
 
@@ -39,131 +30,9 @@ _KEPT_KEYS = (  # the keys of a checkpoint that describe the model, not the trai
     "datamodule_hyper_parameters",
 )
 
-_NOT_VALIDATED = "the model has no validation_step, or nothing has a val_dataloader"
+NOT_VALIDATED = "the model has no validation_step, or nothing has a val_dataloader"
 
 Say = Callable[[RenderableType], None]
-
-
-def check_libraries(format: Literal["onnx", "sparse"]) -> None:
-    """Raise ModuleNotFoundError if a library for the format is not installed."""
-    need_libraries("zstandard", *(LIBRARIES if format == "onnx" else ["safetensors"]))
-
-
-def write_onnx(
-    trainer: Trainer,
-    model: LightningModule,
-    datamodule: LightningDataModule | None,
-    *,
-    output: Path,
-    precision: Literal["fp32", "fp16", "int8"],
-    batches: int,
-    reduce_range: bool | None,
-    say: Say,
-) -> None:
-    """Write an ONNX file and validate it in the place of the model's ``forward``.
-
-    Validation records the inputs of ``forward``. With them the file is compared and 8 bits are
-    calibrated; the first is the example of a model without ``example_input_array``.
-
-    Args:
-        trainer: Validates copies of the model.
-        model: The model, which does not change.
-        datamodule: The source of batches; by default the model.
-        output: The file to write.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        batches: Number of calls of ``forward`` to compare and calibrate with.
-        reduce_range: Whether 8-bit weights use 7 bits; by default if this machine needs it.
-        say: Called with each line and table for the user.
-    """
-    before, recorded = _validate_and_record(trainer, model, datamodule, batches)
-    example = _choose_example(model, recorded)
-    if precision == "int8" and not recorded:
-        raise ValueError(
-            "need a validation_step that calls forward (as self(...)) to calibrate int8, got "
-            f"{type(model).__name__}.validation_step without such a call"
-        )
-    items = _items(make_call(model, example))
-    inputs = [call for call in recorded if _items(call) == items]
-    if precision == "int8" and reduce_range is None:
-        reduce_range = saturates()
-    say("writing the ONNX file and comparing it with the model")
-    if precision == "int8":
-        file = _write_int8(trainer, model, output, example, inputs, reduce_range)
-    else:
-        file = export_onnx(model, output, example=example, inputs=inputs, precision=precision)
-    _describe_onnx(say, file, precision, reduce_range)
-    if not before:
-        say(f"the quality of the file was not measured: {_NOT_VALIDATED}")
-    elif not recorded:
-        say(
-            "the quality of the file was not measured: validation never calls the model's forward "
-            "(as self(...)), which the file would replace"
-        )
-    else:
-        _validate_onnx(trainer, model, datamodule, file.path, example, before, say)
-
-
-def _write_int8(
-    trainer: Trainer,
-    model: LightningModule,
-    output: Path,
-    example: Any,
-    inputs: Sequence[Call],
-    reduce_range: bool | None,
-) -> OnnxFile:
-    """Write a file in 32 bits to a temporary folder, and quantize it."""
-    calls = track(
-        inputs,
-        "calibrating 8 bits",
-        transient=True,
-        disable=trainer.progress_bar_callback is None,
-    )
-    with TemporaryDirectory() as folder:
-        floats = export_onnx(model, Path(folder) / "floats", example=example, inputs=inputs)
-        return quantize_onnx(floats.path, output, calls, reduce_range=reduce_range)
-
-
-def _choose_example(model: LightningModule, recorded: Sequence[Call]) -> Any:
-    """Return the model's ``example_input_array``, or else the first recorded input."""
-    if model.example_input_array is not None:
-        return model.example_input_array
-    if not recorded:
-        refuse_missing_example(model, "no call of forward in validation_step")
-    return recorded[0]
-
-
-def _describe_onnx(say: Say, file: OnnxFile, precision: str, reduce_range: bool | None) -> None:
-    _describe_file(say, file.path, file.zeros, file.entries)
-    origin = "a file in fp32" if precision == "int8" else "the model"
-    say(
-        f"the outputs of the file differ from those of {origin} by at most {file.difference:.2g} "
-        "of the largest"
-    )
-    say(f"the file takes batches of {'any size' if file.any_batch else 'one size only'}")
-    if precision == "int8":
-        bits = 7 if reduce_range else 8
-        say(f"the weights use {bits} of 8 bits (reduce_range={reduce_range})")
-
-
-def _validate_onnx(
-    trainer: Trainer,
-    model: LightningModule,
-    datamodule: LightningDataModule | None,
-    path: Path,
-    example: Any,
-    before: Mapping[str, float],
-    say: Say,
-) -> None:
-    """Validate a copy of the model with the file as ``forward``, and compare the metrics."""
-    copy = deepcopy(model)
-    copy.forward = _OnnxForward(model, path, example)  # type: ignore[method-assign]
-    try:
-        with quiet(".*"):  # validation has already warned about the model
-            after = validate(trainer, copy, datamodule)
-    except _MisfitError as misfit:
-        say(f"the quality of the file was not measured: {misfit}")
-    else:
-        say(change_table(before, after, f"as {path.name}"))
 
 
 def write_shrunk(
@@ -242,11 +111,11 @@ def write_sparse(
     copy.load_state_dict(load_sparse(output))
     weights = [tensor for tensor in copy.state_dict().values() if tensor.dim() > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
-    _describe_file(say, output, zeros, sum(weight.numel() for weight in weights))
+    describe_file(say, output, zeros, sum(weight.numel() for weight in weights))
     if precision == "fp32":
         say("the file loads back bit for bit, so it keeps the quality of the model")
     elif not has_validation(model, datamodule):
-        say(f"the quality of the file was not measured: {_NOT_VALIDATED}")
+        say(f"the quality of the file was not measured: {NOT_VALIDATED}")
     else:
         before = validate(trainer, deepcopy(model), datamodule)
         with quiet(".*"):
@@ -254,60 +123,8 @@ def write_sparse(
         say(change_table(before, after, f"as {output.name}"))
 
 
-def _describe_file(say: Say, path: Path, zeros: int, entries: int) -> None:
+def describe_file(say: Say, path: Path, zeros: int, entries: int) -> None:
+    """Say how large a file is, and how many of the weights are zero."""
     size = file_size(path)
     say(f"written: {path}, {size.raw:,} bytes, {size.zstd:,} when compressed (zstd)")
     say(f"zeros: {zeros:,} of {entries:,} weights, sparsity {zeros / max(entries, 1):.4f}")
-
-
-def _items(call: Call) -> list[torch.Size]:
-    """Return the shapes without the first dimension, which a traced file requires."""
-    return [tensor.shape[1:] for tensor in call.tensors]
-
-
-def _validate_and_record(
-    trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None, calls: int
-) -> tuple[dict[str, float], list[Call]]:
-    """Return the metrics of a validated copy, and the first calls of ``forward``."""
-    if not has_validation(model, datamodule):
-        return {}, []
-    copied = deepcopy(model)
-    with CallRecorder(copied, limit=calls) as recorder:
-        return validate(trainer, copied, datamodule), recorder.calls
-
-
-class _MisfitError(ValueError):
-    """An input with a shape that a file does not take."""
-
-
-class _OnnxForward:
-    """Runs a file in the place of a model's ``forward``, and returns the same structure."""
-
-    def __init__(self, model: LightningModule, path: Path, example: Any) -> None:
-        self.model = model
-        self.opened = open_session(path)
-        copied = deepcopy(model).cpu().float().eval()
-        call = move_to_cpu(make_call(copied, example))
-        with torch.no_grad():
-            self.template = copied(*call.arguments, **call.keywords)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tensors = bind_call(self.model, args, kwargs).tensors
-        for node, tensor in zip(self.opened.get_inputs(), tensors, strict=True):
-            if len(node.shape) != tensor.dim() or any(
-                isinstance(size, int) and size != found
-                for size, found in zip(node.shape, tensor.shape, strict=True)
-            ):
-                raise _MisfitError(
-                    f"validation calls forward with a shape of {list(tensor.shape)}, and the file "
-                    f"takes {node.shape}"
-                )
-        answers = run_session(self.opened, move_to_cpu(tensors))
-        device = tensors[0].device
-        return replace_tensors(
-            self.template,
-            [
-                answer.to(device, like.dtype)
-                for answer, like in zip(answers, find_tensors(self.template), strict=True)
-            ],
-        )

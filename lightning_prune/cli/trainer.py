@@ -312,16 +312,17 @@ class PruneTrainer(TrainerBase):
     ) -> None:
         """Write a checkpoint as a file to deploy, compare the file with the model, and validate it.
 
-        An ONNX file is compared with the model in ONNX Runtime. Then the model's validation_step
-        runs with the file in the place of forward.
+        An ONNX or ExecuTorch file is compared with the model in the runtime of the format. Then the
+        model's validation_step runs with the file in the place of forward.
 
         Args:
             model: The model.
             ckpt_path: The checkpoint, which does not change.
             datamodule: The data.
             output: The file to write; by default beside the checkpoint, with the same name and the
-                suffix .onnx or .safetensors.
-            format: 'onnx', or 'sparse' for a file without the zeros, which load_sparse reads.
+                suffix .onnx, .pte or .safetensors.
+            format: 'onnx'; 'executorch' for phones and boards, in batches of the example's size;
+                or 'sparse' for a file without the zeros, which load_sparse reads.
             precision: 'fp32'; 'fp16' (in a sparse file for the values only); or 'int8' for an ONNX
                 file with weights and activations in 8 bits.
             batches: Number of validation batches to compare a file and to calibrate int8 with.

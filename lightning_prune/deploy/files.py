@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 _PREFIX = ".lightning_prune-"  # of the temporary folder beside a file
 
 
-def need_libraries(*names: str) -> None:
-    """Raise ModuleNotFoundError if one of the extra ``[export]`` is missing."""
+def need_libraries(*names: str, extra: str = "export") -> None:
+    """Raise ModuleNotFoundError if a library of an extra is missing."""
     for name in names:
         if find_spec(name) is None:
             raise ModuleNotFoundError(
-                f"need {name} for files to deploy, got none; pip install 'lightning-prune[export]'"
+                f"need {name} for files to deploy, got none; pip install 'lightning-prune[{extra}]'"
             )
 
 

@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,21 +14,22 @@ from torch import nn
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, need_libraries, replace_file
-from lightning_prune.deploy.onnx_runtime import open_session, run_session
-from lightning_prune.models.calls import Call, make_call
-from lightning_prune.models.comparison import relative_difference
+from lightning_prune.deploy.onnx_runtime import open_session, run_call
+from lightning_prune.deploy.parity import (
+    choose_tolerance,
+    collect_calls,
+    compare_answers,
+    count_needed_zeros,
+    refuse_lost_zeros,
+)
+from lightning_prune.models.calls import make_call
 from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.errors import describe_error
-from lightning_prune.models.examples import make_random_calls
-from lightning_prune.models.names import named_modules, named_parameters, plain_name
-from lightning_prune.models.prunable import prunable_weights
+from lightning_prune.models.names import named_modules
 from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.tracing import trace_any_batch
 from lightning_prune.models.trees import find_tensors, move_to_cpu
 from lightning_prune.models.undisturbed import keep_generators, keep_quiet
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 Precision = Literal["fp32", "fp16"]
@@ -107,20 +107,19 @@ def export_onnx(
     need_libraries(*LIBRARIES)
     check_output_file(path, argument="path")
     _refuse_larger_than_onnx(module)
-    limit = _TOLERANCES[precision] if tolerance is None else tolerance
-    if not limit >= 0:
-        raise ValueError(f"need tolerance >= 0, got tolerance={tolerance}")
+    limit = choose_tolerance(tolerance, _TOLERANCES[precision])
     call = move_to_cpu(make_call(module, example))
     with keep_generators(), torch.no_grad(), quiet_export():
         copied = copy_uncompiled(module).cpu().float().eval()
         program, any_batch = trace_any_batch(copied, call)
-        calls = _collect_calls(copied, call, inputs, any_batch)
+        calls = collect_calls(copied, call, inputs, any_batch)
         with replace_file(path) as file:
             write_program(program, file, precision)
             with _refusing_overflow(copied, precision):
-                difference = _compare(copied, open_session(file), calls, limit)
+                run = partial(run_call, open_session(file))
+                difference = compare_answers(copied, run, calls, limit)
             zeros, entries = count_zeros(file)
-            _refuse_lost_zeros(zeros, _count_needed_zeros(copied, program))
+            refuse_lost_zeros(zeros, count_needed_zeros(copied, program))
             size = file.stat().st_size
     return OnnxFile(
         path=Path(path),
@@ -212,56 +211,6 @@ def _refuse_larger_than_onnx(module: nn.Module) -> None:
         )
 
 
-def _collect_calls(
-    module: nn.Module, example: Call, inputs: Iterable[Any], any_batch: bool
-) -> list[Call]:
-    """Return the calls to compare outputs for: random ones, the example and the given inputs.
-
-    Random batches have the size of the example; if any size will do, also 1 and one more sample.
-    """
-    sizes: list[int | None] = [example.batch_size]
-    if any_batch and example.batch_size is not None:
-        sizes = list(dict.fromkeys([example.batch_size, 1, example.batch_size + 1]))
-    calls = [*make_random_calls(example, sizes), example]
-    for given in inputs:
-        calls.append(move_to_cpu(make_call(module, given)))
-        _refuse_other_shapes(example, calls[-1], any_batch)
-    return calls
-
-
-def _refuse_other_shapes(example: Call, call: Call, any_batch: bool) -> None:
-    start = 1 if any_batch else 0
-    shapes = [[list(tensor.shape) for tensor in given.tensors] for given in (example, call)]
-    here, there = ([shape[start:] for shape in each] for each in shapes)
-    if here != there:
-        free = " but for the first dimension" if any_batch else ""
-        raise ValueError(
-            f"need inputs of the example's shapes{free}, {shapes[0]}, got {shapes[1]}; the module "
-            "does not take others when traced"
-        )
-
-
-def _compare(
-    module: nn.Module, session: "InferenceSession", calls: Iterable[Call], tolerance: float
-) -> float:
-    """Return the largest difference of a file's outputs from the module's."""
-    largest = 0.0
-    for call in calls:
-        expected = find_tensors(module(*call.arguments, **call.keywords))
-        found = run_session(session, call.tensors)
-        for place, (here, there) in enumerate(zip(expected, found, strict=True)):
-            difference = relative_difference(here, there)
-            if difference > tolerance:
-                shapes = [list(tensor.shape) for tensor in call.tensors]
-                raise ValueError(
-                    f"need answers within tolerance={tolerance:g} of the module's, got a "
-                    f"difference={difference:.3g} in output {place} for inputs of shapes {shapes}; "
-                    "no file is written"
-                )
-            largest = max(largest, difference)
-    return largest
-
-
 @contextmanager
 def _refusing_overflow(module: nn.Module, precision: Precision) -> Iterator[None]:
     """Raise ValueError if a part of a module has larger outputs than half precision can hold.
@@ -286,33 +235,3 @@ def _refusing_overflow(module: nn.Module, precision: Precision) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _count_needed_zeros(module: nn.Module, program: torch.export.ExportedProgram) -> int:
-    """Return how many entries are zero in the prunable weights that ``forward`` uses.
-
-    Equal weights count once, as the file may hold them once.
-    """
-    names = program.graph_signature.inputs_to_parameters
-    graph = deepcopy(program.graph)
-    graph.eliminate_dead_code()  # as the exporter does
-    parameters = named_parameters(module)
-    used = {
-        id(parameters[plain_name(names[node.name])])
-        for node in graph.nodes
-        if node.name in names and node.users
-    }
-    distinct = {
-        (weight.shape, sha256(weight.detach().numpy().tobytes()).digest()): weight
-        for weight in prunable_weights(module).values()
-        if id(weight) in used
-    }
-    return sum(int((weight == 0).sum()) for weight in distinct.values())
-
-
-def _refuse_lost_zeros(zeros: int, needed: int) -> None:
-    if zeros < needed:
-        raise ValueError(
-            f"need the {needed:,} zeros of the weights in the file, got zeros={zeros:,}; "
-            "no file is written"
-        )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.deploy.files import need_libraries
+from lightning_prune.models.calls import Call
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -30,6 +31,11 @@ def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceS
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors; the warnings are about optimizations
     return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+
+def run_call(session: "InferenceSession", call: Call) -> list[Tensor]:
+    """Return the outputs of an opened file for a call of ``forward``."""
+    return run_session(session, call.tensors)
 
 
 def run_session(session: "InferenceSession", inputs: Sequence[Tensor]) -> list[Tensor]:

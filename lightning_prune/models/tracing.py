@@ -83,8 +83,21 @@ def trace_any_batch(module: nn.Module, call: Call) -> tuple[torch.export.Exporte
             program = None
         if program is not None:
             return program, True
+    return trace_one_batch(module, call), False
+
+
+def trace_one_batch(module: nn.Module, call: Call) -> torch.export.ExportedProgram:
+    """Trace a module for the sizes of the call.
+
+    Args:
+        module: As in `trace`.
+        call: The arguments of ``forward``.
+
+    Raises:
+        ValueError: If `torch.export` cannot trace the module.
+    """
     try:
-        return trace(module, call), False
+        return trace(module, call)
     except Exception as error:
         raise ValueError(
             f"need a module that torch.export can trace, got a {type(module).__name__}: "

@@ -181,6 +181,11 @@ def test_attach_refuses_a_wrong_argument(arguments, message):
             "need precision as 'fp32' or",
         ),
         (
+            "export_executorch",
+            {"module": NET, "path": "x", "tolerance": "small"},
+            "need tolerance as a number or None",
+        ),
+        (
             "quantize_onnx",
             {"path": "a", "output": "b", "batches": 3},
             "need batches as an iterable",

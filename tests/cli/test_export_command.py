@@ -140,6 +140,40 @@ def validation_images():
     return Data().val_dataloader().dataset[:]
 
 
+class TestExecutorch:
+    """Of a file that takes batches of a single size."""
+
+    @pytest.fixture(autouse=True)
+    def _library(self):
+        pytest.importorskip("executorch", reason="needs lightning-prune[executorch]")
+
+    @pytest.mark.slow
+    def test_the_file_is_validated_in_pieces_of_the_size_of_the_example(
+        self, model, export, files, capsys
+    ):
+        export("--format", "executorch")
+        assert files() == {"best.pte"}
+        printed = capsys.readouterr().out
+        zeros = int((model.net[0].weight == 0).sum())
+        assert f"written: best.pte, {Path('best.pte').stat().st_size:,} bytes, " in printed
+        assert f"zeros: {zeros:,} of 800 weights, sparsity {zeros / 800:.4f}" in printed
+        assert "the file takes batches of 16 only, the size of the example" in printed
+        images, labels, scales = validation_images()  # 40, so the last batch has 8
+        logits = model(images, scale=scales)["logits"]
+        loss = torch.nn.functional.cross_entropy(logits, labels).item()
+        before, after, change = row(printed, "val_loss")
+        assert before == after == pytest.approx(loss, abs=1e-4)
+        assert change == 0
+
+    @pytest.mark.slow
+    def test_a_validation_of_other_shapes_measures_nothing_and_says_so(self, export, capsys):
+        export("--model", "deployed.LengthsWithExample", "--format", "executorch")
+        assert (
+            "the quality of the file was not measured: validation calls forward with a shape of"
+            in capsys.readouterr().out
+        )
+
+
 def test_a_sparse_file_loads_back_into_the_model(model, export, files, capsys):
     export("--format", "sparse")
     assert files() == {"best.safetensors"}
@@ -194,6 +228,14 @@ def test_a_validation_of_other_shapes_measures_nothing_and_says_so(name, export,
         (["--batches", "0"], "need batches >= 1, got batches=0"),
         (["--reduce_range", "true"], "need int8 for reduce_range=True, got precision=fp32"),
         (["--format", "sparse", "--precision", "int8"], "need fp32 or fp16 for a sparse file, got"),
+        (
+            ["--format", "executorch", "--precision", "int8"],
+            "need fp32 for an ExecuTorch file, got precision=int8",
+        ),
+        (
+            ["--format", "executorch", "--reduce_range", "true"],
+            "need int8 for reduce_range=True, got precision=fp32",
+        ),
         (["--precision", "int4"], "int4"),
         (["--outptu", "x"], "did you mean 'output'?"),
         (["--output", "."], "need the name of a file to write, got the folder output='.'"),
@@ -231,12 +273,23 @@ def test_a_missing_library_is_named_with_its_extra(export, monkeypatch, capsys):
     assert "need onnxscript for files to deploy, got none; pip" in capsys.readouterr().err
 
 
+def test_a_missing_executorch_is_named_with_its_extra(export, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(SystemExit):
+        export("--format", "executorch")
+    assert "pip install 'lightning-prune[executorch]'" in capsys.readouterr().err
+
+
 def test_help_explains_what_is_written(export, capsys):
     with pytest.raises(SystemExit) as end:
         export("--help")
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    for option in ("--format {onnx,sparse}", "--precision {fp32,fp16,int8}", "--reduce_range"):
+    for option in (
+        "--format {onnx,executorch,sparse}",
+        "--precision {fp32,fp16,int8}",
+        "--reduce_range",
+    ):
         assert option in printed
 
 
