@@ -107,7 +107,7 @@ def write_executorch(
     describe_file(say, file.path, file.zeros, file.entries)
     _describe_difference(say, file.difference, "the model")
     say(f"the file takes batches of {file.batch_size} only, the size of the example")
-    run: Run = partial(run_program, open_program(file.path))
+    run: Run = partial(run_program, open_program(file.path), call)
     free = [
         ["batch", *tensor.shape[1:]] if call.has_samples(tensor) else list(tensor.shape)
         for tensor in call.tensors

@@ -80,7 +80,7 @@ def export_executorch(
 
     Args:
         module: Its ``forward`` takes and returns tensors, or nested tuples, lists and mappings of
-            them; other arguments become constants.
+            them; the file takes other arguments, too, always as in the example.
         path: The file, usually with the suffix ``.pte``. It is replaced at the end: if anything
             fails, an older file stays.
         example: The arguments of ``forward``: a tuple of positional arguments, a mapping of
@@ -105,7 +105,7 @@ def export_executorch(
         needed = count_needed_zeros(copied, program)
         with replace_file(path) as file:
             file.write_bytes(_lower(program))
-            run = partial(run_program, open_program(file))
+            run = partial(run_program, open_program(file), call)
             difference = compare_answers(copied, run, calls, limit)
             zeros, entries = count_zeros(file)
             refuse_lost_zeros(zeros, needed)

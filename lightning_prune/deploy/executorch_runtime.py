@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune.deploy.files import need_libraries
 from lightning_prune.models.calls import Call
 from lightning_prune.models.errors import describe_error
-from lightning_prune.models.trees import find_tensors
+from lightning_prune.models.trees import find_tensors, replace_tensors
 from lightning_prune.models.undisturbed import keep_quiet
 
 LIBRARY = EXTRA = "executorch"
@@ -36,12 +37,15 @@ def open_program(path: str | Path) -> Any:
     return program
 
 
-def run_program(program: Any, call: Call) -> list[Tensor]:
+def run_program(program: Any, example: Call, call: Call) -> list[Tensor]:
     """Return the tensors among the outputs of an opened file.
 
     Args:
         program: From `open_program`. It holds the memory that its methods use.
-        call: The call of ``forward``. The file takes the tensors; other arguments are constants.
+        example: The call that the file was traced with. The file takes the other arguments, too,
+            as they were there.
+        call: The call of ``forward``, for the tensors.
     """
-    inputs = [tensor.detach().contiguous() for tensor in call.tensors]
+    tensors = [tensor.detach().contiguous() for tensor in call.tensors]
+    inputs = tree_leaves(replace_tensors(example, tensors))
     return find_tensors(list(program.load_method("forward").execute(inputs)))

@@ -285,11 +285,8 @@ def test_help_explains_what_is_written(export, capsys):
         export("--help")
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    for option in (
-        "--format {onnx,executorch,sparse}",
-        "--precision {fp32,fp16,int8}",
-        "--reduce_range",
-    ):
+    formats = "--format {onnx,executorch,sparse}"
+    for option in (formats, "--precision {fp32,fp16,int8}", "--reduce_range"):
         assert option in printed
 
 
