@@ -92,7 +92,7 @@ def test_a_limit_meets_its_bar_and_nan_meets_none():
     assert not Bar(name="", value=math.nan, least=2.0).is_met
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "code"), [(0.0, 1), (math.inf, 0)])
 def test_the_benchmark_of_updates_exits_with_its_verdict(limit, code, monkeypatch, capsys):
@@ -202,7 +202,7 @@ def assert_printed(rows, output, code):
     assert last.startswith("missed: ") if code else last == "every bar is met"
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_memory_prints_its_tables():
     run = run_script("benchmarks/memory.py", "--width", "32", "--scale", "0.02")
@@ -219,7 +219,7 @@ def test_the_benchmark_of_memory_prints_its_tables():
     assert_printed(rows, run.stdout, run.returncode)
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 def test_the_benchmark_of_shards_prints_its_tables(two, monkeypatch, capsys):
@@ -241,7 +241,7 @@ def test_the_benchmark_of_shards_prints_its_tables(two, monkeypatch, capsys):
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_steps_prints_its_table_and_names_the_missed_bars():
     run = run_script("benchmarks/step_cost.py", "--workloads", "lenet", "--seconds", "1")

@@ -107,6 +107,7 @@ def test_every_example_lands(example):
     assert "at sparsity 0.9000" in run.stdout.splitlines()[-1]
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (find_spec("transformers") and find_spec("accelerate")),
@@ -122,6 +123,7 @@ def test_the_bert_of_transformers_is_saved_sparse_and_loses_heads_and_units(tmp_
     assert (tmp_path / "small.onnx").exists()
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_transformer_loses_heads_and_units(tmp_path):
     output = tmp_path / "transformer.onnx"
@@ -138,6 +140,7 @@ def test_the_transformer_loses_heads_and_units(tmp_path):
     assert output.exists()
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_transformer_keeps_half_of_the_multiply_adds(tmp_path):
     size = ["--epochs", "2", "--width", "32", "--depth", "1", "--macs", "0.5"]
@@ -145,6 +148,7 @@ def test_the_transformer_keeps_half_of_the_multiply_adds(tmp_path):
     assert "at most 52,384 of 104,768 multiply-adds, now 49,472" in run.stdout
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("wish", "unit"), [(("--macs", "0.5"), "multiply-adds"), (("--bytes", "100000"), "bytes")]
@@ -160,6 +164,7 @@ def test_the_residual_network_ends_within_the_budget(wish, unit, tmp_path):
     assert 0.9 * limit < last <= limit
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_language_model_is_pruned_and_fine_tuned():
     run = run_python("-m", "examples.language_model", "--fast")
@@ -173,6 +178,7 @@ def test_the_language_model_is_pruned_and_fine_tuned():
     assert all(float(after) < float(before) < 8 for _, _, before, after in models)
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
 def test_the_sparse_llama_is_recovered_by_adapters_and_merged_with_all_zeros():
@@ -186,14 +192,14 @@ def test_the_sparse_llama_is_recovered_by_adapters_and_merged_with_all_zeros():
     assert "update dropped" in run.stdout
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_accuracy_runs():
     run = run_python("benchmarks/digits_accuracy.py", "--seeds", "1", "--epochs", "6")
     assert "the price of sparsity 0.9" in run.stdout
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_budgets_lands_within_them_and_uses_them_up():
     size = ("--networks", "ResNet-18", "--scale", "0.25", "--bytes", "800000")
@@ -203,7 +209,7 @@ def test_the_benchmark_of_budgets_lands_within_them_and_uses_them_up():
     assert "| ResNet-18 | channels, uniform | `MacsBudget(keep=0.5)` |" in run.stdout
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_a_repair_runs():
     size = ["--seeds", "1", "--epochs", "4", "--networks", "perceptron"]
@@ -212,28 +218,28 @@ def test_the_benchmark_of_a_repair_runs():
     assert run.stdout.splitlines()[-1] == "every bar is met"
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_zeros_in_place_runs():
     run = run_python("benchmarks/zeros_in_place.py", "--repeats", "3")
     assert "dense over sparse" in run.stdout
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_distillation_runs():
     run = run_python("benchmarks/distillation.py", "--seeds", "1", "--epochs", "2")
     assert "gain over alone" in run.stdout
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_patterns_runs():
     run = run_python("benchmarks/digits_patterns.py", "--seeds", "1", "--epochs", "1")
     assert "blocks of 4 x 1, 0.9" in run.stdout
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize("learnable", [True, False])
 def test_the_benchmark_of_recipes_judges(learnable, tmp_path):
@@ -260,14 +266,14 @@ def write_idx(path, values):
     path.write_bytes(gzip.compress(header + values.to(torch.uint8).numpy().tobytes()))
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_lottery_tickets_runs():
     run = run_python("benchmarks/lottery_ticket.py", "--seeds", "1", "--rounds", "1")
     assert run.stdout.count("winning ticket") == 2
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_channels_runs():
     networks = ["--networks", "U-Net", "BERT", "--scale", "0.125"]
@@ -277,7 +283,7 @@ def test_the_benchmark_of_channels_runs():
     assert "every bar is met" in run.stdout
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_benchmark_of_half_the_channels_judges():
     size = ["--seeds", "1", "--epochs", "8", "--blocks", "6"]

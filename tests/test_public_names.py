@@ -64,6 +64,7 @@ def test_the_api_page_shows_every_public_name():
     assert sorted(shown) == sorted(lightning_prune.__all__)
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_type_checkers_know_every_public_name(tmp_path):
     script = tmp_path / "script.py"

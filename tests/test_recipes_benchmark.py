@@ -221,7 +221,7 @@ def test_runs_with_other_data_are_refused(tmp_path):
         find_or_train(setting._replace(seed=7))
 
 
-@pytest.mark.benchmark
+@pytest.mark.rare
 @pytest.mark.slow
 def test_the_comparison_continues_and_reports(command, tmp_path):
     stopped = run_python(*command, "--minutes", "0", codes=[1])

@@ -63,6 +63,7 @@ KINDS = {
     "penalty": (GrowingPenalty,),
     "rewind": (Rewind,),
     "straight_through": (StraightThrough,),
+    "gradient_scale": NUMBER,
     "phases": (Phases,),
     **dict.fromkeys(("isomorphic", "budget_met"), FLAG),
     "most": NUMBER,

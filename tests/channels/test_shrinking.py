@@ -27,6 +27,7 @@ def test_half_of_the_channels_can_be_removed(name):
     assert_same(module, smaller, torch.randn(4, 3, 8, 8))
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_half_of_the_channels_of_a_well_known_network_can_be_removed(name):

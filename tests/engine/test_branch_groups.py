@@ -54,6 +54,7 @@ def test_the_branches_with_the_lowest_mean_score_go():
     assert feed_forward.alive().tolist() == [True, True]
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("criterion", [None, TaylorCriterion()], ids=str)
 @pytest.mark.parametrize("allocation", [None, UniformAllocation(), GlobalAllocation(per="macs")])
 @pytest.mark.parametrize("budget", [MacsBudget(keep=0.6), ParameterBudget(keep=0.6)], ids=str)

@@ -167,6 +167,7 @@ WIDER = {
 FILES = ("sparse", "onnx", "onnx-int8")
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_file_without_channels_is_predicted_within_2_in_100(name):
@@ -190,6 +191,7 @@ def test_the_file_without_channels_is_predicted_within_2_in_100(name):
         assert measured <= cost(kept) <= (1 + tolerance) * measured
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convolutions", "resnet", "transformer"])
 def test_the_compressed_file_with_zeros_in_place_is_predicted_within_2_in_100(name):

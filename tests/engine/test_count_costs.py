@@ -164,6 +164,7 @@ def test_slices_that_are_used_unequally_often_cost_the_mean():
 # -- removed channels ----------------------------------------------------------------------------
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["inner", "all"])
 @pytest.mark.parametrize("name", MODELS)

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Scripts that tests start in processes of their own; they import what may be missing.
+collect_ignore = ["accelerate_loop.py", "launched.py", "yolo_runs.py"]
+
 
 @pytest.fixture(autouse=True)
 def _forget_accelerate() -> Iterator[None]:
