@@ -17,6 +17,7 @@ from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.clocks import Clock, make_clock
+from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import Schedule
 
 _ROUNDING = 1e-9  # a mean of targets is a sum of floats
@@ -90,6 +91,20 @@ def make_host_clock(progress: Progress, schedule: Schedule) -> Clock:
             "PolynomialSchedule(begin=1000, end=8000, unit='step')"
         )
     return lambda done: 1.0 if progress.is_last else progress.fraction
+
+
+def refuse_going_back(recipe: Recipe) -> None:
+    """Raise ValueError if a recipe goes back to earlier weights, which only Lightning lets us do.
+
+    Args:
+        recipe: The answers.
+    """
+    for name in ("rewind", "tolerance"):
+        if getattr(recipe, name) is not None:
+            raise ValueError(
+                f"need a recipe that never goes back to earlier weights, got {name}="
+                f"{getattr(recipe, name)}; train with Lightning and PruningCallback"
+            )
 
 
 class Host:

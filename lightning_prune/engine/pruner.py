@@ -213,7 +213,8 @@ class Pruner(Readings):
     def skip_step(self, optimizer: Optimizer) -> None:
         """Forget the inputs seen for a step that will not be made, or not as a step of training.
 
-        If `before_step` was called, the next call belongs to another step.
+        If `before_step` was called, the next call belongs to another step. Compute the gradients
+        anew for that step: `StraightThrough` has scaled the present ones.
 
         Args:
             optimizer: The optimizer that will not step.

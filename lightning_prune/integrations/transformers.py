@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.engine.host import Host, Progress, make_host_clock
+from lightning_prune.engine.host import Host, Progress, make_host_clock, refuse_going_back
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.wrappers import unwrap_model
 from lightning_prune.models.names import named_parameters
@@ -92,12 +92,7 @@ class PruningTrainerCallback(TrainerCallback):
         Raises:
             ValueError: If the recipe goes back to earlier weights, which needs Lightning.
         """
-        for name in ("rewind", "tolerance"):
-            if getattr(recipe, name) is not None:
-                raise ValueError(
-                    f"need a recipe that never goes back to earlier weights, got {name}="
-                    f"{getattr(recipe, name)}; train with Lightning and PruningCallback"
-                )
+        refuse_going_back(recipe)
         callback = cls.__new__(cls)
         callback._begin(Pruner.from_recipe(recipe), example, resume_folder)
         return callback
@@ -162,7 +157,7 @@ class PruningTrainerCallback(TrainerCallback):
                 "copies; use DDP or FSDP2"
             )
         self._warn_of_loggers(args)
-        self.pruner.detach(completed=False)  # after an exception, of which no callback is told
+        self.pruner.detach(completed=False)  # no callback is told of an exception
         self.pruner.forget_state()
         steps, file = 0, self._find_folder(args, state) / FILE
         if state.global_step:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, distributed
 
 from lightning_prune.arguments.checks import check_arguments
-from lightning_prune.engine.host import Host, Progress, make_host_clock
+from lightning_prune.engine.host import Host, Progress, make_host_clock, refuse_going_back
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import SparsityTargets
@@ -69,12 +69,7 @@ class PruningYoloCallbacks:
         Raises:
             ValueError: If the recipe goes back to earlier weights, which needs Lightning.
         """
-        for name in ("rewind", "tolerance"):
-            if getattr(recipe, name) is not None:
-                raise ValueError(
-                    f"need a recipe that never goes back to earlier weights, got {name}="
-                    f"{getattr(recipe, name)}; train with Lightning and PruningCallback"
-                )
+        refuse_going_back(recipe)
         callbacks = cls.__new__(cls)
         callbacks._begin(Pruner.from_recipe(recipe), example)
         return callbacks

@@ -14,7 +14,7 @@ def library():
 
 
 def convolutional():
-    """A network of which 3 in 4 weights are zero, with statistics of some training."""
+    """A network with three zeros in each four weights, and statistics as after a training."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False),

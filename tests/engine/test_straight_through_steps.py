@@ -158,6 +158,19 @@ def test_a_second_call_in_a_step_is_refused_and_leaves_masked_weights():
     assert not pruned_weights(model, pruner).any()
 
 
+def test_gradients_that_were_scaled_are_not_added_to():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = Pruner(sparsity=0.75, straight_through=StraightThrough(), schedule=AT_ONCE)
+    pruner.attach(model, optimizer, steps=STEPS)
+    train(model, optimizer, pruner, steps=1)
+    backward(model)
+    pruner.before_step(optimizer)
+    backward(model)
+    with pytest.raises(RuntimeError, match="got another call with other gradients at step 1"):
+        pruner.before_step(optimizer)
+
+
 def test_a_weight_in_two_optimizers_is_refused_by_name():
     model = Net()
     optimizers = [OPTIMIZERS["sgd"](model.parameters()) for _ in range(2)]
