@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -16,6 +15,7 @@ from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.cost_check import CostCheck
 from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
 from lightning_prune.callbacks.old_statistics import OldStatistics
+from lightning_prune.callbacks.printing import print_table
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
@@ -37,7 +37,7 @@ from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import Schedule
 from lightning_prune.recipe.straight_through import StraightThrough
 from lightning_prune.recipe.tolerance import Tolerance
-from lightning_prune.reporting.pruning import pruning_table
+from lightning_prune.reporting.pruning import TableSize
 
 
 class PruningCallback(LightningCallback):
@@ -77,6 +77,9 @@ class PruningCallback(LightningCallback):
         example: For `ChannelPattern` and most budgets, the arguments of the module's ``forward``: a
             tensor, a tuple, or a dict of names. By default the ``example_input_array``, or else the
             first sample of the sanity check.
+        table: Whether the tables are ``"short"``, ``"full"`` or ``"off"``. A short table has at
+            most 30 lines: tensors whose names differ in numbers only share a row. A Trainer with
+            ``enable_model_summary=False`` prints no table.
 
     Raises:
         ValueError: If an argument is out of range, or two arguments clash.
@@ -106,6 +109,7 @@ class PruningCallback(LightningCallback):
         straight_through: StraightThrough | None = None,
         phases: Phases | None = None,
         penalty: GrowingPenalty | None = None,
+        table: TableSize = "short",
     ) -> None:
         self._begin(
             Recipe.of(
@@ -126,24 +130,29 @@ class PruningCallback(LightningCallback):
                 on_revival=on_revival,
             ),
             example,
+            table,
         )
 
     @classmethod
     @check_arguments
-    def from_recipe(cls, recipe: Recipe, *, example: Any = None) -> "PruningCallback":
+    def from_recipe(
+        cls, recipe: Recipe, *, example: Any = None, table: TableSize = "short"
+    ) -> "PruningCallback":
         """Return the callback of a recipe.
 
         Args:
             recipe: The answers.
             example: For `ChannelPattern`, the arguments of the module's ``forward``.
+            table: How much of the tables is printed.
         """
         callback = cls.__new__(cls)
-        callback._begin(recipe, example)
+        callback._begin(recipe, example, table)
         return callback
 
-    def _begin(self, recipe: Recipe, example: Any) -> None:
+    @check_arguments
+    def _begin(self, recipe: Recipe, example: Any, table: TableSize) -> None:
         self.pruner = Pruner.from_recipe(recipe)
-        self.example = example
+        self.example, self.table = example, table
         self._host = Host(self.pruner)
         self._seen = SeenExample()
         self._steering: Steering | None = None
@@ -241,7 +250,7 @@ class PruningCallback(LightningCallback):
         self._host.forget()
         self._host.mask_copies(find_averages(trainer))
         warn_of_saves_at_epoch_ends(trainer)
-        self._print_table(trainer, "To be pruned")
+        print_table(trainer, self.pruner, "To be pruned", self.table)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log again in this epoch: Lightning forgets logged values at the end of an epoch."""
@@ -307,7 +316,7 @@ class PruningCallback(LightningCallback):
         if self._steering is not None:
             self._steering.end(pl_module)
         self.pruner.detach()
-        self._print_table(trainer, "Pruned")
+        print_table(trainer, self.pruner, "Pruned", self.table)
         self._statistics.warn(pl_module)
         if self._costs is not None:
             self._costs.print_measured()
@@ -329,7 +338,3 @@ class PruningCallback(LightningCallback):
             return is_finder or will_be_skipped(trainer, optimizer)
 
         return is_trial_step
-
-    def _print_table(self, trainer: Trainer, title: str) -> None:
-        if trainer.is_global_zero:
-            Console().print(pruning_table(self.pruner, title))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,7 +18,7 @@ from lightning_prune.engine.wrappers import unwrap_model
 from lightning_prune.models.names import named_parameters
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import SparsityTargets
-from lightning_prune.reporting.pruning import pruning_table
+from lightning_prune.reporting.pruning import TableSize, print_pruning_table
 from lightning_prune.tensors.shards import local_part
 
 _IS_INSTALLED = find_spec("transformers") is not None
@@ -58,6 +57,7 @@ class PruningTrainerCallback(TrainerCallback):
             tensor, a tuple, or a dict of names. By default the ``dummy_inputs`` of the model.
         resume_folder: The folder of the checkpoint that training resumes from. By default
             ``checkpoint-<step>`` in the ``output_dir`` of the Trainer.
+        table: Whether the tables are ``"short"`` (at most 30 lines), ``"full"`` or ``"off"``.
         **answers: All other answers of `Pruner`: ``schedule``, ``criterion``, ``pattern`` and so
             on.
 
@@ -73,14 +73,20 @@ class PruningTrainerCallback(TrainerCallback):
         *,
         example: Any = None,
         resume_folder: str | Path | None = None,
+        table: TableSize = "short",
         **answers: Any,
     ) -> None:
-        self._begin(Pruner(sparsity=sparsity, **answers), example, resume_folder)
+        self._begin(Pruner(sparsity=sparsity, **answers), example, resume_folder, table)
 
     @classmethod
     @check_arguments
     def from_recipe(
-        cls, recipe: Recipe, *, example: Any = None, resume_folder: str | Path | None = None
+        cls,
+        recipe: Recipe,
+        *,
+        example: Any = None,
+        resume_folder: str | Path | None = None,
+        table: TableSize = "short",
     ) -> "PruningTrainerCallback":
         """Return the callback of a recipe.
 
@@ -88,16 +94,20 @@ class PruningTrainerCallback(TrainerCallback):
             recipe: The answers.
             example: For `ChannelPattern`, the arguments of the model's ``forward``.
             resume_folder: The folder of the checkpoint that training resumes from.
+            table: How much of the tables is printed.
 
         Raises:
             ValueError: If the recipe goes back to earlier weights, which needs Lightning.
         """
         refuse_going_back(recipe)
         callback = cls.__new__(cls)
-        callback._begin(Pruner.from_recipe(recipe), example, resume_folder)
+        callback._begin(Pruner.from_recipe(recipe), example, resume_folder, table)
         return callback
 
-    def _begin(self, pruner: Pruner, example: Any, resume_folder: str | Path | None) -> None:
+    @check_arguments
+    def _begin(
+        self, pruner: Pruner, example: Any, resume_folder: str | Path | None, table: TableSize
+    ) -> None:
         if not _IS_INSTALLED:
             raise ModuleNotFoundError(
                 "need transformers for PruningTrainerCallback, got an environment without it; run "
@@ -105,6 +115,7 @@ class PruningTrainerCallback(TrainerCallback):
                 name="transformers",
             )
         self.pruner, self.example, self.resume_folder = pruner, example, resume_folder
+        self.table = table
         self._host = Host(pruner)
         self._is_first = self._is_training = False
         self._has_landed = False  # at the last step
@@ -258,7 +269,7 @@ class PruningTrainerCallback(TrainerCallback):
 
     def _print_table(self, state: Any, title: str) -> None:
         if state.is_world_process_zero:
-            Console().print(pruning_table(self.pruner, title))
+            print_pruning_table(self.pruner, title, self.table)
 
 
 class _TrainerProgress(Progress):

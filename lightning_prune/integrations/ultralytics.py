@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, distributed
 
 from lightning_prune.arguments.checks import check_arguments
@@ -18,7 +17,7 @@ from lightning_prune.engine.host import Host, Progress, make_host_clock, refuse_
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import SparsityTargets
-from lightning_prune.reporting.pruning import pruning_table
+from lightning_prune.reporting.pruning import TableSize, print_pruning_table
 
 FILE = "pruning.pt"
 """The file beside ``last.pt`` that holds the masks."""
@@ -44,6 +43,7 @@ class PruningYoloCallbacks:
             for each glob of parameter or module names. None leaves a tensor dense.
         example: For `ChannelPattern` and most budgets, the arguments of the model's ``forward``.
             By default two images of the size that is trained.
+        table: Whether the tables are ``"short"`` (at most 30 lines), ``"full"`` or ``"off"``.
         **answers: All other answers of `Pruner`: ``schedule``, ``criterion``, ``pattern`` and so
             on.
 
@@ -53,29 +53,38 @@ class PruningYoloCallbacks:
     """
 
     def __init__(
-        self, sparsity: SparsityTargets | None = None, *, example: Any = None, **answers: Any
+        self,
+        sparsity: SparsityTargets | None = None,
+        *,
+        example: Any = None,
+        table: TableSize = "short",
+        **answers: Any,
     ) -> None:
-        self._begin(Pruner(sparsity=sparsity, **answers), example)
+        self._begin(Pruner(sparsity=sparsity, **answers), example, table)
 
     @classmethod
     @check_arguments
-    def from_recipe(cls, recipe: Recipe, *, example: Any = None) -> "PruningYoloCallbacks":
+    def from_recipe(
+        cls, recipe: Recipe, *, example: Any = None, table: TableSize = "short"
+    ) -> "PruningYoloCallbacks":
         """Return the callbacks of a recipe.
 
         Args:
             recipe: The answers.
             example: For `ChannelPattern`, the arguments of the model's ``forward``.
+            table: How much of the tables is printed.
 
         Raises:
             ValueError: If the recipe goes back to earlier weights, which needs Lightning.
         """
         refuse_going_back(recipe)
         callbacks = cls.__new__(cls)
-        callbacks._begin(Pruner.from_recipe(recipe), example)
+        callbacks._begin(Pruner.from_recipe(recipe), example, table)
         return callbacks
 
-    def _begin(self, pruner: Pruner, example: Any) -> None:
-        self.pruner, self.example = pruner, example
+    @check_arguments
+    def _begin(self, pruner: Pruner, example: Any, table: TableSize) -> None:
+        self.pruner, self.example, self.table = pruner, example, table
         self._host = Host(pruner)
         self._progress: _TrainerProgress
         self._tries = self._steps = 0  # the steps that were tried, and made, at the last batch
@@ -83,7 +92,7 @@ class PruningYoloCallbacks:
 
     def __reduce__(self) -> tuple[Callable[..., "PruningYoloCallbacks"], tuple[Any, ...]]:
         """Travel into the processes of several GPUs as the recipe alone."""
-        return _make_again, (self.recipe, self.example)
+        return _make_again, (self.recipe, self.example, self.table)
 
     @property
     def recipe(self) -> Recipe:
@@ -183,7 +192,7 @@ class PruningYoloCallbacks:
     def _print_table(self, title: str) -> None:
         is_parallel = distributed.is_available() and distributed.is_initialized()
         if not is_parallel or distributed.get_rank() == 0:
-            Console().print(pruning_table(self.pruner, title))
+            print_pruning_table(self.pruner, title, self.table)
 
 
 class _TrainerProgress(Progress):
@@ -248,8 +257,8 @@ class _TrainerProgress(Progress):
         return self.planned_epochs * len(self._trainer.train_loader)
 
 
-def _make_again(recipe: Recipe, example: Any) -> PruningYoloCallbacks:
-    return PruningYoloCallbacks.from_recipe(recipe, example=example)
+def _make_again(recipe: Recipe, example: Any, table: TableSize) -> PruningYoloCallbacks:
+    return PruningYoloCallbacks.from_recipe(recipe, example=example, table=table)
 
 
 def _find_masks(trainer: Any) -> Path:

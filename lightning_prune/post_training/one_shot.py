@@ -15,6 +15,7 @@ from lightning_prune.callbacks.namespace import (
     Trainer,
     refuse_mixed,
 )
+from lightning_prune.callbacks.printing import print_table
 from lightning_prune.deploy.files import check_output_file
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.repairing import DenseTwin
@@ -32,7 +33,7 @@ from lightning_prune.post_training.pruned_checkpoint import write_pruned_checkpo
 from lightning_prune.post_training.repairing import RepairReport, check_repair, repair_layers
 from lightning_prune.post_training.statistics import check_statistics, reestimate_statistics
 from lightning_prune.recipe.repair import Repair
-from lightning_prune.reporting.pruning import change_table, pruning_table
+from lightning_prune.reporting.pruning import change_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ def prune_once(
     twins: list[DenseTwin] = []
 
     def prune(pruner: Pruner, optimizers: Any) -> None:
-        console.print(pruning_table(pruner, "To be pruned"))
+        print_table(trainer, pruner, "To be pruned", callback.table)
         twins.extend([DenseTwin(pruner.tensors)] if repair is not None else [])
         for optimizer in optimizers:
             pruner.update(optimizer)
@@ -144,7 +145,7 @@ def prune_once(
             console.print(str(renewed))
     after = validate(trainer, model, datamodule)
     report = OneShotReport(pruner=pruner, before=before, after=after, repaired=repaired)
-    console.print(pruning_table(pruner, "Pruned"))
+    print_table(trainer, pruner, "Pruned", callback.table)
     if repair is not None:
         console.print(repaired.table())
     console.print(report.table())

@@ -1,16 +1,26 @@
 """The state of a `Pruner`, and a validation before and after, as tables."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from rich.console import Console
 
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
-from lightning_prune.models.names import list_names
 from lightning_prune.models.prunable import ADAPTER
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.reporting.name_groups import group_names
 from lightning_prune.reporting.tables import Cell, Column, Table
 
+TableSize = Literal["full", "short", "off"]
+"""How much of a table is printed."""
+
+_LINES, _ROWS, _DIGITS = 30, 10, 4
 _LISTED_NAMES = 6
+_SUFFIX = ".weight"
 _NUMBERS = (Column(heading="kept"), Column(heading="sparsity"), Column(heading="final"))
 _TENSOR_COLUMNS = (
     Column(heading="tensor", align="left"),
@@ -32,25 +42,41 @@ _BRANCH_COLUMNS = (
 )
 
 
-def pruning_table(pruner: Pruner, title: str = "") -> Table:
+def print_pruning_table(pruner: Pruner, title: str, size: TableSize) -> None:
+    """Print the table of a pruner in the terminal.
+
+    Args:
+        pruner: An attached engine.
+        title: The line above the table.
+        size: ``"full"`` for a row for each tensor or group of channels. ``"short"`` for at most 30
+            lines: tensors whose names differ in numbers only share a row. ``"off"`` for nothing.
+    """
+    if size != "off":
+        Console().print(pruning_table(pruner, title, is_short=size == "short"))
+
+
+def pruning_table(pruner: Pruner, title: str = "", *, is_short: bool = False) -> Table:
     """Return a row for each tensor or group of channels; the notes say what stays dense and why.
 
     Args:
         pruner: An attached engine.
         title: The line above the table.
+        is_short: Whether rows of equal numbers are one if the names differ in numbers only. Many
+            rows of equal shapes are one, too. Such a row counts the tensors together.
     """
+    rows = _shorten(pruner) if is_short else [(each.name, [each]) for each in pruner.groups]
+    is_grouped = len(rows) < len(pruner.groups)
+    first, *others = _choose_columns(pruner.recipe.pattern)
+    if is_grouped and all(label.endswith(_SUFFIX) for label, _ in rows):
+        rows = [(label.removesuffix(_SUFFIX), groups) for label, groups in rows]
+        first = replace(first, heading=f"{first.heading} ({_SUFFIX})")
     return Table(
         title=title,
-        columns=_choose_columns(pruner.recipe.pattern),
-        rows=[*(_group_row(pruner, group) for group in pruner.groups), _total_row(pruner)],
+        columns=[first, *others],
+        rows=[*(_make_row(pruner, label, groups) for label, groups in rows), _total_row(pruner)],
         has_total=True,
-        notes=[
-            *_model_notes(pruner),
-            *_budget_notes(pruner),
-            *_frozen_notes(pruner),
-            *_floor_notes(pruner),
-            *_dense_notes(pruner),
-        ],
+        notes=_list_notes(pruner, is_short=is_short, is_grouped=is_grouped),
+        most_lines=_LINES if is_short else None,
     )
 
 
@@ -83,15 +109,48 @@ def _choose_columns(pattern: Pattern) -> tuple[Column, ...]:
     return _CHANNEL_COLUMNS if pattern.couples_tensors else _TENSOR_COLUMNS
 
 
-def _group_row(pruner: Pruner, group: Group) -> list[Cell]:
-    final = pruner.plan[group.name]
+def _list_notes(pruner: Pruner, *, is_short: bool, is_grouped: bool) -> list[str]:
+    grouped = ["a row with braces counts its tensors together; table: full lists each"]
     return [
-        group.name,
-        _members_or_shape(pruner, group),
-        f"{group.size:,}",
-        f"{group.kept:,}",
-        f"{1 - group.kept / group.size:.4f}",
-        "pooled" if final is None else f"{final:.4f}",
+        *(grouped if is_grouped else []),
+        *_model_notes(pruner),
+        *_budget_notes(pruner),
+        *_frozen_notes(pruner),
+        *_floor_notes(pruner),
+        *_dense_notes(pruner, at_most=1 if is_short else _LISTED_NAMES),
+    ]
+
+
+def _shorten(pruner: Pruner) -> list[tuple[str, Sequence[Group]]]:
+    """Return the rows of the short table: of equal numbers, or of equal shapes if they are many."""
+
+    def numbers(group: Group) -> tuple[object, ...]:
+        final = pruner.plan[group.name]
+        sparsities = [round(each, _DIGITS) for each in (1 - group.kept / group.size, final or 0)]
+        return _members_or_shape(pruner, group), group.size, *sparsities
+
+    rows = group_names(pruner.groups, _name, numbers)
+    if len(rows) > _ROWS:
+        rows = group_names(pruner.groups, _name, partial(_members_or_shape, pruner))
+    return [(row.label, row.items) for row in rows]
+
+
+def _name(group: Group) -> str:
+    return group.name
+
+
+def _make_row(pruner: Pruner, label: str, groups: Sequence[Group]) -> list[Cell]:
+    """Return the row of groups, counted together."""
+    size, kept = sum(group.size for group in groups), sum(group.kept for group in groups)
+    planned = [pruner.plan[group.name] for group in groups]
+    final = sum(group.size * (each or 0) for group, each in zip(groups, planned, strict=True))
+    return [
+        label,
+        _members_or_shape(pruner, groups[0]),
+        f"{size:,}",
+        f"{kept:,}",
+        f"{1 - kept / size:.{_DIGITS}f}",
+        "pooled" if None in planned else f"{final / size:.{_DIGITS}f}",
     ]
 
 
@@ -148,7 +207,7 @@ def _frozen_notes(pruner: Pruner) -> list[str]:
     frozen = [tensor.name for tensor in pruner.tensors if not tensor.is_trained]
     if not frozen:
         return []
-    notes = [f"pruned without training: {list_names(frozen, at_most=_LISTED_NAMES)}"]
+    notes = [f"pruned without training: {_list(frozen, at_most=_LISTED_NAMES)}"]
     if ADAPTER in pruner.dense.values():
         notes.append(
             "merging the adapters into pruned weights would fill the zeros; merge_sparse of "
@@ -160,7 +219,7 @@ def _frozen_notes(pruner: Pruner) -> list[str]:
 def _floor_notes(pruner: Pruner) -> list[str]:
     """Return lines on the atoms that must stay, and on the sparsity that they allow."""
     held = [group.name for group in pruner.groups if group.rows > 1]
-    names, reached = list_names(held, at_most=_LISTED_NAMES), pruner.final_sparsity
+    names, reached = _list(held, at_most=_LISTED_NAMES), pruner.final_sparsity
     notes = (
         [f"each row keeps an atom, since the model divides by the norm: {names}"] if held else []
     )
@@ -173,7 +232,7 @@ def _floor_notes(pruner: Pruner) -> list[str]:
     return notes
 
 
-def _dense_notes(pruner: Pruner) -> list[str]:
+def _dense_notes(pruner: Pruner, *, at_most: int) -> list[str]:
     """Return a line for each reason why parameters stay dense, with the share of the model."""
     names_by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in pruner.dense.items():
@@ -182,6 +241,14 @@ def _dense_notes(pruner: Pruner) -> list[str]:
     notes = []
     for reason, names in names_by_reason.items():
         share = sum(pruner.sizes.get(name, 0) for name in names) / max(total, 1)
-        listed = list_names(names, at_most=_LISTED_NAMES)
+        listed = _list(names, at_most=at_most)
         notes.append(f"dense ({reason}): {listed}; {share:.4f} of all weights")
     return notes
+
+
+def _list(names: Sequence[str], at_most: int) -> str:
+    """Return the first names in words, those that differ in numbers as one; count the others."""
+    groups = group_names(names, name=str, kind=lambda _: None)
+    rest = sum(len(group.items) for group in groups[at_most:])
+    listed = ", ".join(group.label for group in groups[:at_most])
+    return f"{listed} and {rest} more" if rest else listed

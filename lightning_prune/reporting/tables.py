@@ -2,12 +2,13 @@
 
 import csv
 import io
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -39,6 +40,8 @@ class Table:
         rows: The cells of each row. A `rich.text.Text` carries a style for the terminal.
         has_total: Whether the last row sums up the others.
         notes: The lines below the table in a terminal.
+        most_lines: The largest number of lines in a terminal, notes included; None for no limit.
+            The last rows before the total make room, and a row says how many they are.
 
     Examples:
         >>> table = Table(
@@ -62,14 +65,30 @@ class Table:
     title: str = ""
     has_total: bool = False
     notes: Sequence[str] = ()
+    most_lines: int | None = None
 
-    def __rich__(self) -> RenderableType:
-        """Return the table with title and notes, for a terminal."""
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table with title and notes, for a terminal."""
+        rows = self.rows[:-1] if self.has_total else self.rows
+        shown = len(rows)
+        if self.most_lines is not None:
+
+            def count_lines(shown: int) -> int:
+                return len(console.render_lines(self._draw(rows, shown), options))
+
+            fitting = bisect_right(range(len(rows)), self.most_lines, key=count_lines)
+            shown = shown if count_lines(shown) <= self.most_lines else max(fitting - 1, 1)
+        yield self._draw(rows, shown)
+
+    def _draw(self, rows: Sequence[Sequence[Cell]], shown: int) -> Group:
+        """Return the table with the first rows, and the number of the others."""
         grid = self._empty_grid(box.HEAVY_HEAD)
         if self.title:
             grid.title = Text(self.title, style="table.title")
-        for row in self.rows[:-1] if self.has_total else self.rows:
+        for row in rows[:shown]:
             grid.add_row(*map(_as_text, row))
+        if shown < len(rows):
+            grid.add_row(Text(f"and {len(rows) - shown} more rows", style="dim"))
         if self.has_total:
             grid.add_section()
             grid.add_row(*map(_as_text, self.rows[-1]), style="bold")

@@ -167,7 +167,8 @@ def read_rows(printed):
 
 
 def test_the_tables_show_the_plan_the_budget_and_what_was_reached(capsys):
-    fit(pruning=PruningCallback(budget=[HALF, MacsBudget(keep=0.9)]), model=WithExample())
+    pruning = PruningCallback(budget=[HALF, MacsBudget(keep=0.9)])
+    fit(pruning=pruning, model=WithExample(), enable_model_summary=True)
     first, last = capsys.readouterr().out.split("Pruned")
     assert "ParameterBudget(keep=0.5): at most 338 of 676 parameters" in " ".join(first.split())
     assert "now 676 (1.0000)" in " ".join(first.split())
@@ -179,7 +180,8 @@ def test_the_tables_show_the_plan_the_budget_and_what_was_reached(capsys):
 
 
 def test_a_limit_of_each_tensor_is_in_the_table(capsys):
-    run = fit(pruning=PruningCallback(sparsity=0.9, most=0.92, allocation=GlobalAllocation()))
+    pruning = PruningCallback(sparsity=0.9, most=0.92, allocation=GlobalAllocation())
+    run = fit(pruning=pruning, enable_model_summary=True)
     assert run.pruning.sparsity == 0.9
     assert "0.92" in capsys.readouterr().out.split("Pruned")[1]
 

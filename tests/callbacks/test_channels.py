@@ -126,7 +126,7 @@ def test_what_is_logged_counts_channels_and_the_parameters_that_go():
 
 
 def test_the_table_lists_groups_and_what_stays_dense(capsys):
-    fit(pruning=channels(), model=Deep())
+    fit(pruning=channels(), model=Deep(), enable_model_summary=True)
     begin, end = capsys.readouterr().out.split("To be pruned")[1].split("Pruned")
     for column in ("channels of", "tensors", "channels", "kept", "sparsity", "final"):
         assert column in begin

@@ -146,7 +146,7 @@ def test_the_weights_of_each_optimizer_have_their_own_budget():
 
 def test_metrics_are_those_of_validation_before_and_after(capsys):
     model = Model()
-    trainer = trainer_with(PruningCallback(sparsity=0.9))
+    trainer = trainer_with(PruningCallback(sparsity=0.9), enable_model_summary=True)
     (before,) = trainer.validate(model, verbose=False)
     report = prune_once(trainer, model)
     (after,) = trainer.validate(model, verbose=False)

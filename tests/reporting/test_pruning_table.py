@@ -1,6 +1,10 @@
 """The table of a pruning says what share of the whole model is pruned, and what is not."""
 
+import io
+
+import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from lightning_prune import OneShotSchedule, Pruner
@@ -40,3 +44,41 @@ def test_frozen_weights_under_adapters_come_with_a_warning_about_merging():
 def test_a_table_of_nothing_but_dense_weights_is_printed():
     _, pruner = start(nn.ModuleList([LoraLinear(), nn.Linear(2, 2)]), {"1": 0.0})
     assert pruning_table(pruner).rows[-1][-1] == "0.0000"
+
+
+class Encoder(nn.Module):
+    """Layers with the long names of a large model."""
+
+    def __init__(self, layers):
+        super().__init__()
+        made = (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(layers))
+        self.pretrained_encoder_of_text = nn.ModuleList(made)
+        self.head = nn.Linear(8, 40)
+
+
+def print_short(pruner, width):
+    file = io.StringIO()
+    Console(file=file, width=width).print(pruning_table(pruner, "To be pruned", is_short=True))
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_short_table_of_a_large_model_has_thirty_lines_at_most(width):
+    _, pruner = start(Encoder(layers=24), 0.5)
+    assert len(print_short(pruner, width)) <= 30
+
+
+def test_layers_of_equal_numbers_share_a_row_that_counts_them_together():
+    _, pruner = start(Encoder(layers=3), 0.5)
+    lines = print_short(pruner, 120)
+    row = next(line for line in lines if ".linear1" in line)
+    assert "text.{0..2}.linear1" in row
+    assert "384" in row  # 3 x 16 x 8
+    assert any("table: full" in line for line in lines)
+    assert len(pruning_table(pruner).rows) == len(pruner.groups) + 1
+
+
+def test_a_short_table_of_a_small_model_is_the_full_table():
+    _, pruner = start(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), 0.5)
+    short, full = pruning_table(pruner, is_short=True), pruning_table(pruner)
+    assert (short.columns, short.rows) == (full.columns, full.rows)

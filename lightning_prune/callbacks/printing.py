@@ -1,0 +1,19 @@
+"""The table of a pruning, in the terminal of a Trainer."""
+
+from lightning_prune.callbacks.namespace import Trainer, is_lightning
+from lightning_prune.engine.pruner import Pruner
+from lightning_prune.reporting.pruning import TableSize, print_pruning_table
+
+
+def print_table(trainer: Trainer, pruner: Pruner, title: str, size: TableSize) -> None:
+    """Print the table on the first rank, unless the Trainer prints no summary of the model.
+
+    Args:
+        trainer: The Trainer.
+        pruner: An attached engine.
+        title: The line above the table.
+        size: How much of the table is printed.
+    """
+    summaries = [each for each in trainer.callbacks if is_lightning(each, "ModelSummary")]  # type: ignore[union-attr]
+    if trainer.is_global_zero and summaries:
+        print_pruning_table(pruner, title, size)
