@@ -75,7 +75,7 @@ def pruning_table(pruner: Pruner, title: str = "", *, is_short: bool = False) ->
         columns=[first, *others],
         rows=[*(_make_row(pruner, label, groups) for label, groups in rows), _total_row(pruner)],
         has_total=True,
-        notes=_list_notes(pruner, is_short=is_short, is_grouped=is_grouped),
+        notes=_list_notes(pruner, is_grouped=is_grouped),
         most_lines=_LINES if is_short else None,
     )
 
@@ -109,7 +109,7 @@ def _choose_columns(pattern: Pattern) -> tuple[Column, ...]:
     return _CHANNEL_COLUMNS if pattern.couples_tensors else _TENSOR_COLUMNS
 
 
-def _list_notes(pruner: Pruner, *, is_short: bool, is_grouped: bool) -> list[str]:
+def _list_notes(pruner: Pruner, *, is_grouped: bool) -> list[str]:
     grouped = ["a row with braces counts its tensors together; table: full lists each"]
     return [
         *(grouped if is_grouped else []),
@@ -117,7 +117,7 @@ def _list_notes(pruner: Pruner, *, is_short: bool, is_grouped: bool) -> list[str
         *_budget_notes(pruner),
         *_frozen_notes(pruner),
         *_floor_notes(pruner),
-        *_dense_notes(pruner, at_most=1 if is_short else _LISTED_NAMES),
+        *_dense_notes(pruner, at_most=1 if is_grouped else _LISTED_NAMES),
     ]
 
 
