@@ -54,6 +54,7 @@ def select(
         selection = replace(selection, groups=groups)
     for tensor in selection.tensors:
         tensor.most = recipe.cap(tensor.sparsity)
+        tensor.state_by_weight = recipe.chosen_criterion.state_by_weight
         if tensor.shard is not None:
             _refuse_shards(tensor.name, _answers_on_tensors(recipe))
     scored = [tensor for tensor in selection.tensors if tensor.is_scored]
@@ -143,8 +144,8 @@ def _refuse_shards(name: str, answers: Sequence[_Answer]) -> None:
             raise ValueError(
                 f"need whole parameters for {answer}, got the sharded '{name}' (FSDP2 or tensor "
                 "parallelism); use DDP, or UniformAllocation, ERKAllocation or GlobalAllocation "
-                "with MagnitudeCriterion, RandomCriterion or GradientCriterion and any pattern "
-                "but channels and branches"
+                "with a criterion and a pattern that declare works_on_shards, as all of this "
+                "package do but those of channels and branches"
             )
 
 
