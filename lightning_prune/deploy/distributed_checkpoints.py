@@ -45,8 +45,10 @@ def read_whole_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         Exception: Of any kind, if the folder is damaged or holds other objects.
     """
-    from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     with (folder / INDEX).open("rb") as file:
         index = _Index(file).load()

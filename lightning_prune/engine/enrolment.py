@@ -14,7 +14,7 @@ from lightning_prune.models.names import list_names
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.shards import sum_by_tensor
+from lightning_prune.tensors.shards import Shard, sum_by_tensor
 
 _LISTED_NAMES = 5
 
@@ -77,10 +77,13 @@ class Enrolment:
 
     def compare(self, before: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the share of each group's atoms that differ from an earlier `find_alive`."""
-        return {
-            name: float((alive ^ before.get(name, alive)).float().mean())
-            for name, alive in self.find_alive().items()
-        }
+        groups, alive = self.selection.groups, self.find_alive()
+        differing = [
+            (alive[g.name] ^ before.get(g.name, alive[g.name])).sum().cpu() for g in groups
+        ]
+        shards = (group.shard for group in groups)
+        counts = sum_by_tensor(list(zip(differing, shards, strict=True))) if groups else ()
+        return {g.name: int(count) / g.total for g, count in zip(groups, counts, strict=True)}
 
     def limit(self, limits: Limits) -> "Enrolment":
         """Return the enrolment under other limits, with another plan."""

@@ -48,6 +48,11 @@ class Atoms(ABC):
     def allowed(self) -> Tensor:
         """Bool mask of the atoms that may be kept: not pruned, and allowed by the pattern."""
 
+    @property
+    def protected_scores(self) -> Tensor:
+        """The scores of the local atoms that `part` shows at +inf, flat."""
+        return self.scores[self.protected]
+
     def rank(self) -> Tensor:
         """Return the scores with protected atoms at +inf and forbidden atoms at -inf."""
         scores = self.scores if self.scores.is_floating_point() else self.scores.float()

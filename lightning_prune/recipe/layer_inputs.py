@@ -94,7 +94,8 @@ def _sum_distributed(tensor: PrunedTensor, inputs: "DTensor", shape: tuple[int, 
     from torch.distributed.tensor import Replicate
 
     whole = [Replicate() if place.is_partial() else place for place in inputs.placements]
-    inputs = inputs.detach().redistribute(placements=whole)
+    with torch.no_grad():
+        inputs = inputs.redistribute(placements=whole)
     shard, mesh = find_shard(inputs), inputs.device_mesh
     assert shard is not None
     if isinstance(tensor.owner, _Convolution) and any(map(shard.is_cut, range(1, inputs.ndim))):

@@ -1,12 +1,13 @@
 """Choose exactly the k best scores of a tensor, of several tensors, or of each row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import Shard
@@ -204,6 +205,34 @@ def _share_out(pool: Sequence[Part], fits: Fits, sizes: Sizes, *, by_total: bool
     thresholds = find_thresholds(
         pool, lambda counts: fits(raise_to_least(counts)), sizes, by_total=by_total
     )
+    return _share_ties(thresholds, raise_to_least, fits)
+
+
+def share_out_lamp(pool: Sequence[LampPart], fits: Fits) -> list[Share]:
+    """Divide as many weights as fit among tensors, those of the highest LAMP scores.
+
+    Of equal LAMP scores the earlier tensor comes first.
+
+    Args:
+        pool: The tensors.
+        fits: Whether numbers to keep fit: as `find_lamp_thresholds` needs.
+    """
+    least = [each.part.least for each in pool]
+
+    def raise_to_least(counts: Sequence[int]) -> Sequence[int]:
+        return list(map(max, least, counts))
+
+    thresholds = find_lamp_thresholds(pool, lambda counts: fits(raise_to_least(counts)))
+    shares = _share_ties(thresholds, raise_to_least, fits)
+    return [Share(keep=share.keep) for share in shares]  # a LAMP score is no threshold of scores
+
+
+def _share_ties(
+    thresholds: Sequence[Threshold],
+    raise_to_least: Callable[[Sequence[int]], Sequence[int]],
+    fits: Fits,
+) -> list[Share]:
+    """Return the shares of all values above thresholds, and of as many equal values as fit."""
     numbers = range(1, sum(threshold.at for threshold in thresholds) + 1)
     ties = find_last(numbers, lambda n: fits(raise_to_least(_take_ties(thresholds, n))))
     keeps = raise_to_least(_take_ties(thresholds, ties))

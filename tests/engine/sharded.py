@@ -93,7 +93,7 @@ def train(recipe, layout=whole, first=0, last=STEPS, weights=None, state=None):
         net.load_state_dict(weights)
     net, (part, parts) = layout(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.25)
-    pruner = Pruner(**{"schedule": TWICE, "keep_zeros": state is None} | recipe)
+    pruner = Pruner(**{"schedule": TWICE} | recipe)
     if state is not None:
         pruner.load_state_dict(state)
     pruner.attach(net, optimizer, steps=STEPS)
@@ -113,5 +113,5 @@ def train(recipe, layout=whole, first=0, last=STEPS, weights=None, state=None):
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
         for name, value in net.state_dict().items()
     }
-    pruner.detach()
+    pruner.detach(completed=last == STEPS)
     return masks, found, saved

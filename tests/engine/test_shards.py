@@ -16,7 +16,6 @@ from lightning_prune import (
     ERKAllocation,
     GlobalAllocation,
     GradientCriterion,
-    LAMPAllocation,
     MagnitudeCriterion,
     MultiStepSchedule,
     OneShotSchedule,
@@ -25,7 +24,6 @@ from lightning_prune import (
     RandomCriterion,
     Regrow,
     Sparsity,
-    TaylorCriterion,
     UniformAllocation,
 )
 from lightning_prune.engine.scores import ScoreBook
@@ -315,19 +313,17 @@ class GatheringCriterion(Criterion):
 
 @pytest.mark.works_with(
     SECTION,
-    "on shards: LAMP, channels, a criterion of your own that gathers",
+    "on shards: channels, a criterion of your own without `works_on_shards`",
     refused=True,
 )
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
-        ({"allocation": LAMPAllocation()}, "LAMPAllocation()"),
         (
             {"pattern": ChannelPattern(), "allocation": UniformAllocation()},
             "ChannelPattern(round_to=8, scope='inner')",
         ),
         ({"criterion": GatheringCriterion()}, "GatheringCriterion()"),
-        ({"criterion": TaylorCriterion()}, "TaylorCriterion()"),
     ],
 )
 def test_what_is_not_exact_on_shards_is_refused_by_name(recipe, named, two):

@@ -9,10 +9,13 @@ from lightning_prune import (
     ERKAllocation,
     GlobalAllocation,
     GradientCriterion,
+    LAMPAllocation,
     MovementCriterion,
     NMPattern,
+    Phases,
     Pruner,
     Regrow,
+    StraightThrough,
     TaylorCriterion,
     UniformAllocation,
     UnstructuredPattern,
@@ -24,7 +27,7 @@ from tests.engine.sharded import by_both, by_fsdp, by_styles, make_net, train
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 SECTION = "Replicas and shards"
 CRITERIA = [kind() for kind in answers(Criterion)]
-ALLOCATIONS = [UniformAllocation(), ERKAllocation(), GlobalAllocation()]
+ALLOCATIONS = [UniformAllocation(), ERKAllocation(), GlobalAllocation(), LAMPAllocation()]
 PATTERNS = (
     (UnstructuredPattern(), {"*": 0.7}),
     (UnstructuredPattern(per_row=True), {"*": 0.7, "2": None}),
@@ -32,20 +35,31 @@ PATTERNS = (
     (BlockPattern(shape=(1, 4)), {"*": 0.7}),
     (BlockPattern(shape=(2, 4)), {"*": 0.7, "4": None}),
 )
-# Every pair of a pattern and a criterion, and of a pattern and an allocation.
-RECIPES = [
-    {
-        "pattern": pattern,
-        "sparsity": sparsity,
-        "criterion": criterion,
-        "allocation": ALLOCATIONS[(row + column) % len(ALLOCATIONS)],
-    }
-    for row, (pattern, sparsity) in enumerate(PATTERNS)
-    for column, criterion in enumerate(CRITERIA)
-] + [
-    {"pattern": pattern, "sparsity": sparsity, "regrow": Regrow(criterion=GradientCriterion())}
-    for pattern, sparsity in PATTERNS
-]
+NM = {"pattern": NMPattern(n=2, m=4), "sparsity": {"*": 0.5}}
+# Every pair of a pattern and a criterion, and of a pattern and an allocation. LAMP squares scores.
+RECIPES = (
+    [
+        {
+            "pattern": pattern,
+            "sparsity": sparsity,
+            "criterion": criterion,
+            "allocation": ALLOCATIONS[(row + column) % len(ALLOCATIONS)],
+        }
+        for row, (pattern, sparsity) in enumerate(PATTERNS)
+        for column, criterion in enumerate(CRITERIA)
+        if not (criterion.has_signed_scores and (row + column) % len(ALLOCATIONS) == 3)
+    ]
+    + [
+        {"pattern": pattern, "sparsity": sparsity, "regrow": Regrow(criterion=GradientCriterion())}
+        for pattern, sparsity in PATTERNS
+    ]
+    + [
+        {"allocation": LAMPAllocation(), "keep_zeros": True, "sparsity": {"*": 0.8}},
+        {"pattern": BlockPattern(shape=(1, 4)), "keep_zeros": True, "sparsity": {"*": 0.7}},
+        {"straight_through": StraightThrough(), **NM},
+        {"phases": Phases(begin=1, end=3, rounds=1, unit="step"), **NM},
+    ]
+)
 
 
 # Tensor parallelism leaves the convolution whole; Wanda refuses to see the same inputs twice.
@@ -69,6 +83,8 @@ def assert_same(recipe, ones, others):
     SECTION, "N:M, per row and blocks that shards leave whole: the masks of one process"
 )
 @pytest.mark.works_with(SECTION, "Taylor, Fisher, movement and Wanda: the masks of one process")
+@pytest.mark.works_with(SECTION, "LAMP on shards: the masks of one process")
+@pytest.mark.works_with(SECTION, "`phases` and `straight_through` on shards: as in one process")
 @pytest.mark.parametrize(
     ("world", "layout", "recipes"),
     [
@@ -100,20 +116,20 @@ GATHERING = [
 
 
 def stop_in_between(layout):
-    """Return weights and states after two steps; the second step has been gathered only."""
-    return [train(recipe, layout, last=2)[1:] for recipe in GATHERING]
+    """Return weights and states after three steps; the third step has been gathered only."""
+    return [train(recipe, layout, last=3)[1:] for recipe in GATHERING]
 
 
 def go_on(stopped, *layout):
     return [
-        train(recipe, *layout, first=2, weights=weights, state=state)[0]
+        train(recipe, *layout, first=3, weights=weights, state=state)[0]
         for recipe, (weights, state) in zip(GATHERING, stopped, strict=True)
     ]
 
 
 @pytest.mark.works_with(SECTION, "Statistics that criteria gather, resumed on fewer processes")
 def test_gathered_sums_go_on_in_other_processes(two, four):
-    uninterrupted = [train(recipe)[0][2:] for recipe in GATHERING]
+    uninterrupted = [train(recipe)[0][3:] for recipe in GATHERING]
     stopped, *_ = four(stop_in_between, by_fsdp)
     assert all(gathered for _, state in stopped for gathered in state["observed"].values())
     for resumed in (go_on(stopped), *two(go_on, stopped, by_styles)):
