@@ -77,13 +77,14 @@ class Enrolment:
 
     def compare(self, before: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the share of each group's atoms that differ from an earlier `find_alive`."""
-        groups, alive = self.selection.groups, self.find_alive()
-        differing = [
-            (alive[g.name] ^ before.get(g.name, alive[g.name])).sum().cpu() for g in groups
-        ]
-        shards = (group.shard for group in groups)
-        counts = sum_by_tensor(list(zip(differing, shards, strict=True))) if groups else ()
-        return {g.name: int(count) / g.total for g, count in zip(groups, counts, strict=True)}
+        differing: list[tuple[Tensor, Shard | None]] = []
+        for group in self.selection.groups:
+            alive = group.alive()
+            others = (alive ^ before.get(group.name, alive)).sum()
+            differing.append((others.cpu(), group.shard))
+        counts = sum_by_tensor(differing).tolist() if differing else []
+        groups = zip(self.selection.groups, counts, strict=True)
+        return {group.name: count / group.total for group, count in groups}
 
     def limit(self, limits: Limits) -> "Enrolment":
         """Return the enrolment under other limits, with another plan."""
