@@ -53,7 +53,11 @@ class BoundedGroup(Group):
         )
 
     def choose(self, atoms: Atoms, share: Share) -> Tensor:
-        """Choose the atoms that stay, as the pattern says."""
+        """Choose the atoms that stay, as the pattern says; at a bound nothing is ranked."""
+        if share.keep == atoms.floor:
+            return atoms.protected
+        if share.keep == atoms.cap:
+            return atoms.allowed
         return self.choose_local(atoms.rank(), share.keep)
 
     def alive_after(self, choice: Tensor | Cut) -> Tensor:

@@ -21,13 +21,12 @@ from lightning_prune.models.sharding import reshard
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.recipe.penalty import GrowingPenalty
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import is_sharded
 
-_Answer = Allocation | Criterion | Pattern | GrowingPenalty
+_Answer = Allocation | Criterion | Pattern
 
 
 def select(
@@ -132,8 +131,6 @@ def _answers_on_tensors(recipe: Recipe) -> list[_Answer]:
     ]
     if recipe.regrow is not None:
         answers += [recipe.regrow.criterion, recipe.regrow.first or recipe.chosen_criterion]
-    if recipe.penalty is not None:
-        answers.append(recipe.penalty)
     return answers
 
 

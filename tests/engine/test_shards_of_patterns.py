@@ -9,6 +9,7 @@ from lightning_prune import (
     ERKAllocation,
     GlobalAllocation,
     GradientCriterion,
+    GrowingPenalty,
     LAMPAllocation,
     MovementCriterion,
     NMPattern,
@@ -112,6 +113,11 @@ GATHERING = [
         "sparsity": {"*": 0.5, "4": None},
         "pattern": NMPattern(n=2, m=4),
     },
+    {
+        "penalty": GrowingPenalty(largest=0.5, ahead=0.5),
+        "pattern": BlockPattern(shape=(1, 4)),
+        "sparsity": {"*": 0.7, "4": None},
+    },
 ]
 
 
@@ -122,19 +128,23 @@ def stop_in_between(layout):
 
 def go_on(stopped, *layout):
     return [
-        train(recipe, *layout, first=3, weights=weights, state=state)[0]
+        train(recipe, *layout, first=3, weights=weights, state=state)[:2]
         for recipe, (weights, state) in zip(GATHERING, stopped, strict=True)
     ]
 
 
 @pytest.mark.works_with(SECTION, "Statistics that criteria gather, resumed on fewer processes")
+@pytest.mark.works_with(SECTION, "`penalty` on shards, resumed on fewer processes")
 def test_gathered_sums_go_on_in_other_processes(two, four):
-    uninterrupted = [train(recipe)[0][3:] for recipe in GATHERING]
+    uninterrupted = [train(recipe)[:2] for recipe in GATHERING]
     stopped, *_ = four(stop_in_between, by_fsdp)
-    assert all(gathered for _, state in stopped for gathered in state["observed"].values())
+    assert all(gathered for _, state in stopped[:-1] for gathered in state["observed"].values())
+    assert stopped[-1][1]["penalty"]["levels"]
     for resumed in (go_on(stopped), *two(go_on, stopped, by_styles)):
-        for recipe, masks, others in zip(GATHERING, uninterrupted, resumed, strict=True):
-            assert_same(recipe, masks, others)
+        for recipe, (masks, weights), (others, its_weights) in zip(
+            GATHERING, uninterrupted, resumed, strict=True
+        ):
+            assert_same(recipe, [*masks[3:], weights], [*others, its_weights])
 
 
 def errors_of_cut_atoms():
