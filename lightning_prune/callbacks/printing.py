@@ -15,5 +15,5 @@ def print_table(trainer: Trainer, pruner: Pruner, title: str, size: TableSize) -
         size: How much of the table is printed.
     """
     summaries = [each for each in trainer.callbacks if is_lightning(each, "ModelSummary")]  # type: ignore[union-attr]
-    if trainer.is_global_zero and summaries:
-        print_pruning_table(pruner, title, size)
+    if summaries:
+        print_pruning_table(pruner, title, size, is_first=trainer.is_global_zero)

@@ -16,7 +16,13 @@ def refuse_unsupported(trainer: Trainer, kind: type[LightningCallback]) -> None:
             f"need one {kind.__name__} in a Trainer, got {len(others)}; write several "
             "targets in a single callback: sparsity={'encoder': 0.9, 'decoder': 0.5}"
         )
-    if is_lightning(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy"):
+    if is_lightning(trainer.strategy, "DeepSpeedStrategy"):
+        raise ValueError(
+            "need a strategy whose optimizer steps on the parameters of the model, got "
+            "DeepSpeedStrategy: at every stage of ZeRO it steps on flat copies, and overwrites the "
+            "masked weights with these; use ModelParallelStrategy (FSDP2) or DDP"
+        )
+    if is_lightning(trainer.strategy, "FSDPStrategy"):
         raise ValueError(
             "need a strategy that keeps the shape of parameters, got "
             f"{type(trainer.strategy).__name__}; use ModelParallelStrategy (FSDP2) or DDP"

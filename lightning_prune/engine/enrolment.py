@@ -14,6 +14,7 @@ from lightning_prune.models.names import list_names
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.shards import Shard, sum_by_tensor
 
 _LISTED_NAMES = 5
 
@@ -76,10 +77,14 @@ class Enrolment:
 
     def compare(self, before: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the share of each group's atoms that differ from an earlier `find_alive`."""
-        return {
-            name: float((alive ^ before.get(name, alive)).float().mean())
-            for name, alive in self.find_alive().items()
-        }
+        differing: list[tuple[Tensor, Shard | None]] = []
+        for group in self.selection.groups:
+            alive = group.alive()
+            others = (alive ^ before.get(group.name, alive)).sum()
+            differing.append((others.cpu(), group.shard))
+        counts = sum_by_tensor(differing).tolist() if differing else []
+        groups = zip(self.selection.groups, counts, strict=True)
+        return {group.name: count / group.total for group, count in groups}
 
     def limit(self, limits: Limits) -> "Enrolment":
         """Return the enrolment under other limits, with another plan."""
@@ -273,8 +278,11 @@ def _keep_zeros(groups: list[Group], recipe: Recipe) -> None:
         ValueError: If all atoms of a group have only zero weights, as the last matrix of an adapter
             has at the start.
     """
+    if not groups:
+        return
     nonzero = [(group, group.nonzero()) for group in groups]
-    empty = [group.name for group, atoms in nonzero if group.floor and not atoms.any()]
+    counts = sum_by_tensor([(atoms.sum().cpu(), group.shard) for group, atoms in nonzero])
+    empty = [group.name for group, n in zip(groups, counts, strict=True) if group.floor and not n]
     if empty:
         listed = list_names([f"'{name}'" for name in empty], _LISTED_NAMES)
         lines = format_targets({**recipe.targets, **dict.fromkeys(empty)})

@@ -17,6 +17,7 @@ from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import Schedule
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.recipe.units import TOLERANCE
+from lightning_prune.tensors.shards import gather_whole
 
 _LOOKS = 10
 """Number of times that the atoms that go next are chosen anew while the penalty grows."""
@@ -44,17 +45,27 @@ class NextAtoms:
         self._clock = clocks(recipe.schedule) if clocks and has_clock else None
         saved = (state or {}).get("penalty", {"levels": {}, "looked": {}})
         # How far the penalty has grown at the last look, in (0, 1]; 0 for atoms that stay.
-        self._levels: dict[str, Tensor] = dict(saved["levels"])
+        self._levels: dict[str, Tensor] = {}
+        self._restored: dict[str, Tensor] = dict(saved["levels"])  # of whole groups
         self._looked = {int(index): float(moment) for index, moment in saved["looked"].items()}
         self._now: dict[int, float] = {}  # the moments of the steps that are being made
         self._strengths: dict[int, _Strengths] = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return how far the penalty on each atom has grown, and the moments of the last looks."""
+    def state_dict(self, groups: Iterable[Group]) -> dict[str, Any]:
+        """Return how far the penalty on each atom has grown, and the moments of the last looks.
+
+        Args:
+            groups: All groups; if their tensors are sharded, all processes must call this together.
+        """
         if self._recipe.penalty is None:
             return {}
+        shards = {group.name: group.shard for group in groups}
+        levels = {
+            name: gather_whole(level, shards.get(name))
+            for name, level in sorted(self._levels.items())
+        }
         looked = {str(index): moment for index, moment in self._looked.items()}
-        return {"penalty": {"levels": dict(self._levels), "looked": looked}}
+        return {"penalty": {"levels": self._restored | levels, "looked": looked}}
 
     def find(
         self, index: int, enrolment: Enrolment, points: DuePoints
@@ -80,7 +91,7 @@ class NextAtoms:
         division = enrolment.divide(share, index, points.share_of_all)
         return find_next(self._recipe, pools, Due(pruned=share, division=division))
 
-    def take(self, found: Mapping[str, Tensor] | None, index: int, groups: Iterable[Group]) -> None:
+    def take(self, found: Mapping[str, Tensor] | None, index: int, groups: Sequence[Group]) -> None:
         """Take over a result of `find`: the penalty on atoms that no longer go next ends.
 
         Args:
@@ -90,6 +101,7 @@ class NextAtoms:
         """
         if found is None:
             return
+        self._take_restored(groups)
         now = self._now[index]
         passed = (now - self._looked.get(index, now)) / self._window
         others = {group.name for group in groups if group.optimizer != index}
@@ -107,6 +119,7 @@ class NextAtoms:
             index: The index of the optimizer.
             groups: All groups.
         """
+        self._take_restored(groups)
         if not self._levels:
             return
         known = self._strengths.get(index)
@@ -117,6 +130,14 @@ class NextAtoms:
             if rate * known.largest > 1:  # no weight changes the sign
                 strength = strength.clamp(max=1 / rate)
             weights.addcmul_(strength.to(weights.device), weights, value=-rate)
+
+    def _take_restored(self, groups: Iterable[Group]) -> None:
+        """Give the groups the local part of the levels that a state has restored."""
+        for group in groups if self._restored else ():
+            if group.name in self._restored:
+                level, shard = self._restored.pop(group.name), group.shard
+                fits = shard is not None and level.shape == shard.shape
+                self._levels[group.name] = shard.cut(level) if shard and fits else level
 
     def _spread(self, optimizer: Optimizer, index: int, groups: Sequence[Group]) -> "_Strengths":
         """Return the present strength on each weight that the optimizer trains."""

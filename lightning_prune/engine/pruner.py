@@ -300,7 +300,7 @@ class Pruner(Readings):
             "criterion": type(self.recipe.chosen_criterion).__name__,
             **self._training.due_points.state_dict(),
             **self._training.describe_tensors(),
-            **self._training.next_atoms.state_dict(),
+            **self._training.next_atoms.state_dict(self.groups),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

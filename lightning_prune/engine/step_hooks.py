@@ -39,6 +39,15 @@ class StepHooks:
         self._handles = []
 
 
+def changes_nothing(optimizer: Optimizer) -> bool:
+    """Whether all learning rates are 0, as in the step by which torch makes an empty state.
+
+    A distributed checkpoint needs the state of the optimizer. Before the first step torch makes the
+    state by a step with learning rates and gradients of 0.
+    """
+    return all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups)
+
+
 def will_be_skipped(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer is called, but will not step: a scaler found infinite gradients.
 

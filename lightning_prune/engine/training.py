@@ -18,6 +18,7 @@ from lightning_prune.engine.ownership import Ownership
 from lightning_prune.engine.roster import Roster
 from lightning_prune.engine.step_hooks import (
     StepHooks,
+    changes_nothing,
     refuse_incomplete_gradients,
     will_be_skipped,
 )
@@ -318,7 +319,7 @@ class Training:
                 self._choose_again(optimizer)
             self.due_points.complete_step(index)
             self.next_atoms.shrink(optimizer, index, self.enrolment.selection.groups)
-        elif not self._is_untrained(optimizer):
+        elif not (self._is_untrained(optimizer) or changes_nothing(optimizer)):
             raise RuntimeError(
                 "need before_step(optimizer) between backward() and step(), got a step without it; "
                 "in a LightningModule, step what self.optimizers() returns"

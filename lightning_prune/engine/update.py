@@ -14,6 +14,7 @@ from lightning_prune.engine.scores import ScoreBook
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor, note_pruned, note_renewed
+from lightning_prune.tensors.shards import sum_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tens
     for pool in pools:
         for group, choice in _choose(recipe, pool, due, book):
             goes = group.alive() & ~group.alive_after(choice)
-            if goes.any():
+            if int(sum_shards(goes.sum(), group.shard)):
                 found[group.name] = goes
         book.release(pool.tensors)
     return found

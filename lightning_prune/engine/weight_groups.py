@@ -176,6 +176,11 @@ class WeightAtoms(Atoms):
         return choose_best(ranked.view(self._mask.shape), self.floor)
 
     @property
+    def protected_scores(self) -> Tensor:
+        """None: the best weight needs no protection, as `part` says."""
+        return torch.zeros(0, device=self._mask.device)
+
+    @property
     def allowed(self) -> Tensor:
         """The weights that are not pruned, or may return."""
         return torch.ones_like(self._mask.kept) if self._member.may_return else self._mask.kept

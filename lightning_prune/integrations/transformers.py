@@ -268,8 +268,8 @@ class PruningTrainerCallback(TrainerCallback):
             )
 
     def _print_table(self, state: Any, title: str) -> None:
-        if state.is_world_process_zero:
-            print_pruning_table(self.pruner, title, self.table)
+        is_first = state.is_world_process_zero
+        print_pruning_table(self.pruner, title, self.table, is_first=is_first)
 
 
 class _TrainerProgress(Progress):

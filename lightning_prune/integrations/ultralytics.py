@@ -191,8 +191,8 @@ class PruningYoloCallbacks:
 
     def _print_table(self, title: str) -> None:
         is_parallel = distributed.is_available() and distributed.is_initialized()
-        if not is_parallel or distributed.get_rank() == 0:
-            print_pruning_table(self.pruner, title, self.table)
+        is_first = not is_parallel or distributed.get_rank() == 0
+        print_pruning_table(self.pruner, title, self.table, is_first=is_first)
 
 
 class _TrainerProgress(Progress):

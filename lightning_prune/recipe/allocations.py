@@ -14,6 +14,7 @@ from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.recipe.proportions import divide_in_proportion
 from lightning_prune.tensors import ranking
+from lightning_prune.tensors.lamp import LampPart
 from lightning_prune.tensors.parts import Part
 from lightning_prune.tensors.ranking import Share
 from lightning_prune.tensors.samples import find_last
@@ -211,13 +212,19 @@ class LAMPAllocation(Allocation):
 
     needs_scores: ClassVar[bool] = True
     needs_unsigned_scores: ClassVar[bool] = True
+    works_on_shards: ClassVar[bool] = True
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best atoms of the rescaled pool each tensor has."""
+        if _has_shards(atoms):
+            shares = _search_lamp(atoms, lambda keep: sum(keep.values()) <= due)
+            return {name: share.keep for name, share in shares.items()}
         return GlobalAllocation()(_rescale_pool(atoms), due)
 
     def share_out_most(self, atoms: Mapping[str, Atoms], fits: Fits) -> dict[str, Share]:
         """Return the shares of the largest number to keep that fits, by a single search."""
+        if _has_shards(atoms):
+            return _search_lamp(atoms, fits)
         shares = GlobalAllocation().share_out_most(_rescale_pool(atoms), fits)
         return {name: Share(keep=share.keep) for name, share in shares.items()}
 
@@ -283,6 +290,26 @@ def _rescale_pool(atoms: Mapping[str, Atoms]) -> dict[str, Atoms]:
         name: tensor.rescore(rescale_lamp(tensor.scores.masked_fill(~tensor.allowed, 0)))
         for name, tensor in atoms.items()
     }
+
+
+def _has_shards(atoms: Mapping[str, Atoms]) -> bool:
+    return any(tensor.shard is not None for tensor in atoms.values())
+
+
+def _search_lamp(atoms: Mapping[str, Atoms], fits: Fits) -> dict[str, Share]:
+    """Return the shares of the highest LAMP scores that fit, or those of the floors."""
+    floor = sum(tensor.floor for tensor in atoms.values())
+    caps = [tensor.cap for tensor in atoms.values()]
+
+    def fits_between(counts: Sequence[int]) -> bool:
+        return sum(counts) <= floor or fits(dict(zip(atoms, counts, strict=True)))
+
+    if fits_between(caps):
+        return {name: Share(keep=tensor.cap) for name, tensor in atoms.items()}
+    pool = [
+        LampPart(part=tensor.part, protected=tensor.protected_scores) for tensor in atoms.values()
+    ]
+    return dict(zip(atoms, ranking.share_out_lamp(pool, fits_between), strict=True))
 
 
 def _divide_by_savings(atoms: Mapping[str, Atoms]) -> list[Part]:

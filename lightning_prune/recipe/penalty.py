@@ -1,7 +1,6 @@
 """A growing penalty: what goes next shrinks before it goes."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.schedules import Schedule
@@ -44,7 +43,6 @@ class GrowingPenalty:
         ValueError: If an argument is out of range.
     """
 
-    works_on_shards: ClassVar[bool] = False
     largest: float = 3.0
     ahead: float = 0.2
 

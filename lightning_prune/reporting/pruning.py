@@ -42,17 +42,20 @@ _BRANCH_COLUMNS = (
 )
 
 
-def print_pruning_table(pruner: Pruner, title: str, size: TableSize) -> None:
-    """Print the table of a pruner in the terminal.
+def print_pruning_table(pruner: Pruner, title: str, size: TableSize, *, is_first: bool) -> None:
+    """Print the table of a pruner in the terminal; all processes call this at the same time.
 
     Args:
         pruner: An attached engine.
         title: The line above the table.
         size: ``"full"`` for a row for each tensor or group of channels. ``"short"`` for at most 30
             lines: tensors whose names differ in numbers only share a row. ``"off"`` for nothing.
+        is_first: Whether this is the process that prints.
     """
     if size != "off":
-        Console().print(pruning_table(pruner, title, is_short=size == "short"))
+        table = pruning_table(pruner, title, is_short=size == "short")  # counted on all processes
+        if is_first:
+            Console().print(table)
 
 
 def pruning_table(pruner: Pruner, title: str = "", *, is_short: bool = False) -> Table:

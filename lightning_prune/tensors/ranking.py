@@ -1,12 +1,13 @@
 """Choose exactly the k best scores of a tensor, of several tensors, or of each row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import Shard
@@ -101,6 +102,27 @@ def choose_best_evenly(scores: Tensor, keep: int) -> Tensor:
     return choose_best_of_rows(rows, quotas).view(scores.shape)
 
 
+def rank_rows(scores: Tensor) -> Tensor:
+    """Return minus the number of better scores in the row, by which `choose_best_evenly` chooses.
+
+    Infinite scores stay as they are. So the highest values of all rows together, of equal values
+    those of the earlier rows, are those that `choose_best_evenly` keeps. Parts of the rows in
+    several processes can be ranked by these values.
+
+    Args:
+        scores: Scores of two or more dimensions; a row is an index of the first one.
+
+    Examples:
+        >>> rank_rows(torch.tensor([[1.0, 3.0, math.inf], [2.0, 2.0, -math.inf]])).tolist()
+        [[-2.0, -1.0, inf], [0.0, -1.0, -inf]]
+    """
+    rows = scores.flatten(1)
+    order = flatten_wide(rows).view(rows.shape).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(rows.shape[1], device=rows.device).expand_as(order)
+    ranks = torch.zeros_like(order).scatter_(1, order, places)
+    return torch.where(rows.isinf(), rows, -ranks.to(rows.dtype)).view(scores.shape)
+
+
 def choose_best_of_slices(scores: Tensor, axes: Sequence[int]) -> Tensor:
     """Return the bool mask of the highest score at each index of some axes; -inf is never chosen.
 
@@ -119,7 +141,8 @@ def choose_best_of_slices(scores: Tensor, axes: Sequence[int]) -> Tensor:
     """
     first = list(range(len(axes)))
     moved = scores.movedim(list(axes), first)
-    rows = moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
+    rows = moved.flatten(0, len(axes) - 1) if axes else moved[None]
+    rows = rows.reshape(len(rows), math.prod(moved.shape[len(axes) :]))
     best = torch.zeros_like(rows, dtype=torch.bool)
     best.scatter_(1, rows.argmax(dim=1, keepdim=True), True)
     return best.view(moved.shape).movedim(first, list(axes)) & (scores > -math.inf)
@@ -182,6 +205,34 @@ def _share_out(pool: Sequence[Part], fits: Fits, sizes: Sizes, *, by_total: bool
     thresholds = find_thresholds(
         pool, lambda counts: fits(raise_to_least(counts)), sizes, by_total=by_total
     )
+    return _share_ties(thresholds, raise_to_least, fits)
+
+
+def share_out_lamp(pool: Sequence[LampPart], fits: Fits) -> list[Share]:
+    """Divide as many weights as fit among tensors, those of the highest LAMP scores.
+
+    Of equal LAMP scores the earlier tensor comes first.
+
+    Args:
+        pool: The tensors.
+        fits: Whether numbers to keep fit: as `find_lamp_thresholds` needs.
+    """
+    least = [each.part.least for each in pool]
+
+    def raise_to_least(counts: Sequence[int]) -> Sequence[int]:
+        return list(map(max, least, counts))
+
+    thresholds = find_lamp_thresholds(pool, lambda counts: fits(raise_to_least(counts)))
+    shares = _share_ties(thresholds, raise_to_least, fits)
+    return [Share(keep=share.keep) for share in shares]  # a LAMP score is no threshold of scores
+
+
+def _share_ties(
+    thresholds: Sequence[Threshold],
+    raise_to_least: Callable[[Sequence[int]], Sequence[int]],
+    fits: Fits,
+) -> list[Share]:
+    """Return the shares of all values above thresholds, and of as many equal values as fit."""
     numbers = range(1, sum(threshold.at for threshold in thresholds) + 1)
     ties = find_last(numbers, lambda n: fits(raise_to_least(_take_ties(thresholds, n))))
     keeps = raise_to_least(_take_ties(thresholds, ties))

@@ -1,11 +1,11 @@
-"""A growing penalty inside a Lightning Trainer: resumed, on replicas, and refused on shards."""
+"""A growing penalty inside a Lightning Trainer: resumed, and on replicas."""
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_prune import GrowingPenalty, PolynomialSchedule, PruningCallback, TaylorCriterion
-from tests.callbacks.replicas import Net, Sharded, assert_equal, loader, make_trainer, outcome
+from tests.callbacks.replicas import Net, assert_equal, loader, make_trainer, outcome
 from tests.callbacks.runs import STEPS, Save, fit
 
 PENALTY = GrowingPenalty(largest=3.0, ahead=0.5)
@@ -45,18 +45,3 @@ def test_replicas_shrink_the_same_weights(two, tmp_path):
     assert_equal(first[1], second[1])
     without, _ = two(fit_replicas, tmp_path, None)
     assert any(not torch.equal(first[1][name], without[1][name]) for name in without[1])
-
-
-def fit_shards(folder):
-    pruning = PruningCallback(sparsity=0.75, penalty=PENALTY)
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    with pytest.raises(ValueError, match=r"need whole parameters for GrowingPenalty.*sharded"):
-        make_trainer(folder, strategy, pruning).fit(Sharded(), loader())
-    return True
-
-
-@pytest.mark.works_with("Replicas and shards", "`penalty` on shards", refused=True)
-@pytest.mark.slow
-@pytest.mark.xdist_group("processes")
-def test_a_penalty_on_shards_is_refused_by_name(two, tmp_path):
-    assert two(fit_shards, tmp_path) == [True, True]
