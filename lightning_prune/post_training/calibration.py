@@ -1,23 +1,18 @@
 """Training batches for a criterion while no weight changes, and validations without a trace."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.namespace import (
-    LOGGERS,
     LightningCallback,
     LightningDataModule,
     LightningModule,
     Trainer,
-    find_package,
-    import_beside,
     is_overridden,
 )
 from lightning_prune.callbacks.pruning import PruningCallback
@@ -28,6 +23,12 @@ from lightning_prune.models.undisturbed import (
     keep_modes,
     keep_quiet,
     keep_tensors,
+)
+from lightning_prune.post_training.held_fits import (
+    hold_weights,
+    make_dummy_logger,
+    quiet,
+    similar_trainer,
 )
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.schedules import OneShotSchedule
@@ -120,7 +121,7 @@ def validate(
 
     The Trainer's loggers do not get the metrics. Each call sees the same random numbers.
     """
-    loggers, trainer.loggers = trainer.loggers, [_make_dummy_logger(trainer)]
+    loggers, trainer.loggers = trainer.loggers, [make_dummy_logger(trainer)]
     try:
         with keep_generators(), keep_quiet(warned=[_OTHER_CALLBACKS]):
             run: Any = trainer.validate
@@ -212,31 +213,6 @@ def _choose_source(
     return {"train_dataloaders": range(1)}  # the fit ends before the first batch
 
 
-class HoldingOptimizer(Optimizer):
-    """Takes the place of an optimizer and changes no weight.
-
-    Args:
-        original: The optimizer to replace, with the same parameters.
-    """
-
-    def __init__(self, original: Optimizer) -> None:
-        super().__init__([dict(group) for group in original.param_groups], {})
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Compute the gradients only."""
-        if closure is None:
-            return None
-        with torch.enable_grad():
-            return closure()
-
-
-def hold_weights(trainer: Trainer, model: LightningModule) -> None:
-    """Replace the optimizers of a fit that has begun by optimizers that change nothing."""
-    trainer.strategy.optimizers = [HoldingOptimizer(o) for o in trainer.optimizers]
-    if model.automatic_optimization:
-        trainer.strategy.lr_scheduler_configs = []
-
-
 class _Calibration(LightningCallback):
     """Lets the engine observe the first batches of a fit, then ends the fit."""
 
@@ -304,41 +280,6 @@ class _Calibration(LightningCallback):
         self.concluded = True
         self.then(self.pruner, trainer.optimizers)
         trainer.should_stop = True
-
-
-def similar_trainer(trainer: Trainer, callback: LightningCallback, **arguments: Any) -> Any:
-    """Return a Trainer with the device, precision and length of training of another."""
-    device = trainer.strategy.root_device
-    return find_package(trainer).Trainer(
-        accelerator=trainer.accelerator,
-        devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
-        precision=trainer.precision,
-        max_epochs=trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1,
-        limit_train_batches=trainer.limit_train_batches or 1.0,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        logger=_make_dummy_logger(trainer),
-        callbacks=[callback],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        **arguments,
-    )
-
-
-def _make_dummy_logger(trainer: Trainer) -> Any:
-    return import_beside(trainer, "loggers.logger").DummyLogger()
-
-
-@contextmanager
-def quiet(*warned: str) -> Iterator[None]:
-    """Keep a run within a command from talking as if it were the user's.
-
-    Args:
-        *warned: Regular expressions of the warnings to leave out, too.
-    """
-    with keep_quiet(*LOGGERS, level=logging.WARNING, warned=warned):
-        yield
 
 
 def describe_shortage(batches: int, found: int) -> str:
