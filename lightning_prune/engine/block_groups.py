@@ -27,7 +27,7 @@ class BlockGroup(TensorGroup, BoundedGroup):
     @property
     def atoms_kept(self) -> int:
         """Number of atoms that are not pruned."""
-        return int(self.alive().sum())
+        return int(self.alive().count_nonzero())  # many times faster than a sum
 
     def extents(self) -> Iterator[Extent]:
         """Yield the tensor: its atoms may lie anywhere, and the first atom is the largest."""

@@ -1,7 +1,7 @@
 """Training batches for a criterion while no weight changes, and validations without a trace."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from lightning_prune.models.undisturbed import (
     keep_modes,
     keep_quiet,
     keep_tensors,
+    undo_on_error,
 )
 from lightning_prune.post_training.held_fits import (
     hold_weights,
     make_dummy_logger,
     quiet,
+    run_forward_only,
     similar_trainer,
+    stay_on_device,
 )
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.schedules import OneShotSchedule
@@ -37,6 +40,7 @@ _EXPECTED_WARNINGS = (
     ".*in eval mode at the start of training",
     ".*smaller than the logging interval",
     r".*isinstance\(treespec",  # Lightning's own
+    "None of the inputs have requires_grad=True",  # activation checkpoints without gradients
     "weights are 0 and no mask says why",  # no weight changes, so none grows back
 )
 
@@ -176,25 +180,52 @@ def calibrate(
     shown = batches if needs_batches(recipe.chosen_criterion) else 0
     at_once = not recipe.chosen_criterion.gathers and model.automatic_optimization
     source = _choose_source(trainer, model, datamodule, shown)
-    calibration = _Calibration(callback, shown, then)
+    calibration = _Calibration(callback, shown)
     try:
-        with unchanged(model), quiet(*_EXPECTED_WARNINGS):
-            model.train(train_mode)
-            fitting = similar_trainer(
-                trainer,
-                calibration,
-                max_steps=max(trainer.max_steps, shown, 1) if trainer.max_steps > 0 else -1,
-                accumulate_grad_batches=max(shown, 1) if at_once else 1,
-            )
-            fitting.fit(model, **source)
-            if not calibration.concluded:
-                raise ValueError(_EMPTY)
+        with stay_on_device(model):
+            with _unchanging(model, callback.pruner):
+                model.train(train_mode)
+                fitting = similar_trainer(
+                    trainer,
+                    calibration,
+                    max_steps=max(trainer.max_steps, shown, 1) if trainer.max_steps > 0 else -1,
+                    accumulate_grad_batches=max(shown, 1) if at_once else 1,
+                )
+                fitting.fit(model, **source)
+                if not calibration.concluded:
+                    raise ValueError(_EMPTY)
+            _conclude(model, callback.pruner, calibration.optimizers, then)
+            callback.pruner.detach(completed=False)
     finally:
+        model.zero_grad()
         model.trainer = trainer
         if datamodule is not None:
             datamodule.trainer = trainer
-    callback.pruner.mask_copy(model)
     return callback.pruner
+
+
+@contextmanager
+def _unchanging(model: nn.Module, pruner: Pruner) -> Iterator[None]:
+    """Keep the model as it is now; if the block raises, detach the engine."""
+    with keep_generators(), keep_modes(model), keep_tensors(model), quiet(*_EXPECTED_WARNINGS):
+        try:
+            yield
+        except BaseException:
+            pruner.detach(completed=False)
+            raise
+
+
+def _conclude(
+    model: nn.Module, pruner: Pruner, optimizers: Sequence[Optimizer], then: Conclusion
+) -> None:
+    """Call ``then``; if it raises, the model is as before."""
+    # The update of a single optimizer raises before it changes a weight.
+    with undo_on_error(model) if len(optimizers) > 1 else nullcontext():
+        try:
+            then(pruner, optimizers)
+        except BaseException:
+            pruner.detach(completed=False)
+            raise
 
 
 def _choose_source(
@@ -216,13 +247,13 @@ def _choose_source(
 class _Calibration(LightningCallback):
     """Lets the engine observe the first batches of a fit, then ends the fit."""
 
-    def __init__(self, callback: PruningCallback, batches: int, then: Conclusion) -> None:
+    def __init__(self, callback: PruningCallback, batches: int) -> None:
         self.callback = callback
         self.pruner = callback.pruner
         self.batches = batches
-        self.then = then
         self.seen = 0
         self.concluded = False
+        self.optimizers: Sequence[Optimizer] = ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the optimizers by those that change nothing, and attach the engine."""
@@ -239,6 +270,10 @@ class _Calibration(LightningCallback):
         for tensor in self.pruner.tensors:
             if tensor.hooks:  # they run in train mode only; the layer computes the same
                 tensor.owner.training = True
+        criterion = self.pruner.recipe.chosen_criterion
+        if criterion.reads_inputs_only and pl_module.automatic_optimization:
+            self._set_forward_only(True)
+            run_forward_only(trainer, self.pruner.before_step, self._run_backward_too)
         if self.batches == 0:
             self._conclude(trainer)
 
@@ -266,19 +301,18 @@ class _Calibration(LightningCallback):
         if not self.concluded:
             raise ValueError(describe_shortage(self.batches, self.seen))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the hooks."""
-        self.pruner.detach(completed=False)
+    def _run_backward_too(self) -> None:
+        """Forget what hooks have seen in this step, and count as in training from now on."""
+        self._set_forward_only(False)
+        for tensor in self.pruner.tensors:
+            tensor.forget_seen()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Remove the hooks."""
-        self.pruner.detach(completed=False)
+    def _set_forward_only(self, is_forward_only: bool) -> None:
+        for tensor in self.pruner.tensors:
+            tensor.is_forward_only = is_forward_only
 
     def _conclude(self, trainer: Trainer) -> None:
-        self.concluded = True
-        self.then(self.pruner, trainer.optimizers)
+        self.concluded, self.optimizers = True, trainer.optimizers
         trainer.should_stop = True
 
 

@@ -44,6 +44,65 @@ def hold_weights(trainer: Trainer, model: LightningModule) -> None:
         trainer.strategy.lr_scheduler_configs = []
 
 
+def run_forward_only(
+    trainer: Trainer, observe: Callable[[Optimizer], None], give_up: Callable[[], None]
+) -> None:
+    """Let the training steps of a fit run without gradients, and leave backward passes out.
+
+    Args:
+        trainer: The Trainer of a fit that has begun, under automatic optimization.
+        observe: Called before each step of an optimizer, which changes no weight.
+        give_up: Called if a training step raises RuntimeError, as does a step that computes
+            gradients itself. Then this step and all later steps run with gradients.
+    """
+    strategy = trainer.strategy
+    methods, run = vars(strategy), strategy.training_step
+
+    def run_without_gradients(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with torch.no_grad():
+                return run(*args, **kwargs)
+        except RuntimeError:
+            for name in replaced:
+                del methods[name]
+            give_up()
+        return run(*args, **kwargs)
+
+    def observe_only(
+        optimizer: Optimizer, closure: Callable[[], Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        loss = closure()
+        observe(optimizer)
+        optimizer.step()
+        return loss
+
+    replaced = {
+        "training_step": run_without_gradients,
+        "backward": lambda closure_loss, *args, **kwargs: closure_loss,
+        "optimizer_step": observe_only,
+    }
+    methods.update(replaced)
+
+
+@contextmanager
+def stay_on_device(model: LightningModule) -> Iterator[None]:
+    """Let fits and validations leave a model where they have put it, until the block ends.
+
+    Lightning moves a model to the CPU after each of them. At the end of the block the model goes
+    back to the device that it is on now.
+    """
+    device, attributes = model.device, vars(model)
+    is_outer = "cpu" not in attributes
+    if is_outer:
+        attributes["cpu"] = lambda: model
+    try:
+        yield
+    finally:
+        if is_outer:
+            del attributes["cpu"]
+            model.to(device)
+
+
 def similar_trainer(trainer: Trainer, callback: LightningCallback, **arguments: Any) -> Any:
     """Return a Trainer with the device, precision and length of training of another."""
     device = trainer.strategy.root_device
