@@ -46,7 +46,6 @@ from .recipe.criteria import (
     MovementCriterion as MovementCriterion,
     RandomCriterion as RandomCriterion,
     TaylorCriterion as TaylorCriterion,
-    WandaCriterion as WandaCriterion,
 )
 from .recipe.nm_pattern import NMPattern as NMPattern
 from .recipe.patterns import (
@@ -73,6 +72,7 @@ from .recipe.schedules import (
 from .recipe.straight_through import StraightThrough as StraightThrough
 from .recipe.tensor import PrunedTensor as PrunedTensor
 from .recipe.tolerance import Tolerance as Tolerance
+from .recipe.wanda import WandaCriterion as WandaCriterion
 from .reporting.latency import Latency as Latency
 from .reporting.latency_widths import measure_latency_table as measure_latency_table
 from .reporting.metrics import Sparsity as Sparsity, sparsity as sparsity

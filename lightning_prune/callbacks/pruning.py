@@ -331,5 +331,6 @@ class PruningCallback(LightningCallback):
         return is_trial_step
 
     def _print_table(self, trainer: Trainer, title: str) -> None:
+        table = pruning_table(self.pruner, title)  # processes count kept atoms together
         if trainer.is_global_zero:
-            Console().print(pruning_table(self.pruner, title))
+            Console().print(table)

@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from lightning_prune.deploy.distributed_checkpoints import INDEX, read_whole_weights
 from lightning_prune.deploy.files import replace_file
 from lightning_prune.models.torch_floors import TorchFloor
 
+_OTHER_STATES = "meta.pt"  # in the folder of a distributed checkpoint of Lightning
 _LARGEST_LIST = 3  # foreign classes that an error names
 _AVERAGING = repr("torch.optim.swa_utils.SWALR")
 
@@ -20,10 +23,11 @@ def read_checkpoint(path: str | Path, *, argument: str = "ckpt_path") -> dict[st
     """Return the content of a file that holds tensors, numbers, strings and containers only.
 
     Nothing in the file is executed. The tensors stay in the file until they are used. So they need
-    no memory of their own, and a file with compressed tensors does not load.
+    no memory of their own, and a file with compressed tensors does not load. Of the folder of a
+    distributed checkpoint, the whole weights are read into memory, without the optimizers.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a distributed checkpoint.
         argument: The name of the path in errors.
 
     Raises:
@@ -32,10 +36,14 @@ def read_checkpoint(path: str | Path, *, argument: str = "ckpt_path") -> dict[st
     file, given = Path(path), f"{argument}='{path}'"
     if not file.exists():
         raise ValueError(f"need an existing checkpoint, got {given}")
-    if file.is_dir():
+    is_distributed = (file / INDEX).is_file()
+    if file.is_dir() and not is_distributed:
         raise ValueError(f"need the file of a checkpoint, got the folder {given}")
+    file = file / _OTHER_STATES if is_distributed else file
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        if is_distributed:
+            content = {**content, "state_dict": read_whole_weights(file.parent)}
     except Exception as error:  # a file can hold any bytes
         reason = _explain(file, error)
         # The message of torch would follow as the cause, and it advises to execute the file.
@@ -80,6 +88,8 @@ def _explain(file: Path, error: Exception) -> str:
     """Return why a file does not load, without the advice of torch."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, UnpicklingError) and str(error).startswith("it holds"):
+        return str(error)
     if file.stat().st_size == 0:
         return "the file is empty"
     if names := _find_foreign_classes(file):

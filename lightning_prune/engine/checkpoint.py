@@ -96,7 +96,7 @@ def describe_tensors(tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any]
     tensors = list(tensors)
     masks = {t.name: pack_mask(gather_whole(t.mask.kept, t.shard)) for t in tensors}
     shapes = {tensor.name: list(tensor.parameter.shape) for tensor in tensors}
-    observed = {tensor.name: dict(tensor.state) for tensor in tensors}
+    observed = {tensor.name: _gather_state(tensor) for tensor in tensors}
     masks = earlier["masks"] | masks
     return {
         "masks": masks,
@@ -105,6 +105,17 @@ def describe_tensors(tensors: Iterable[PrunedTensor], earlier: Mapping[str, Any]
         "observed": earlier["observed"] | observed,
         "rest": _describe_rest(tensors, earlier),
         "suspended": _describe_suspended(tensors, earlier),
+    }
+
+
+def _gather_state(tensor: PrunedTensor) -> dict[str, Tensor]:
+    """Return what the criterion has gathered of a whole tensor; of shards on the CPU."""
+    if tensor.shard is None:
+        return dict(tensor.state)
+    by_weight = tensor.state_by_weight
+    return {
+        key: (gather_whole(value, tensor.shard) if key in by_weight else value).cpu()
+        for key, value in sorted(tensor.state.items())
     }
 
 
@@ -153,8 +164,11 @@ def restore_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
     if suspended is not None:
         whole = unpack_mask(suspended, tensor.parameter.shape)
         tensor.suspended = (tensor.shard.cut(whole) if tensor.shard else whole).to(device)
-    observed = state["observed"].get(tensor.name, {})
-    tensor.state = {key: value.to(device, copy=True) for key, value in observed.items()}
+    tensor.state = {}
+    for key, value in state["observed"].get(tensor.name, {}).items():
+        if tensor.shard is not None and key in tensor.state_by_weight:
+            value = tensor.shard.cut(value)
+        tensor.state[key] = value.to(device, copy=True)
 
 
 def return_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:

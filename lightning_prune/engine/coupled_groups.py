@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_prune.engine.groups import BoundedGroup, Cut
+from lightning_prune.engine.bounded_groups import BoundedGroup
+from lightning_prune.engine.groups import Cut
 from lightning_prune.recipe.tensor import PrunedTensor
 
 

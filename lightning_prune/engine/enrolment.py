@@ -14,6 +14,7 @@ from lightning_prune.models.names import list_names
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.shards import sum_by_tensor
 
 _LISTED_NAMES = 5
 
@@ -273,8 +274,11 @@ def _keep_zeros(groups: list[Group], recipe: Recipe) -> None:
         ValueError: If all atoms of a group have only zero weights, as the last matrix of an adapter
             has at the start.
     """
+    if not groups:
+        return
     nonzero = [(group, group.nonzero()) for group in groups]
-    empty = [group.name for group, atoms in nonzero if group.floor and not atoms.any()]
+    counts = sum_by_tensor([(atoms.sum().cpu(), group.shard) for group, atoms in nonzero])
+    empty = [group.name for group, n in zip(groups, counts, strict=True) if group.floor and not n]
     if empty:
         listed = list_names([f"'{name}'" for name in empty], _LISTED_NAMES)
         lines = format_targets({**recipe.targets, **dict.fromkeys(empty)})

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.scores import TensorScores
-from lightning_prune.recipe.atoms import Atoms, TensorAtoms
+from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
-from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
+from lightning_prune.tensors.ranking import Share, compute_keep, count_best_local
 from lightning_prune.tensors.shards import Shard, sum_shards
 
 if TYPE_CHECKING:
@@ -254,66 +254,41 @@ class Group(ABC):
         scores = self.rank(drop).masked_fill(~alive, -math.inf)
         if self.rows:
             scores.masked_fill_(self.find_row_holders(scores), math.inf)
-        survivors = self._choose_local(scores, kept - exchanged)
+        survivors = self.choose_local(scores, kept - exchanged)
         scores = self.rank(grow).masked_fill(alive & ~survivors, torch.finfo(scores.dtype).min)
         scores.masked_fill_(survivors, math.inf)
-        protected, allowed = self.pattern.bounds(scores, torch.ones_like(alive), kept)
+        protected, allowed = self.find_bounds(scores, torch.ones_like(alive), kept)
         if int(sum_shards((survivors | protected).sum(), self.shard)) <= kept:
             scores.masked_fill_(protected, math.inf)
-        return self._choose_local(scores.masked_fill_(~allowed & ~survivors, -math.inf), kept)
+        return self.choose_local(scores.masked_fill_(~allowed & ~survivors, -math.inf), kept)
 
     def regrow(self, atoms: Tensor) -> None:
         """Take over a bool mask of the local atoms; pruned weights that it keeps grow from 0."""
         for member, weights in self.spread(atoms):
             member.regrow_to(weights)
 
-    def _choose_local(self, ranked: Tensor, keep: int) -> Tensor:
-        """Return which local atoms are among the ``keep`` best of all."""
-        return self.pattern(ranked, count_best_local(ranked, keep, self.shard))
-
-
-class BoundedGroup(Group):
-    """A group whose pattern may bound the choice; a choice is a bool mask of the atoms."""
-
-    def is_satisfied(self, due: int) -> bool:
-        """Whether the pattern asks for no further pruning where ``due`` atoms may be kept."""
-        return self.pattern.is_satisfied(self.alive(), due)
-
-    def atoms(self, scores: Scores | None, target: float) -> Atoms:
-        """Return the atoms with the pattern's bounds; the best stay, as many as the floor.
+    def choose_local(self, ranked: Tensor, keep: int) -> Tensor:
+        """Return which local atoms are among the ``keep`` best of all, as the pattern ranks them.
 
         Args:
-            scores: The scores of the members; None for a plan that needs none.
-            target: The sparsity that is due now, in [0, 1].
+            ranked: A score for each local atom; +inf where it must stay, -inf where it must not.
+            keep: Number of atoms to keep, also of other processes.
         """
-        alive = self.alive()
-        if self.may_return:
-            alive.fill_(True)
-        blank = torch.zeros_like(alive, dtype=torch.float32)
-        ranked = blank if scores is None else self.rank(scores)
-        protected, allowed = self.pattern.bounds(ranked, alive, compute_keep(self.total, target))
-        if self.rows:
-            protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
-        least = min(self.floor, int(allowed.sum()))
-        if least > int(protected.sum()):
-            bounded = ranked.masked_fill(~allowed, -math.inf).masked_fill(protected, math.inf)
-            protected = choose_best(bounded, least)
-        return TensorAtoms(
-            shape=self.members[0].shape, scores=ranked, protected=protected, allowed=allowed
-        )
+        if self.shard is None:
+            return self.pattern(ranked, keep)
+        here = count_best_local(self.pattern.to_ranking(ranked), keep, self.shard)
+        return self.pattern(ranked, here) if ranked.numel() else torch.zeros_like(ranked).bool()
 
-    def choose(self, atoms: Atoms, share: Share) -> Tensor:
-        """Choose the atoms that stay, as the pattern says."""
-        return self.pattern(atoms.rank(), share.keep)
+    def find_bounds(self, scores: Tensor, alive: Tensor, due: int) -> tuple[Tensor, Tensor]:
+        """Return which local atoms the pattern protects, and which atoms it allows.
 
-    def alive_after(self, choice: Tensor | Cut) -> Tensor:
-        """Return which atoms are alive once a choice is carried out."""
-        assert isinstance(choice, Tensor)
-        return choice & self.alive()
+        Args:
+            scores: A score for each local atom.
+            alive: Bool mask of the local atoms that are not pruned.
+            due: Number of atoms that may be kept, also of other processes.
+        """
+        return self.pattern.bounds(scores, alive, self.share_due(due, alive))
 
-    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
-        """Prune the atoms that a bool mask leaves out, wherever they lie."""
-        assert isinstance(choice, Tensor)
-        for member, weights in self.spread(choice):
-            member.mask.intersect(weights)
-        return {member: member.mask.count() for member in self.members}
+    def share_due(self, due: int, local: Tensor) -> float:
+        """Return the share of the local atoms in a number of atoms, in proportion."""
+        return due if self.shard is None else due * local.numel() / self.total

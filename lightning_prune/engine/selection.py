@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.engine.block_groups import BlockGroup
+from lightning_prune.engine.block_groups import BlockGroup, find_atoms
 from lightning_prune.engine.candidates import (
     Selection,
     count_weights,
@@ -54,6 +54,7 @@ def select(
         selection = replace(selection, groups=groups)
     for tensor in selection.tensors:
         tensor.most = recipe.cap(tensor.sparsity)
+        tensor.state_by_weight = recipe.chosen_criterion.state_by_weight
         if tensor.shard is not None:
             _refuse_shards(tensor.name, _answers_on_tensors(recipe))
     scored = [tensor for tensor in selection.tensors if tensor.is_scored]
@@ -143,8 +144,8 @@ def _refuse_shards(name: str, answers: Sequence[_Answer]) -> None:
             raise ValueError(
                 f"need whole parameters for {answer}, got the sharded '{name}' (FSDP2 or tensor "
                 "parallelism); use DDP, or UniformAllocation, ERKAllocation or GlobalAllocation "
-                "with MagnitudeCriterion, RandomCriterion or GradientCriterion and "
-                "UnstructuredPattern()"
+                "with a criterion and a pattern that declare works_on_shards, as all of this "
+                "package do but those of channels and branches"
             )
 
 
@@ -158,6 +159,7 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
             recipe.chosen_criterion.check_tensor(tensor, model)
             _refuse_untrained(tensor, recipe)
             _check_rows(tensor, recipe.pattern)
+            find_atoms(tensor, recipe.pattern)  # raises if shards cut an atom
         except ValueError as error:
             return f"{error} in '{tensor.name}' of shape {tensor.shape}"
         return None
@@ -169,18 +171,22 @@ def _refuse_misfits(tensors: Sequence[PrunedTensor], model: nn.Module, recipe: R
 
 
 def _check_rows(tensor: PrunedTensor, pattern: Pattern) -> None:
-    """Raise ValueError if the pattern cannot keep a weight in each row, or rows are in shards."""
+    """Raise ValueError if the pattern cannot keep a weight in each row, or shards cut rows."""
     for axis in tensor.row_axes or ():
         if not pattern.keeps_slices(axis):
             raise ValueError(
                 f"need a pattern that keeps a weight at each index of axis {axis} (output axis "
                 f"first), by whose norm the model divides, got {pattern}"
             )
-        if tensor.shard is not None:
-            raise ValueError(
-                "need whole parameters where the model divides by the norm of a row, got shards "
-                "(FSDP2 or tensor parallelism)"
-            )
+    if tensor.shard is None or tensor.row_axes is None:
+        return
+    shard, is_free = tensor.shard.transpose(0, tensor.output_axis), pattern.ranks_freely
+    others = set(range(len(shard.shape))) - set(tensor.row_axes)
+    if any(map(shard.is_cut, others)) and (tensor.row_axes or not is_free):
+        raise ValueError(
+            "need rows that shards leave whole where the model divides by the norm of a row, got "
+            "rows in parts (FSDP2 or tensor parallelism)"
+        )
 
 
 def _refuse_unreachable(groups: Sequence[Group], recipe: Recipe) -> None:

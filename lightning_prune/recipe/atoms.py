@@ -3,10 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from lightning_prune.tensors.parts import Part
-from lightning_prune.tensors.shards import Shard
+from lightning_prune.tensors.shards import Shard, sum_shards
 
 
 class Atoms(ABC):
@@ -55,7 +56,11 @@ class Atoms(ABC):
     def rescore(self, scores: Tensor) -> "Atoms":
         """Return the same atoms with other scores, for example scores that tensors can compare."""
         atoms = TensorAtoms(
-            shape=self.shape, scores=scores, protected=self.protected, allowed=self.allowed
+            shape=self.shape,
+            scores=scores,
+            protected=self.protected,
+            allowed=self.allowed,
+            shard=self.shard,
         )
         atoms.saving = self.saving
         return atoms
@@ -67,20 +72,31 @@ class Atoms(ABC):
 
 
 class TensorAtoms(Atoms):
-    """Atoms of a whole tensor, with scores and bounds in memory.
+    """Atoms of a whole tensor, or of the local part, with scores and bounds in memory.
+
+    The atoms of a shard are made on all processes together, because they are counted there.
 
     Args:
         shape: Shape of the tensor as ``(output, input, ...)``.
         scores: A finite score for each atom; higher scores are kept.
         protected: Bool mask of the atoms that are kept at any score, shaped as ``scores``.
         allowed: Bool mask of the atoms that may be kept, shaped as ``scores``.
+        shard: Place of these atoms in a sharded tensor; None if they are the whole tensor.
     """
 
     def __init__(
-        self, *, shape: tuple[int, ...], scores: Tensor, protected: Tensor, allowed: Tensor
+        self,
+        *,
+        shape: tuple[int, ...],
+        scores: Tensor,
+        protected: Tensor,
+        allowed: Tensor,
+        shard: Shard | None = None,
     ) -> None:
-        self.shape, self.shard, self.total = shape, None, scores.numel()
-        self.floor, self.cap = int(protected.sum()), int(allowed.sum())
+        self.shape, self.shard = shape, shard
+        self.total = math.prod(shard.shape) if shard else scores.numel()
+        counts = torch.stack([protected.sum(), allowed.sum()])
+        self.floor, self.cap = sum_shards(counts, shard).tolist()
         self._scores, self._protected, self._allowed = scores, protected, allowed
 
     @property

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.arguments.checks import check_fields
-from lightning_prune.recipe.layer_inputs import InputHook, check_inputs, make_empty_sums
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.precision import widen_to_single
@@ -37,8 +36,10 @@ class Criterion(ABC):
         reads_gradients: Whether the criterion reads ``tensor.gradient``. Then a frozen weight,
             which has no gradient, is refused before training starts.
         works_on_shards: Whether the criterion can score the local part of a sharded parameter (a
-            DTensor, as is the ``grad``): the result is the local part of the whole score. Such a
-            criterion must not gather anything.
+            DTensor, as is the ``grad``): the result is the local part of the whole score.
+        state_by_weight: The keys of ``state`` whose tensors hold a value for each weight, shaped as
+            ``tensor.weights``. Of these a process with shards gathers the local part; the engine
+            saves them whole. The other tensors must be the same on all processes.
     """
 
     has_signed_scores: ClassVar[bool] = False
@@ -47,6 +48,7 @@ class Criterion(ABC):
     reads_inputs_only: ClassVar[bool] = False
     reads_gradients: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
+    state_by_weight: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         """Raise TypeError if a field has the wrong type; a subclass calls this method first."""
@@ -199,6 +201,8 @@ class TaylorCriterion(Criterion):
 
     reads_gradients: ClassVar[bool] = True
     resets_at_update: ClassVar[bool] = True
+    works_on_shards: ClassVar[bool] = True
+    state_by_weight: ClassVar[frozenset[str]] = frozenset({"sum"})
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Add :math:`|w g|`."""
@@ -231,6 +235,8 @@ class FisherCriterion(Criterion):
 
     reads_gradients: ClassVar[bool] = True
     resets_at_update: ClassVar[bool] = True
+    works_on_shards: ClassVar[bool] = True
+    state_by_weight: ClassVar[frozenset[str]] = frozenset({"sum"})
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Add :math:`g^2`."""
@@ -259,6 +265,8 @@ class MovementCriterion(SourceCriterion):
 
     reads_gradients: ClassVar[bool] = True
     has_signed_scores: ClassVar[bool] = True
+    works_on_shards: ClassVar[bool] = True
+    state_by_weight: ClassVar[frozenset[str]] = frozenset({"movement"})
 
     def observe(self, tensor: PrunedTensor, state: State) -> State:
         """Subtract :math:`w g`."""
@@ -272,62 +280,6 @@ class MovementCriterion(SourceCriterion):
         """Return minus the sum of :math:`w g`."""
         _check_observed(tensor, state)
         return state["movement"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandaCriterion(Criterion):
-    r"""Keep the weights with the largest products of weight and input.
-
-    .. math:: s_{ij} = |w_{ij}| \, \lVert x_j \rVert_2
-
-    The inputs :math:`x_j` are those of all training batches and replicas since the last update,
-    including the present step: Sun et al., "A Simple and Effective Pruning Approach for LLMs"
-    (2023), https://arxiv.org/abs/2306.11695. The paper compares weights within each output row. For
-    this, use ``UnstructuredPattern(per_row=True)`` with `UniformAllocation`, or use `NMPattern`.
-    Other patterns rank the rows of a tensor together. Other allocations also rank tensors together.
-
-    For a convolution, :math:`x_j` are the values that a position of the kernel meets, including
-    padding. Hooks read the inputs until the last update. In training they count only inputs in
-    training mode and with gradients; in pruning without training, all inputs.
-
-    Raises:
-        ValueError: If a hook cannot see the inputs of a tensor. The tensor must be the weight of a
-            Linear, a convolution (not transposed) or the Conv1D of Hugging Face. The module
-            must not share the tensor, must be called in the forward pass, and must not be compiled.
-            Also if the module had no inputs since the last update.
-    """
-
-    resets_at_update: ClassVar[bool] = True
-    reads_inputs_only: ClassVar[bool] = True
-
-    def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:
-        """Raise ValueError if a hook cannot see the inputs of the tensor."""
-        check_inputs(tensor, model)
-
-    def watch(self, tensor: PrunedTensor) -> Sequence[RemovableHandle]:
-        """Return the hook that sums the squares of inputs."""
-        squares = make_empty_sums(tensor)
-        tensor.seen = {"squares": squares, "calls": squares.new_zeros(())}
-        return (tensor.owner.register_forward_pre_hook(InputHook(tensor), with_kwargs=True),)
-
-    def observe(self, tensor: PrunedTensor, state: State) -> State:
-        """Add the sums that the hook has gathered since the last step."""
-        return {
-            key: state[key] + seen if state else seen.clone() for key, seen in tensor.seen.items()
-        }
-
-    def score(self, tensor: PrunedTensor, state: State) -> Tensor:
-        r"""Return :math:`|w_{ij}| \, \lVert x_j \rVert_2`."""
-        if not state or not state["calls"]:
-            raise ValueError(
-                f"need inputs before an update of the masks, got none for '{tensor.name}' by step "
-                f"{tensor.step} since the last update: the {type(tensor.owner).__name__} was "
-                "not called in training mode, or joined only now; to leave the tensor dense, write "
-                f"sparsity={{'{tensor.name}': null}}"
-            )
-        weights, norms = tensor.output_first(tensor.weights.abs()), state["squares"].sqrt()
-        outputs_of_a_group = len(weights) // len(norms)
-        return tensor.output_first(weights * norms.repeat_interleave(outputs_of_a_group, dim=0))
 
 
 def _add_step(state: State, values: Tensor) -> State:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.precision import widen_to_single
+from lightning_prune.tensors.shards import find_shard, is_sharded, local_part
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _FORWARDS = tuple(kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
@@ -42,6 +46,8 @@ def find_hidden_inputs(tensor: PrunedTensor, model: nn.Module) -> str | None:
         return f"{kind}, not the weight of a Linear, convolution or Conv1D"
     if places > 1:
         return f"{kind} that shares the weight with {places - 1} more"
+    if not is_sharded(tensor.parameter) and any(map(is_sharded, model.parameters())):
+        return f"{kind} whose weight is whole beside shards, so processes may see the same inputs"
     return None
 
 
@@ -53,15 +59,77 @@ def sum_squares(tensor: PrunedTensor, inputs: Tensor) -> Tensor:
         inputs: The inputs of a call of the owner.
 
     Returns:
-        A row of sums for each group of outputs, ``(groups, inputs / groups, ...)``.
+        A row of sums for each group of outputs, ``(groups, inputs / groups, ...)``. Over all
+        processes the sums add up to those of all inputs.
     """
     shape = _find_inputs_shape(tensor)
+    if is_sharded(inputs):
+        return _sum_distributed(tensor, inputs, shape)
     inputs = widen_to_single(inputs.detach())
+    if not _is_counted(tensor):
+        return inputs.new_zeros(shape)
     if not isinstance(tensor.owner, _Convolution):
         return inputs.reshape(-1, shape[1]).square().sum(0, keepdim=True)
     windows = _unfold(tensor.owner, inputs, square=True)
     axes = range(2, 2 + len(tensor.owner.kernel_size))
     return windows.sum(dim=(0, *axes)).view(shape)
+
+
+def _is_counted(tensor: PrunedTensor) -> bool:
+    """Whether this process counts the inputs of a layer that tensor parallelism leaves whole.
+
+    The processes along the axis of tensor parallelism hold the same inputs. So only those count
+    that share the shards of the weight with the first process.
+    """
+    parameter = tensor.parameter
+    return not is_sharded(parameter) or bool((parameter.device_mesh.mesh == 0).any())
+
+
+def _sum_distributed(tensor: PrunedTensor, inputs: "DTensor", shape: tuple[int, ...]) -> Tensor:
+    """Return the local part of `sum_squares` for the inputs of tensor parallelism.
+
+    Processes that hold the same inputs count them once. Processes that hold some of the inputs'
+    last axis count those, and leave 0 for the others.
+    """
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if place.is_partial() else place for place in inputs.placements]
+    inputs = inputs.detach().redistribute(placements=whole)
+    shard, mesh = find_shard(inputs), inputs.device_mesh
+    assert shard is not None
+    if isinstance(tensor.owner, _Convolution) and any(map(shard.is_cut, range(1, inputs.ndim))):
+        raise ValueError(
+            f"need inputs of '{tensor.name}' that are whole but for the batch, got the placements "
+            f"{inputs.placements} of a convolution; to leave the tensor dense, write "
+            f"sparsity={{'{tensor.name}': null}}"
+        )
+    copies = [mesh.get_local_rank(axis) for axis, place in enumerate(whole) if place.is_replicate()]
+    local = local_part(inputs)
+    if any(copies):
+        return torch.zeros(shape, dtype=widen_to_single(local).dtype, device=local.device)
+    if isinstance(tensor.owner, _Convolution):
+        return sum_squares(tensor, local)
+    squares = widen_to_single(local).reshape(-1, local.shape[-1]).square().sum(0)
+    return squares.new_zeros(shape).index_copy_(1, shard.positions[-1], squares[None])
+
+
+def spread_over_outputs(tensor: PrunedTensor, factors: Tensor) -> Tensor:
+    """Return the factors of each local weight, output axis first; the outputs may broadcast.
+
+    Args:
+        tensor: The weight of a Linear, a convolution or a Conv1D.
+        factors: A value for each weight of an output, shaped as by `sum_squares`.
+    """
+    shard = tensor.shard and tensor.shard.transpose(0, tensor.output_axis)
+    for axis in range(1, factors.ndim):
+        if shard is not None and shard.is_cut(axis):
+            factors = factors.index_select(axis, shard.positions[axis])
+    if len(factors) == 1:
+        return factors
+    outputs = tensor.shape[0] // len(factors)
+    if shard is not None:
+        return factors[shard.positions[0] // outputs]
+    return factors.repeat_interleave(outputs, dim=0)
 
 
 def list_factors(tensor: PrunedTensor, inputs: Tensor) -> Iterator[Tensor]:
@@ -149,7 +217,8 @@ class InputHook:
             return
         inputs = next(iter((*args, *kwargs.values())))
         self.tensor.follow_parameter()
-        self.tensor.seen["squares"] += sum_squares(self.tensor, inputs)
+        squares = self.tensor.seen["squares"]
+        squares += sum_squares(self.tensor, inputs).to(squares.device)
         self.tensor.seen["calls"] += 1
 
     def _counts_in_training(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_prune.recipe.allocations import Allocation, UniformAllocation
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.tensors.ranking import choose_best, choose_best_of_rows
+from lightning_prune.tensors.shards import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +67,25 @@ class NMPattern(Pattern):
                 f"got {inputs} input channels"
             )
 
+    @property
+    def works_on_shards(self) -> bool:
+        """Whether a mask made from shards equals that of the whole tensor: if no group is cut."""
+        return True
+
+    def find_atoms(self, shard: Shard) -> Shard:
+        """Return the place of the weights; raise ValueError if shards cut m inputs of a group."""
+        if shard.is_cut(1, self.m):
+            raise ValueError(
+                f"need shards that leave each m={self.m} input channels whole for {self}, got "
+                f"parts that begin at the input channels {shard.starts[1]}"
+            )
+        return shard
+
     def keeps_slices(self, axis: int) -> bool:
         """Whether each index of an axis can keep a weight: but for inputs, which a group spans."""
         return axis != 1
 
-    def bounds(self, scores: Tensor, alive: Tensor, due: int) -> tuple[Tensor, Tensor]:
+    def bounds(self, scores: Tensor, alive: Tensor, due: float) -> tuple[Tensor, Tensor]:
         """Protect the n best of each m down to n/m; from n/m on, allow no other atoms."""
         inputs_last = scores.masked_fill(~alive, -math.inf).movedim(1, -1)
         groups = inputs_last.reshape(-1, self.m)
@@ -82,7 +97,7 @@ class NMPattern(Pattern):
             return n_best, n_best
         return torch.zeros_like(alive), n_best
 
-    def is_satisfied(self, alive: Tensor, due: int) -> bool:
+    def is_satisfied(self, alive: Tensor, due: float) -> bool:
         """Whether at most n of each m are alive, or more than n/m are due."""
         groups = alive.movedim(1, -1).reshape(-1, self.m).sum(1)
         return due * self.m > alive.numel() * self.n or bool((groups <= self.n).all())

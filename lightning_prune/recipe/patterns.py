@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.allocations import Allocation, ERKAllocation, UniformAllocation
 from lightning_prune.recipe.old_names import refuse_old_names
-from lightning_prune.tensors.ranking import choose_best, choose_best_evenly
+from lightning_prune.tensors.ranking import choose_best, choose_best_evenly, rank_rows
+from lightning_prune.tensors.shards import Shard
 
 
 class Pattern(ABC):
@@ -48,8 +49,29 @@ class Pattern(ABC):
 
     @property
     def works_on_shards(self) -> bool:
-        """Whether a mask made from shards equals the mask of the whole tensor."""
+        """Whether a mask made from shards equals the mask of the whole tensor.
+
+        Then `bounds`, `to_atoms` and `to_entries` of a local part give the local part of the whole
+        result, where `find_atoms` does not refuse the shard. And `__call__` keeps the best values
+        of `to_ranking`; of equal values the lower index comes first.
+        """
         return self.ranks_freely
+
+    def find_atoms(self, shard: Shard) -> Shard:
+        """Return the place of the local atoms among all atoms of a sharded tensor.
+
+        Args:
+            shard: Place of the local weights, output axis first.
+
+        Raises:
+            ValueError: If a process would hold a part of an atom, or a part of the weights that
+                the pattern compares with each other.
+        """
+        return shard
+
+    def to_ranking(self, scores: Tensor) -> Tensor:
+        """Return the values by which `__call__` ranks atoms; each may depend on the row only."""
+        return scores
 
     @property
     def prunes_residual_streams(self) -> bool:
@@ -83,20 +105,21 @@ class Pattern(ABC):
         """Return the bool mask of the weights, in this shape, from the bool mask of the atoms."""
         return atoms
 
-    def bounds(self, scores: Tensor, alive: Tensor, due: int) -> tuple[Tensor, Tensor]:
+    def bounds(self, scores: Tensor, alive: Tensor, due: float) -> tuple[Tensor, Tensor]:
         """Return which atoms must be kept and which atoms may be kept.
 
         Args:
             scores: A score for each atom.
             alive: Bool mask of the atoms that are not pruned, shaped as ``scores``.
-            due: Number of atoms that this tensor would keep at the sparsity of the pool.
+            due: Number of atoms that this tensor would keep at the sparsity of the pool: a whole
+                number; for the local part of a shard, the share of the local part.
 
         Returns:
             Two bool masks shaped as ``scores``: the protected and the allowed atoms.
         """
         return torch.zeros_like(alive), alive
 
-    def is_satisfied(self, alive: Tensor, due: int) -> bool:
+    def is_satisfied(self, alive: Tensor, due: float) -> bool:
         """Whether the pattern asks for no further pruning where ``due`` atoms may be kept."""
         return True
 
@@ -148,6 +171,21 @@ class UnstructuredPattern(Pattern):
         """Whether weights of all rows compete."""
         return not self.per_row
 
+    @property
+    def works_on_shards(self) -> bool:
+        """Whether a mask made from shards equals the mask of the whole tensor: it always does."""
+        return True
+
+    def find_atoms(self, shard: Shard) -> Shard:
+        """Return the place of the weights; raise ValueError if ``per_row`` and rows are cut."""
+        if self.per_row and any(shard.is_cut(axis) for axis in range(1, len(shard.shape))):
+            raise ValueError(f"need rows that shards leave whole for {self}, got rows in parts")
+        return shard
+
+    def to_ranking(self, scores: Tensor) -> Tensor:
+        """Return the scores, or with ``per_row`` minus the number of better weights of the row."""
+        return rank_rows(scores) if self.per_row and scores.ndim > 1 else scores
+
     def keeps_slices(self, axis: int) -> bool:
         """Whether each index of an axis can keep a weight: along any axis."""
         return True
@@ -198,10 +236,26 @@ class BlockPattern(Pattern):
         """Whether each index of an axis can keep a weight: outputs, which blocks span whole."""
         return axis == 0
 
+    @property
+    def works_on_shards(self) -> bool:
+        """Whether a mask made from shards equals that of the whole tensor: if no block is cut."""
+        return True
+
+    def find_atoms(self, shard: Shard) -> Shard:
+        """Return the place of the local blocks; raise ValueError if shards cut a block."""
+        matrix = shard.flatten()
+        if any(matrix.is_cut(axis, length) for axis, length in enumerate(self.shape)):
+            raise ValueError(
+                f"need blocks that shards leave whole for {self}, got parts that begin at "
+                f"{matrix.starts} of (output, flattened input)"
+            )
+        return matrix.group(0, self.shape[0]).group(1, self.shape[1])
+
     def to_atoms(self, entries: Tensor) -> Tensor:
         """Return the mean score of each block, ``(output blocks, input blocks)``."""
         height, width = self.shape
-        return entries.reshape(len(entries) // height, height, -1, width).mean(dim=(1, 3))
+        rows, columns = len(entries) // height, math.prod(entries.shape[1:]) // width
+        return entries.reshape(rows, height, columns, width).mean(dim=(1, 3))
 
     def to_entries(self, atoms: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the mask of the tensor: all weights of a block are kept or pruned together."""

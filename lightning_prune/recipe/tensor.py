@@ -35,6 +35,7 @@ class PrunedTensor:
         is_trained: Whether an optimizer trains the parameter. If not, the optimizer is only the
             clock of the schedule.
         state: The tensors that the criterion has gathered.
+        state_by_weight: The keys of ``state`` whose tensors hold a value for each local weight.
         seen: The tensors that the hooks of the criterion have gathered in this process since the
             last step.
         hooks: The hooks of the criterion.
@@ -68,6 +69,7 @@ class PrunedTensor:
     is_scored: bool = True
     is_trained: bool = True
     state: dict[str, Tensor] = field(default_factory=dict)
+    state_by_weight: frozenset[str] = frozenset()
     seen: dict[str, Tensor] = field(default_factory=dict)
     hooks: Sequence[RemovableHandle] = ()
     is_forward_only: bool = False

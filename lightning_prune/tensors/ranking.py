@@ -101,6 +101,27 @@ def choose_best_evenly(scores: Tensor, keep: int) -> Tensor:
     return choose_best_of_rows(rows, quotas).view(scores.shape)
 
 
+def rank_rows(scores: Tensor) -> Tensor:
+    """Return minus the number of better scores in the row, by which `choose_best_evenly` chooses.
+
+    Infinite scores stay as they are. So the highest values of all rows together, of equal values
+    those of the earlier rows, are those that `choose_best_evenly` keeps. Parts of the rows in
+    several processes can be ranked by these values.
+
+    Args:
+        scores: Scores of two or more dimensions; a row is an index of the first one.
+
+    Examples:
+        >>> rank_rows(torch.tensor([[1.0, 3.0, math.inf], [2.0, 2.0, -math.inf]])).tolist()
+        [[-2.0, -1.0, inf], [0.0, -1.0, -inf]]
+    """
+    rows = scores.flatten(1)
+    order = flatten_wide(rows).view(rows.shape).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(rows.shape[1], device=rows.device).expand_as(order)
+    ranks = torch.zeros_like(order).scatter_(1, order, places)
+    return torch.where(rows.isinf(), rows, -ranks.to(rows.dtype)).view(scores.shape)
+
+
 def choose_best_of_slices(scores: Tensor, axes: Sequence[int]) -> Tensor:
     """Return the bool mask of the highest score at each index of some axes; -inf is never chosen.
 
@@ -119,7 +140,8 @@ def choose_best_of_slices(scores: Tensor, axes: Sequence[int]) -> Tensor:
     """
     first = list(range(len(axes)))
     moved = scores.movedim(list(axes), first)
-    rows = moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
+    rows = moved.flatten(0, len(axes) - 1) if axes else moved[None]
+    rows = rows.reshape(len(rows), math.prod(moved.shape[len(axes) :]))
     best = torch.zeros_like(rows, dtype=torch.bool)
     best.scatter_(1, rows.argmax(dim=1, keepdim=True), True)
     return best.view(moved.shape).movedim(first, list(axes)) & (scores > -math.inf)

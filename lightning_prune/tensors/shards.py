@@ -21,12 +21,14 @@ class Shard:
     Args:
         shape: Shape of the whole tensor.
         positions: For each axis, the positions of the local part, ascending.
+        starts: For each axis, where the parts of all processes begin, ascending.
         groups: The process groups that hold the parts; sums over all groups in turn give the sum
             over the whole tensor.
     """
 
     shape: tuple[int, ...]
     positions: tuple[Tensor, ...]
+    starts: tuple[tuple[int, ...], ...]
     groups: "tuple[ProcessGroup, ...]"
 
     @property
@@ -41,8 +43,61 @@ class Shard:
         return Shard(
             shape=tuple(self.shape[axis] for axis in order),
             positions=tuple(self.positions[axis] for axis in order),
+            starts=tuple(self.starts[axis] for axis in order),
             groups=self.groups,
         )
+
+    def is_cut(self, axis: int, length: int | None = None) -> bool:
+        """Whether any process holds only a part of a run of indices along an axis.
+
+        Args:
+            axis: The axis.
+            length: Length of the runs, which divides the axis; None for the whole axis.
+        """
+        size = self.shape[axis]
+        return any(start % (length or size) for start in self.starts[axis] if start < size)
+
+    def group(self, axis: int, length: int) -> "Shard":
+        """Return the shard whose indices along an axis are runs that `is_cut` finds whole."""
+        before, after = slice(axis), slice(axis + 1, None)
+        places = self.positions[axis][::length] // length
+        starts = tuple(start // length for start in self.starts[axis])
+        return replace(
+            self,
+            shape=(*self.shape[before], self.shape[axis] // length, *self.shape[after]),
+            positions=(*self.positions[before], places, *self.positions[after]),
+            starts=(*self.starts[before], starts, *self.starts[after]),
+        )
+
+    def merge(self, axis: int) -> "Shard":
+        """Return the shard with an axis and the next axis flattened into one."""
+        after, (outer, inner) = axis + 2, self.positions[axis : axis + 2]
+        of_outer, of_inner = self.starts[axis : axis + 2]
+        rows, size = self.shape[axis : axis + 2]
+        begins = range(rows) if len(of_inner) > 1 else of_outer
+        starts = tuple(begin * size + start for begin in begins for start in of_inner)
+        positions = (outer[:, None] * size + inner).flatten()
+        return replace(
+            self,
+            shape=(*self.shape[:axis], rows * size, *self.shape[after:]),
+            positions=(*self.positions[:axis], positions, *self.positions[after:]),
+            starts=(*self.starts[:axis], starts, *self.starts[after:]),
+        )
+
+    def flatten(self) -> "Shard":
+        """Return the shard of the matrix with the first axis, and all other axes flattened."""
+        shard = self
+        if len(self.shape) == 1:
+            column = torch.zeros(1, dtype=torch.int64, device=self.device)
+            return replace(
+                self,
+                shape=(*self.shape, 1),
+                positions=(*self.positions, column),
+                starts=(*self.starts, (0,)),
+            )
+        while len(shard.shape) > 2:
+            shard = shard.merge(1)
+        return shard
 
     def take_rows(self, rows: slice) -> "Shard":
         """Return the shard with only some of the local rows."""
@@ -84,6 +139,7 @@ def find_shard(parameter: Tensor) -> Shard | None:
     mesh = parameter.device_mesh
     local = local_part(parameter)
     positions = [_number_positions(size, local.device) for size in parameter.shape]
+    runs = [[range(size)] for size in parameter.shape]
     cuts = {
         axis: placement
         for axis, placement in enumerate(parameter.placements)
@@ -92,6 +148,7 @@ def find_shard(parameter: Tensor) -> Shard | None:
     # FSDP2 cuts ("strided") the chunks of tensor parallelism, but stands before it in the mesh.
     for axis in sorted(cuts, key=lambda axis: isinstance(cuts[axis], _StridedShard)):
         dim = cuts[axis].dim
+        runs[dim] = [part for run in runs[dim] for part in _chunk(run, mesh.size(axis))]
         chunks = positions[dim].chunk(mesh.size(axis))
         rank = mesh.get_local_rank(axis)
         positions[dim] = chunks[rank] if rank < len(chunks) else positions[dim][:0]
@@ -103,8 +160,15 @@ def find_shard(parameter: Tensor) -> Shard | None:
     return Shard(
         shape=tuple(parameter.shape),
         positions=tuple(positions),
+        starts=tuple(tuple(run.start for run in of_axis) for of_axis in runs),
         groups=tuple(mesh.get_group(axis) for axis in cuts),
     )
+
+
+def _chunk(run: range, parts: int) -> list[range]:
+    """Return the parts of a run as `torch.chunk` cuts it, without empty parts."""
+    step = -(-len(run) // parts)
+    return [run[begin : begin + step] for begin in range(0, len(run), step)] if run else [run]
 
 
 @cache

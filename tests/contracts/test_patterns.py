@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from lightning_prune import Pattern, UnstructuredPattern
-from lightning_prune.tensors.ranking import choose_best_of_slices
+from lightning_prune.tensors.ranking import choose_best, choose_best_of_slices
+from lightning_prune.tensors.shards import Shard
 from tests.conftest import answers_under_contract
 
 SHAPES = [(8, 8), (4, 8, 3, 3), (8, 4, 3)]
@@ -63,6 +64,50 @@ def test_a_pattern_that_promises_slices_can_keep_a_weight_of_each(pattern, shape
         if alive.sum(rest).all():
             entries = pattern.to_entries(best, shape)
             assert entries.sum([other for other in range(len(shape)) if other != axis]).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(seed=st.integers(0, 1000), parts=st.integers(1, 5), share=st.floats(0, 1))
+def test_parts_of_a_tensor_have_the_parts_of_its_mask(pattern, shape, seed, parts, share):
+    pattern = pattern()
+    if not pattern.works_on_shards:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    entries = torch.rand(shape, generator=generator).mul(3).round()
+    scores = pattern.to_atoms(entries)
+    alive = torch.rand(scores.shape, generator=generator) < 0.8
+    due = round(share * scores.numel())
+    protected, allowed = pattern.bounds(scores, alive, due)
+    ranked = scores.masked_fill(protected, math.inf).masked_fill(~allowed, -math.inf)
+    keep = int(protected.sum() + (allowed.sum() - protected.sum()) * share)
+    assert torch.equal(pattern(ranked, keep), choose_best(pattern.to_ranking(ranked), keep))
+    for shard in cut_rows(shape, parts):
+        try:
+            place = pattern.find_atoms(shard)
+        except ValueError:  # it cuts atoms
+            assert shard.is_cut(0)
+            return
+        assert place.shape == scores.shape
+        here = pattern.to_atoms(shard.cut(entries))
+        assert torch.equal(here, place.cut(scores))
+        of_part = pattern.bounds(here, place.cut(alive), due * here.numel() / scores.numel())
+        assert torch.equal(of_part[0], place.cut(protected))
+        assert torch.equal(of_part[1], place.cut(allowed))
+        ranking = pattern.to_ranking(place.cut(ranked))
+        assert torch.equal(ranking, place.cut(pattern.to_ranking(ranked)))
+
+
+def cut_rows(shape, parts):
+    """Return the shards of a tensor whose first axis is cut as FSDP2 cuts; some can be empty."""
+    places = [torch.arange(size) for size in shape]
+    chunks = places[0].chunk(parts)
+    starts = (tuple(int(rows[0]) for rows in chunks), *((0,) for _ in shape[1:]))
+    chunks += (places[0][:0],) * (parts - len(chunks))
+    return [
+        Shard(shape=shape, positions=(rows, *places[1:]), starts=starts, groups=())
+        for rows in chunks
+    ]
 
 
 @pytest.mark.parametrize("kind", answers_under_contract(Pattern))

@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune import (
-    BlockPattern,
     ChannelPattern,
     CosineSchedule,
     Criterion,
@@ -20,7 +19,6 @@ from lightning_prune import (
     LAMPAllocation,
     MagnitudeCriterion,
     MultiStepSchedule,
-    NMPattern,
     OneShotSchedule,
     ParameterBudget,
     Pruner,
@@ -29,7 +27,6 @@ from lightning_prune import (
     Sparsity,
     TaylorCriterion,
     UniformAllocation,
-    UnstructuredPattern,
 )
 from lightning_prune.engine.scores import ScoreBook
 from lightning_prune.tensors.bits import unpack_mask
@@ -318,20 +315,17 @@ class GatheringCriterion(Criterion):
 
 @pytest.mark.works_with(
     SECTION,
-    "on shards: LAMP, N:M, blocks, channels, per row, a criterion that gathers",
+    "on shards: LAMP, channels, a criterion of your own that gathers",
     refused=True,
 )
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
         ({"allocation": LAMPAllocation()}, "LAMPAllocation()"),
-        ({"pattern": NMPattern(), "sparsity": 0.5}, "NMPattern(n=2, m=4)"),
-        ({"pattern": BlockPattern()}, "BlockPattern(shape=(4, 1))"),
         (
             {"pattern": ChannelPattern(), "allocation": UniformAllocation()},
             "ChannelPattern(round_to=8, scope='inner')",
         ),
-        ({"pattern": UnstructuredPattern(per_row=True)}, "UnstructuredPattern(per_row=True)"),
         ({"criterion": GatheringCriterion()}, "GatheringCriterion()"),
         ({"criterion": TaylorCriterion()}, "TaylorCriterion()"),
     ],
@@ -401,25 +395,28 @@ def test_shards_of_a_frozen_weight_are_pruned_like_the_whole(two):
         assert torch.equal(pruned, zeros)
 
 
-def normed_once(layout, norm):
+def normed_once(layout, norm, index=0):
     """Return the masks of a net under a norm, or the error that refuses it."""
     net = make_net()
-    getattr(torch.nn.utils.parametrizations, norm)(net[0])
+    getattr(torch.nn.utils.parametrizations, norm)(net[index])
     try:
         return masks_of(pruned_once(layout(net), *FURTHER))
     except ValueError as error:
         return str(error)
 
 
-@pytest.mark.works_with(SECTION, "`spectral_norm` on shards: the same masks as in one process")
-def test_a_spectral_norm_has_the_masks_of_one_process(two):
-    whole = normed_once(lambda net: net, "spectral_norm")
-    for masks in two(normed_once, by_fsdp, "spectral_norm"):
+@pytest.mark.works_with(
+    SECTION, "`spectral_norm` and `weight_norm` by rows on shards: the same masks as in one process"
+)
+@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm"])
+def test_a_normed_weight_has_the_masks_of_one_process(norm, two):
+    whole = normed_once(lambda net: net, norm)
+    for masks in two(normed_once, by_fsdp, norm):
         assert_same([FURTHER], [whole], [masks])
 
 
-@pytest.mark.works_with(SECTION, "`weight_norm` by rows on shards", refused=True)
-def test_rows_of_a_weight_norm_are_refused_on_shards(two):
-    for error in two(normed_once, by_fsdp, "weight_norm"):
-        assert "need whole parameters where the model divides by the norm of a row" in error
-        assert '"0.parametrizations.weight.original1": null' in error
+@pytest.mark.works_with(SECTION, "`weight_norm` by rows that shards cut", refused=True)
+def test_rows_of_a_weight_norm_that_shards_cut_are_refused(two):
+    for error in two(normed_once, by_tensor, "weight_norm", 2):
+        assert "need rows that shards leave whole where the model divides by the norm of" in error
+        assert '"2.parametrizations.weight.original1": null' in error

@@ -32,7 +32,9 @@ def test_digests_of_parts_add_up_to_that_of_the_whole(rows, columns, across, dow
     total = torch.zeros((), dtype=torch.int64)
     for of_rows in torch.arange(rows).chunk(down):
         for of_columns in torch.arange(columns).chunk(across):
-            shard = Shard(shape=(rows, columns), positions=(of_rows, of_columns), groups=())
+            shard = Shard(
+                shape=(rows, columns), positions=(of_rows, of_columns), starts=((), ()), groups=()
+            )
             total += digest_weights(shard.cut(whole), shard)
     assert total == digest_weights(whole, None)
 

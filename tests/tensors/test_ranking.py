@@ -99,7 +99,12 @@ def test_a_tensor_keeps_its_least_as_if_its_best_were_protected(pool, data):
 
 def alone_in_a_shard(scores):
     """Return the shard of a tensor that a single process holds whole."""
-    return Shard(shape=tuple(scores.shape), positions=(torch.arange(len(scores)),), groups=())
+    return Shard(
+        shape=tuple(scores.shape),
+        positions=(torch.arange(len(scores)),),
+        starts=((0,),),
+        groups=(),
+    )
 
 
 def keeps_in_order(tensors, least):

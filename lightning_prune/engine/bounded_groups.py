@@ -1,0 +1,69 @@
+"""Groups whose pattern may bound the choice of the atoms."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_prune.engine.groups import Cut, Group, Scores
+from lightning_prune.recipe.atoms import Atoms, TensorAtoms
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
+from lightning_prune.tensors.shards import sum_shards
+
+
+class BoundedGroup(Group):
+    """A group whose pattern may bound the choice; a choice is a bool mask of the local atoms."""
+
+    def is_satisfied(self, due: int) -> bool:
+        """Whether the pattern asks for no further pruning where ``due`` atoms may be kept."""
+        alive = self.alive()
+        is_satisfied = self.pattern.is_satisfied(alive, self.share_due(due, alive))
+        if self.shard is None:
+            return is_satisfied
+        unsatisfied = torch.tensor(int(not is_satisfied), device=alive.device)
+        return not int(sum_shards(unsatisfied, self.shard))
+
+    def atoms(self, scores: Scores | None, target: float) -> Atoms:
+        """Return the atoms with the pattern's bounds; the best stay, as many as the floor.
+
+        Args:
+            scores: The scores of the members; None for a plan that needs none.
+            target: The sparsity that is due now, in [0, 1].
+        """
+        alive = self.alive()
+        if self.may_return:
+            alive.fill_(True)
+        blank = torch.zeros_like(alive, dtype=torch.float32)
+        ranked = blank if scores is None else self.rank(scores)
+        protected, allowed = self.find_bounds(ranked, alive, compute_keep(self.total, target))
+        if self.rows:
+            protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
+        counts = torch.stack([protected.sum(), allowed.sum()])
+        certain, possible = sum_shards(counts, self.shard).tolist()
+        if (least := min(self.floor, possible)) > certain:
+            bounded = ranked.masked_fill(~allowed, -math.inf).masked_fill(protected, math.inf)
+            protected = choose_best(bounded, count_best_local(bounded, least, self.shard))
+        return TensorAtoms(
+            shape=self.members[0].shape,
+            scores=ranked,
+            protected=protected,
+            allowed=allowed,
+            shard=self.shard,
+        )
+
+    def choose(self, atoms: Atoms, share: Share) -> Tensor:
+        """Choose the atoms that stay, as the pattern says."""
+        return self.choose_local(atoms.rank(), share.keep)
+
+    def alive_after(self, choice: Tensor | Cut) -> Tensor:
+        """Return which atoms are alive once a choice is carried out."""
+        assert isinstance(choice, Tensor)
+        return choice & self.alive()
+
+    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+        """Prune the atoms that a bool mask leaves out, wherever they lie."""
+        assert isinstance(choice, Tensor)
+        for member, weights in self.spread(choice):
+            member.mask.intersect(weights)
+        return {member: member.mask.count() for member in self.members}

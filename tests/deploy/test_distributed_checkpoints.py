@@ -1,0 +1,58 @@
+"""The folder of a distributed checkpoint is read as the file of a whole checkpoint is."""
+
+import pickle
+
+import pytest
+import torch
+from torch.distributed import checkpoint as distributed
+
+from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
+
+WEIGHTS = {
+    "net.0.weight": torch.arange(12.0).view(3, 4),
+    "net.1.running_mean": torch.ones(3, dtype=torch.bfloat16),
+    "net.1.num_batches_tracked": torch.tensor(5),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write a folder as Lightning writes it with FSDP2."""
+    path = tmp_path / "run.ckpt"
+    states = {"state_dict": WEIGHTS, "optimizer_0": {"state": {"weight": torch.ones(3)}}}
+    with pytest.warns(UserWarning, match="single process"):
+        distributed.save(states, storage_writer=distributed.FileSystemWriter(path), no_dist=True)
+    torch.save({"epoch": 3, "hyper_parameters": {"width": 3}}, path / "meta.pt")
+    return path
+
+
+def test_the_whole_weights_and_the_other_states_are_read(folder):
+    checkpoint = read_lightning_checkpoint(folder)
+    assert checkpoint["epoch"] == 3
+    assert checkpoint["state_dict"].keys() == WEIGHTS.keys()
+    for name, weight in checkpoint["state_dict"].items():
+        assert weight.dtype == WEIGHTS[name].dtype
+        assert torch.equal(weight, WEIGHTS[name])
+
+
+def test_an_index_with_foreign_objects_is_not_executed(folder, tmp_path):
+    class Foreign:
+        def __reduce__(self):
+            return (tmp_path / "executed").touch, ()
+
+    (folder / ".metadata").write_bytes(pickle.dumps(Foreign()))
+    with pytest.raises(ValueError, match="it holds objects of '"):
+        read_lightning_checkpoint(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("lost", ["meta.pt", "__0_0.distcp"])
+def test_a_folder_with_a_lost_file_is_an_error_that_names_the_folder(folder, lost):
+    (folder / lost).unlink()
+    with pytest.raises(ValueError, match=r"need a checkpoint that can be loaded, got .*run\.ckpt"):
+        read_lightning_checkpoint(folder)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="need the file of a checkpoint, got the folder"):
+        read_lightning_checkpoint(tmp_path)
