@@ -78,5 +78,10 @@ from .reporting.latency_widths import measure_latency_table as measure_latency_t
 from .reporting.metrics import Sparsity as Sparsity, sparsity as sparsity
 from .reporting.records import LayerReport as LayerReport, Report as Report
 from .reporting.report import report as report
+from .reporting.sparse_kernels import (
+    SparseKernels as SparseKernels,
+    SparseLayer as SparseLayer,
+    use_sparse_kernels as use_sparse_kernels,
+)
 
 __version__: str

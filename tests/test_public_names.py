@@ -27,6 +27,7 @@ ADDED = {
     *("Atoms", "Budget", "BytesBudget", "LatencyBudget", "LatencyTable", "MacsBudget"),
     *("BranchPattern", "GrowingPenalty", "ParameterBudget", "Phases", "Ramp", "Recipe", "Repair"),
     *("ExecutorchFile", "SearchReport", "StraightThrough", "Tolerance", "export_executorch"),
+    *("SparseKernels", "SparseLayer", "use_sparse_kernels"),
     *("measure_latency_table", "reestimate_statistics", "search_sparsities", "sparsity"),
 }
 REMOVED = {"Group", "ChannelGroup"}

@@ -18,7 +18,8 @@ from lightning_prune.cli.validation import has_validation, validate_if_possible
 from lightning_prune.deploy.checkpoints import read_checkpoint, write_checkpoint
 from lightning_prune.deploy.compression import file_size
 from lightning_prune.deploy.sparse_file import load_sparse, save_sparse
-from lightning_prune.post_training.calibration import check_one_process, quiet, validate
+from lightning_prune.post_training.calibration import check_one_process, validate
+from lightning_prune.post_training.held_fits import quiet
 from lightning_prune.reporting.pruning import change_table
 
 _KEPT_KEYS = (  # the keys of a checkpoint that describe the model, not the training

@@ -10,7 +10,8 @@ from lightning_prune.callbacks.namespace import (
 )
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
-from lightning_prune.post_training.calibration import quiet, validate
+from lightning_prune.post_training.calibration import validate
+from lightning_prune.post_training.held_fits import quiet
 
 
 def find_example(

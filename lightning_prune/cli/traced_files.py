@@ -21,7 +21,8 @@ from lightning_prune.deploy.onnx_runtime import open_session, run_call
 from lightning_prune.deploy.quantization import quantize_onnx, saturates
 from lightning_prune.models.calls import Call, make_call, refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
-from lightning_prune.post_training.calibration import quiet, validate
+from lightning_prune.post_training.calibration import validate
+from lightning_prune.post_training.held_fits import quiet
 from lightning_prune.reporting.pruning import change_table
 
 

@@ -40,7 +40,8 @@ class BlockGroup(TensorGroup, BoundedGroup):
     @property
     def atoms_kept(self) -> int:
         """Number of atoms that are not pruned; processes with shards must ask together."""
-        return int(sum_shards(self.alive().sum(), self.shard))
+        kept = self.alive().count_nonzero()  # many times faster than a sum
+        return int(sum_shards(kept, self.shard))
 
     def extents(self) -> Iterator[Extent]:
         """Yield the tensor: its atoms may lie anywhere, and the first atom is the largest."""

@@ -251,7 +251,7 @@ def _merge_tensors(
 def _refuse_lost_rows(groups: Sequence[Group]) -> None:
     """Raise ValueError if a group lacks a row: a saved mask or `keep_zeros` has taken it."""
     for group in groups:
-        if lost := group.count_lost_rows():
+        if group.rows and (lost := group.count_lost_rows()):
             raise ValueError(
                 f"need a weight in each row of '{group.name}', which the model divides by the norm "
                 f"of the row, got {lost} rows without any, by the saved masks or keep_zeros=True; "

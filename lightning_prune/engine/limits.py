@@ -215,6 +215,8 @@ class Limits:
         Args:
             groups: All groups.
         """
+        if not self.limits:
+            return
         least = {group.name: group.round_keep(group.floor) for group in groups}
         for limit in self.limits:
             if not limit.dense:
@@ -224,7 +226,7 @@ class Limits:
                 )
             if (reached := limit.cost(least)) > limit.final:
                 raise ValueError(_describe_unreachable(limit, reached))
-        if self.limits and all(limit.final >= limit.dense for limit in self.limits):
+        if all(limit.final >= limit.dense for limit in self.limits):
             limit = self.limits[0]
             raise ValueError(
                 f"need a budget below the cost of the dense model, got {limit.budget.describe()} "

@@ -102,6 +102,8 @@ class Readings(ABC):
     def spending(self) -> Spending:
         """The costs that budgets limit, beside the costs that are due; empty without a budget."""
         points, enrolment = self._training.due_points, self._training.enrolment
+        if not enrolment.limits:
+            return Spending()
         owners = {pool.optimizer for pool in enrolment.pools}
         share = min((points.share(index) for index in owners), default=0.0)
         return enrolment.limits.measure(enrolment.kept, share)

@@ -104,7 +104,8 @@ class Roster:
         for tensor in before - after:
             tensor.remove_hooks()
         for tensor in after - before:
-            tensor.mask.apply(tensor.weights)
+            if tensor.kept < tensor.total:  # a write into shared memory would copy the weights
+                tensor.mask.apply(tensor.weights)
         self._earlier.note(self._model, enrolment.selection, before - after)
         return {tensor.optimizer for tensor in after - before}
 

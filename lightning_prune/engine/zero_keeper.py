@@ -137,5 +137,5 @@ class ZeroKeeper:
 
 
 def _find_storage(tensor: PrunedTensor) -> int:
-    """Return where the weights lie in memory."""
-    return tensor.weights.untyped_storage().data_ptr()
+    """Return the identity of the memory of the weights."""
+    return int(tensor.weights.untyped_storage()._cdata)

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# Unlike `data_ptr`, which is for writing too, it does not end the sharing of memory.
+_find_address: Callable[[Tensor], int] = vars(torch._C)["_data_address"]
+
 
 @contextmanager
 def keep_generators(*, seed: int | None = None) -> Iterator[None]:
@@ -72,7 +75,8 @@ def keep_modes(module: nn.Module) -> Iterator[None]:
 def keep_tensors(module: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """Give parameters and buffers the values back that they have now.
 
-    Tensors that the block adds go; tensors that it deletes or gives another shape come back.
+    Tensors that the block adds go; tensors that it deletes or gives another shape come back. Only
+    tensors that the block writes into take memory for a copy, when it first does.
 
     Args:
         module: The module.
@@ -139,7 +143,7 @@ def _remember(module: nn.Module, *, parameters: bool) -> Callable[[], None]:
         registers += [part._parameters for part in module.modules()]
     before = [(register, dict(register)) for register in registers]
     tensors = {id(t): t for _, named in before for t in named.values() if t is not None}
-    values = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+    values = {key: _copy_lazily(tensor.detach()) for key, tensor in tensors.items()}
 
     def put_back() -> None:
         with torch.no_grad():
@@ -170,4 +174,25 @@ def _put_back(
         # tensor that inference mode has made.
         if now is None or now.shape != value.shape or now.is_inference():
             register[name] = now = tensor
-        now.copy_(value)
+        if not _shares_memory(now, value):
+            now.copy_(value)
+
+
+def _copy_lazily(tensor: Tensor) -> Tensor:
+    """Return a copy that takes no memory until torch writes into either tensor.
+
+    A tensor whose memory is not torch's own, such as numpy's, is copied at once.
+    """
+    try:
+        copy: Tensor = tensor._lazy_clone()
+    except RuntimeError:
+        copy = tensor.clone()
+    return copy
+
+
+def _shares_memory(tensor: Tensor, copy: Tensor) -> bool:
+    """Whether a tensor still shares memory with the lazy copy of it, and so is unchanged."""
+    if type(copy) is not Tensor or {tensor.layout, copy.layout} != {torch.strided}:
+        return False
+    layouts = {(each.dtype, each.device, each.stride()) for each in (tensor, copy)}
+    return len(layouts) == 1 and _find_address(tensor) == _find_address(copy)

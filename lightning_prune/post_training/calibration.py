@@ -1,23 +1,18 @@
 """Training batches for a criterion while no weight changes, and validations without a trace."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.namespace import (
-    LOGGERS,
     LightningCallback,
     LightningDataModule,
     LightningModule,
     Trainer,
-    find_package,
-    import_beside,
     is_overridden,
 )
 from lightning_prune.callbacks.pruning import PruningCallback
@@ -28,6 +23,15 @@ from lightning_prune.models.undisturbed import (
     keep_modes,
     keep_quiet,
     keep_tensors,
+    undo_on_error,
+)
+from lightning_prune.post_training.held_fits import (
+    hold_weights,
+    make_dummy_logger,
+    quiet,
+    run_forward_only,
+    similar_trainer,
+    stay_on_device,
 )
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.schedules import OneShotSchedule
@@ -36,6 +40,7 @@ _EXPECTED_WARNINGS = (
     ".*in eval mode at the start of training",
     ".*smaller than the logging interval",
     r".*isinstance\(treespec",  # Lightning's own
+    "None of the inputs have requires_grad=True",  # activation checkpoints without gradients
     "weights are 0 and no mask says why",  # no weight changes, so none grows back
 )
 
@@ -120,7 +125,7 @@ def validate(
 
     The Trainer's loggers do not get the metrics. Each call sees the same random numbers.
     """
-    loggers, trainer.loggers = trainer.loggers, [_make_dummy_logger(trainer)]
+    loggers, trainer.loggers = trainer.loggers, [make_dummy_logger(trainer)]
     try:
         with keep_generators(), keep_quiet(warned=[_OTHER_CALLBACKS]):
             run: Any = trainer.validate
@@ -175,25 +180,52 @@ def calibrate(
     shown = batches if needs_batches(recipe.chosen_criterion) else 0
     at_once = not recipe.chosen_criterion.gathers and model.automatic_optimization
     source = _choose_source(trainer, model, datamodule, shown)
-    calibration = _Calibration(callback, shown, then)
+    calibration = _Calibration(callback, shown)
     try:
-        with unchanged(model), quiet(*_EXPECTED_WARNINGS):
-            model.train(train_mode)
-            fitting = similar_trainer(
-                trainer,
-                calibration,
-                max_steps=max(trainer.max_steps, shown, 1) if trainer.max_steps > 0 else -1,
-                accumulate_grad_batches=max(shown, 1) if at_once else 1,
-            )
-            fitting.fit(model, **source)
-            if not calibration.concluded:
-                raise ValueError(_EMPTY)
+        with stay_on_device(model):
+            with _unchanging(model, callback.pruner):
+                model.train(train_mode)
+                fitting = similar_trainer(
+                    trainer,
+                    calibration,
+                    max_steps=max(trainer.max_steps, shown, 1) if trainer.max_steps > 0 else -1,
+                    accumulate_grad_batches=max(shown, 1) if at_once else 1,
+                )
+                fitting.fit(model, **source)
+                if not calibration.concluded:
+                    raise ValueError(_EMPTY)
+            _conclude(model, callback.pruner, calibration.optimizers, then)
+            callback.pruner.detach(completed=False)
     finally:
+        model.zero_grad()
         model.trainer = trainer
         if datamodule is not None:
             datamodule.trainer = trainer
-    callback.pruner.mask_copy(model)
     return callback.pruner
+
+
+@contextmanager
+def _unchanging(model: nn.Module, pruner: Pruner) -> Iterator[None]:
+    """Keep the model as it is now; if the block raises, detach the engine."""
+    with keep_generators(), keep_modes(model), keep_tensors(model), quiet(*_EXPECTED_WARNINGS):
+        try:
+            yield
+        except BaseException:
+            pruner.detach(completed=False)
+            raise
+
+
+def _conclude(
+    model: nn.Module, pruner: Pruner, optimizers: Sequence[Optimizer], then: Conclusion
+) -> None:
+    """Call ``then``; if it raises, the model is as before."""
+    # The update of a single optimizer raises before it changes a weight.
+    with undo_on_error(model) if len(optimizers) > 1 else nullcontext():
+        try:
+            then(pruner, optimizers)
+        except BaseException:
+            pruner.detach(completed=False)
+            raise
 
 
 def _choose_source(
@@ -212,41 +244,16 @@ def _choose_source(
     return {"train_dataloaders": range(1)}  # the fit ends before the first batch
 
 
-class HoldingOptimizer(Optimizer):
-    """Takes the place of an optimizer and changes no weight.
-
-    Args:
-        original: The optimizer to replace, with the same parameters.
-    """
-
-    def __init__(self, original: Optimizer) -> None:
-        super().__init__([dict(group) for group in original.param_groups], {})
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Compute the gradients only."""
-        if closure is None:
-            return None
-        with torch.enable_grad():
-            return closure()
-
-
-def hold_weights(trainer: Trainer, model: LightningModule) -> None:
-    """Replace the optimizers of a fit that has begun by optimizers that change nothing."""
-    trainer.strategy.optimizers = [HoldingOptimizer(o) for o in trainer.optimizers]
-    if model.automatic_optimization:
-        trainer.strategy.lr_scheduler_configs = []
-
-
 class _Calibration(LightningCallback):
     """Lets the engine observe the first batches of a fit, then ends the fit."""
 
-    def __init__(self, callback: PruningCallback, batches: int, then: Conclusion) -> None:
+    def __init__(self, callback: PruningCallback, batches: int) -> None:
         self.callback = callback
         self.pruner = callback.pruner
         self.batches = batches
-        self.then = then
         self.seen = 0
         self.concluded = False
+        self.optimizers: Sequence[Optimizer] = ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the optimizers by those that change nothing, and attach the engine."""
@@ -263,6 +270,10 @@ class _Calibration(LightningCallback):
         for tensor in self.pruner.tensors:
             if tensor.hooks:  # they run in train mode only; the layer computes the same
                 tensor.owner.training = True
+        criterion = self.pruner.recipe.chosen_criterion
+        if criterion.reads_inputs_only and pl_module.automatic_optimization:
+            self._set_forward_only(True)
+            run_forward_only(trainer, self.pruner.before_step, self._run_backward_too)
         if self.batches == 0:
             self._conclude(trainer)
 
@@ -290,55 +301,19 @@ class _Calibration(LightningCallback):
         if not self.concluded:
             raise ValueError(describe_shortage(self.batches, self.seen))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the hooks."""
-        self.pruner.detach(completed=False)
+    def _run_backward_too(self) -> None:
+        """Forget what hooks have seen in this step, and count as in training from now on."""
+        self._set_forward_only(False)
+        for tensor in self.pruner.tensors:
+            tensor.forget_seen()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Remove the hooks."""
-        self.pruner.detach(completed=False)
+    def _set_forward_only(self, is_forward_only: bool) -> None:
+        for tensor in self.pruner.tensors:
+            tensor.is_forward_only = is_forward_only
 
     def _conclude(self, trainer: Trainer) -> None:
-        self.concluded = True
-        self.then(self.pruner, trainer.optimizers)
+        self.concluded, self.optimizers = True, trainer.optimizers
         trainer.should_stop = True
-
-
-def similar_trainer(trainer: Trainer, callback: LightningCallback, **arguments: Any) -> Any:
-    """Return a Trainer with the device, precision and length of training of another."""
-    device = trainer.strategy.root_device
-    return find_package(trainer).Trainer(
-        accelerator=trainer.accelerator,
-        devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
-        precision=trainer.precision,
-        max_epochs=trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1,
-        limit_train_batches=trainer.limit_train_batches or 1.0,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        logger=_make_dummy_logger(trainer),
-        callbacks=[callback],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        **arguments,
-    )
-
-
-def _make_dummy_logger(trainer: Trainer) -> Any:
-    return import_beside(trainer, "loggers.logger").DummyLogger()
-
-
-@contextmanager
-def quiet(*warned: str) -> Iterator[None]:
-    """Keep a run within a command from talking as if it were the user's.
-
-    Args:
-        *warned: Regular expressions of the warnings to leave out, too.
-    """
-    with keep_quiet(*LOGGERS, level=logging.WARNING, warned=warned):
-        yield
 
 
 def describe_shortage(batches: int, found: int) -> str:

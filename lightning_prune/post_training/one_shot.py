@@ -29,6 +29,7 @@ from lightning_prune.post_training.calibration import (
     validate,
 )
 from lightning_prune.post_training.defaults import BATCHES, STATISTICS
+from lightning_prune.post_training.held_fits import stay_on_device
 from lightning_prune.post_training.pruned_checkpoint import write_pruned_checkpoint
 from lightning_prune.post_training.repairing import RepairReport, check_repair, repair_layers
 from lightning_prune.post_training.statistics import check_statistics, reestimate_statistics
@@ -74,11 +75,14 @@ def prune_once(
 
     The Trainer's `PruningCallback` gives the recipe; its schedule is ignored. First, the criterion
     sees training batches: ``training_step`` and ``backward`` run, but the optimizers change no
-    weight. A criterion that reads weights only, such as `MagnitudeCriterion`, sees no batch. With
+    weight. A criterion that reads weights only, such as `MagnitudeCriterion`, sees no batch. For a
+    criterion that reads inputs only, such as `WandaCriterion`, batches run forward only, unless
+    ``training_step`` computes gradients itself or optimization is manual. With
     ``repair``, the kept weights and the biases of pruned layers change, so that the layers keep
     their outputs on the training batches. Then batch normalizations get new running means and
     variances, as by `reestimate_statistics`, because those of the dense model no longer fit. Other
     weights that are not pruned, other buffers, modes and random number generators do not change.
+    The model ends on the device where it was.
 
     Args:
         trainer: A Trainer with a `PruningCallback` and one device.
@@ -116,34 +120,35 @@ def prune_once(
     target = None if output is None else check_output_file(output, ckpt_path=source)
     if repair is not None:
         check_repair(callback.recipe)
-    before = validate(trainer, model, datamodule, source)
-    console = Console()
-    twins: list[DenseTwin] = []
+    with stay_on_device(model):
+        before = validate(trainer, model, datamodule, source)
+        console = Console()
+        twins: list[DenseTwin] = []
 
-    def prune(pruner: Pruner, optimizers: Any) -> None:
-        print_table(trainer, pruner, "To be pruned", callback.table)
-        twins.extend([DenseTwin(pruner.tensors)] if repair is not None else [])
-        for optimizer in optimizers:
-            pruner.update(optimizer)
+        def prune(pruner: Pruner, optimizers: Any) -> None:
+            print_table(trainer, pruner, "To be pruned", callback.table)
+            twins.extend([DenseTwin(pruner.tensors)] if repair is not None else [])
+            for optimizer in optimizers:
+                pruner.update(optimizer)
 
-    data = trainer, model, datamodule
-    repaired = RepairReport()
-    renews = bool(statistics and find_statistics(model))
-    with undo_on_error(model) if renews or repair else nullcontext():
-        pruner = calibrate(*data, batches=batches, train_mode=train_mode, then=prune)
-        if repair is not None:
-            repaired = repair_layers(
-                *data,
-                pruner=pruner,
-                twin=twins[0],
-                repair=repair,
-                batches=batches,
-                train_mode=train_mode,
-            )
-        if renews:
-            renewed = reestimate_statistics(*data, statistics=statistics, train_mode=train_mode)
-            console.print(str(renewed))
-    after = validate(trainer, model, datamodule)
+        data = trainer, model, datamodule
+        repaired = RepairReport()
+        renews = bool(statistics and find_statistics(model))
+        with undo_on_error(model) if renews or repair else nullcontext():
+            pruner = calibrate(*data, batches=batches, train_mode=train_mode, then=prune)
+            if repair is not None:
+                repaired = repair_layers(
+                    *data,
+                    pruner=pruner,
+                    twin=twins[0],
+                    repair=repair,
+                    batches=batches,
+                    train_mode=train_mode,
+                )
+            if renews:
+                renewed = reestimate_statistics(*data, statistics=statistics, train_mode=train_mode)
+                console.print(str(renewed))
+        after = validate(trainer, model, datamodule)
     report = OneShotReport(pruner=pruner, before=before, after=after, repaired=repaired)
     print_table(trainer, pruner, "Pruned", callback.table)
     if repair is not None:

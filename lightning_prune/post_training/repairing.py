@@ -24,12 +24,8 @@ from lightning_prune.engine.repairing import (
 )
 from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.models.undisturbed import keep_generators, keep_modes, keep_tensors
-from lightning_prune.post_training.calibration import (
-    describe_shortage,
-    hold_weights,
-    quiet,
-    similar_trainer,
-)
+from lightning_prune.post_training.calibration import describe_shortage
+from lightning_prune.post_training.held_fits import hold_weights, quiet, similar_trainer
 from lightning_prune.post_training.layer_turns import (
     Calls,
     Gathering,

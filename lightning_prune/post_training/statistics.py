@@ -21,14 +21,9 @@ from lightning_prune.models.statistics import (
     write_statistics,
 )
 from lightning_prune.models.undisturbed import keep_generators, keep_modes, keep_tensors
-from lightning_prune.post_training.calibration import (
-    check_one_process,
-    describe_missing_batches,
-    hold_weights,
-    quiet,
-    similar_trainer,
-)
+from lightning_prune.post_training.calibration import check_one_process, describe_missing_batches
 from lightning_prune.post_training.defaults import STATISTICS
+from lightning_prune.post_training.held_fits import hold_weights, quiet, similar_trainer
 
 _REMEDY = "set statistics=0 (--statistics 0) to keep the statistics as they are"
 

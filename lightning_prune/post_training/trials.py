@@ -37,10 +37,10 @@ from lightning_prune.post_training.calibration import (
     check_batches,
     check_unshrunk_checkpoint,
     find_pruning_callback,
-    quiet,
     unchanged,
     validate,
 )
+from lightning_prune.post_training.held_fits import quiet
 from lightning_prune.post_training.sensitivity_report import Mode
 from lightning_prune.post_training.statistics import check_statistics, reestimate_statistics
 from lightning_prune.recipe.allocations import UniformAllocation

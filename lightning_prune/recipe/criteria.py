@@ -23,17 +23,18 @@ class Criterion(ABC):
 
     A subclass is a frozen dataclass with a default for every field. The tensors that a criterion
     gathers over the steps live in ``state``, a dict for each pruned tensor. The engine holds, saves
-    and restores the state. To write a criterion, define `score`. Define `observe` only if the
-    criterion needs the steps between updates. Define `watch` only if the criterion needs more than
-    weights and gradients.
+    and restores the state. To write a criterion, define `score`. Define `observe` only if it needs
+    the steps between updates, and `watch` only if it needs more than weights and gradients.
 
     Attributes:
         has_signed_scores: Whether scores can be negative.
         resets_at_update: Whether each update of the masks empties ``state``.
         reads_weights_only: Whether scores depend only on weights, names and steps. Then pruning
             without training needs no batches.
-        reads_gradients: Whether the criterion reads ``tensor.gradient``. Then the engine refuses a
-            frozen weight, which has no gradient, before training starts.
+        reads_inputs_only: Whether scores depend only on weights and on what `watch` sees. Then
+            pruning without training runs batches forward only, without gradients.
+        reads_gradients: Whether the criterion reads ``tensor.gradient``. Then a frozen weight,
+            which has no gradient, is refused before training starts.
         works_on_shards: Whether the criterion can score the local part of a sharded parameter (a
             DTensor, as is the ``grad``): the result is the local part of the whole score.
         state_by_weight: The keys of ``state`` whose tensors hold a value for each weight, shaped as
@@ -44,6 +45,7 @@ class Criterion(ABC):
     has_signed_scores: ClassVar[bool] = False
     resets_at_update: ClassVar[bool] = False
     reads_weights_only: ClassVar[bool] = False
+    reads_inputs_only: ClassVar[bool] = False
     reads_gradients: ClassVar[bool] = False
     works_on_shards: ClassVar[bool] = False
     state_by_weight: ClassVar[frozenset[str]] = frozenset()

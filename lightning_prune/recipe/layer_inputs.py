@@ -204,7 +204,8 @@ class InputHook:
 
     A call counts in training mode and with gradients. With activation checkpointing, a call also
     runs again in the backward pass. A forward call without gradients counts only when it runs
-    again. A forward call with gradients counts at once, and not again.
+    again. A forward call with gradients counts at once, and not again. Without training, where
+    batches run forward only, each call counts.
     """
 
     def __init__(self, tensor: PrunedTensor) -> None:
@@ -213,20 +214,22 @@ class InputHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add the squares of the inputs before the layer's forward."""
-        if not module.training:
-            return
-        if torch._C._current_graph_task_id() != -1:  # In a backward pass.
-            if not self.uncounted_calls:
-                return
-            self.uncounted_calls -= 1
-        elif not torch.is_grad_enabled():
-            self.uncounted_calls += 1
+        if not module.training or not (self.tensor.is_forward_only or self._counts_in_training()):
             return
         inputs = next(iter((*args, *kwargs.values())))
         self.tensor.follow_parameter()
         squares = self.tensor.seen["squares"]
         squares += sum_squares(self.tensor, inputs).to(squares.device)
         self.tensor.seen["calls"] += 1
+
+    def _counts_in_training(self) -> bool:
+        """Whether the present call counts, if a backward pass follows."""
+        if torch._C._current_graph_task_id() != -1:  # In a backward pass.
+            is_counted = self.uncounted_calls > 0
+            self.uncounted_calls -= is_counted
+            return is_counted
+        self.uncounted_calls += not torch.is_grad_enabled()
+        return torch.is_grad_enabled()
 
     def __reduce__(self) -> Any:
         """Make the hook of a copy do nothing; a pickled copy loads without this package."""

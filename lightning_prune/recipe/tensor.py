@@ -39,6 +39,8 @@ class PrunedTensor:
         seen: The tensors that the hooks of the criterion have gathered in this process since the
             last step.
         hooks: The hooks of the criterion.
+        is_forward_only: Whether batches run without gradients and without a backward pass. Then
+            hooks see each call once.
         step: Number of completed optimizer steps.
         rest: Under straight-through, the values of the pruned local weights, with 0 for the kept
             weights; None if pruned weights are 0 and nothing else.
@@ -70,6 +72,7 @@ class PrunedTensor:
     state_by_weight: frozenset[str] = frozenset()
     seen: dict[str, Tensor] = field(default_factory=dict)
     hooks: Sequence[RemovableHandle] = ()
+    is_forward_only: bool = False
     step: int = 0
     rest: Tensor | None = None
     suspended: Tensor | None = None

@@ -30,8 +30,8 @@ class WandaCriterion(Criterion):
     Other patterns rank the rows of a tensor together. Other allocations also rank tensors together.
 
     For a convolution, :math:`x_j` are the values that a position of the kernel meets, including
-    padding. Hooks read the inputs until the last update. They count only inputs in training mode
-    and with gradients.
+    padding. Hooks read the inputs until the last update. In training they count only inputs in
+    training mode and with gradients; in pruning without training, all inputs.
 
     Raises:
         ValueError: If a hook cannot see the inputs of a tensor. The tensor must be the weight of a
@@ -41,6 +41,7 @@ class WandaCriterion(Criterion):
     """
 
     resets_at_update: ClassVar[bool] = True
+    reads_inputs_only: ClassVar[bool] = True
     works_on_shards: ClassVar[bool] = True
 
     def check_tensor(self, tensor: PrunedTensor, model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from lightning_prune.deploy.files import check_output_file, replace_files
 from lightning_prune.models.names import list_names
 from lightning_prune.reporting.latency import Latency, describe_latency, latency_table
 from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.reporting.tensorrt import describe_tensorrt
 
 _LISTED_NAMES = 8
 _SIZE = (
@@ -39,6 +40,7 @@ _CSV = (
     "nonzeros",
     "sparsity",
     "pattern",
+    "tensorrt",
     "dense_macs",
     "effective_macs",
     "unknown",
@@ -67,6 +69,9 @@ class LayerReport:
         bytes: Bytes of the pruned module's parameters, as they are stored.
         compressed_bytes: The same bytes, compressed by zlib.
         peak_bytes: Largest number of bytes of activations alive at one time while the module ran.
+        tensorrt: ``"sparse"`` if TensorRT's ``--sparsity=enable`` can run the matrix of the module
+            on sparse tensor cores, as it can if the matrix is 2:4; else the reason why it cannot;
+            empty for a module without a matrix.
     """
 
     name: str
@@ -82,6 +87,7 @@ class LayerReport:
     bytes: int
     compressed_bytes: int
     peak_bytes: int
+    tensorrt: str = ""
 
     @property
     def sparsity(self) -> float:
@@ -311,7 +317,7 @@ def _findings(report: Report) -> list[str]:
             "zeros in place are multiplied like any other number; a kernel that skips zeros, or "
             "removed channels, would be faster"
         )
-    return lines
+    return lines + describe_tensorrt({each.name: each.tensorrt for each in report.layers})
 
 
 def _warnings(report: Report) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.compression import count_compressed_bytes
+from lightning_prune.deploy.two_four import explain_tensorrt
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.counting import Pass, Work, count
@@ -20,6 +21,7 @@ from lightning_prune.models.undisturbed import keep_generators
 from lightning_prune.reporting.latency import BLOCKS, LEAST_BLOCKS, THREADS, Latency
 from lightning_prune.reporting.records import LayerReport, Report
 from lightning_prune.reporting.runtimes import measure_latencies
+from lightning_prune.reporting.tensorrt import SPARSE
 from lightning_prune.reporting.zeros import describe_pattern
 from lightning_prune.tensors.shards import is_sharded
 
@@ -166,6 +168,7 @@ def _report_layer(
         parameters=sum(p.numel() for p in parameters.values()),
         nonzeros=sum(int(p.count_nonzero()) for p in parameters.values()),
         pattern=_describe_patterns(parameters, owner),
+        tensorrt=_describe_tensorrt(parameters, owner),
         dense_macs=dense_work.macs,
         effective_macs=work.effective,
         unknown=tuple(dict.fromkeys(work.unknown)),
@@ -194,6 +197,18 @@ def _describe_patterns(parameters: Mapping[str, Tensor], owner: nn.Module | None
         if parameter.ndim > 1
     ]
     return ", ".join(dict.fromkeys(patterns))
+
+
+def _describe_tensorrt(parameters: Mapping[str, Tensor], owner: nn.Module | None) -> str:
+    """Return why TensorRT cannot run a matrix on sparse tensor cores, or `SPARSE` if it can."""
+    if owner is None:
+        return ""
+    reasons = [
+        explain_tensorrt(owner, as_matrix(parameter, owner)) or SPARSE
+        for parameter in parameters.values()
+        if parameter.ndim > 1
+    ]
+    return ", ".join(dict.fromkeys(reasons))
 
 
 def _to_bytes(parameter: Tensor) -> bytes:

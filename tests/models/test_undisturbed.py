@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.models.undisturbed import (
     keep_generators,
@@ -161,3 +162,57 @@ def test_the_fast_path_of_attention_is_off_inside_only(inside, enabled):
         assert torch.backends.mha.get_fastpath_enabled() == enabled
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_tensors_that_nobody_writes_into_are_not_copied(inside):
+    module = nn.Linear(64, 64)
+    addresses = [parameter.data_ptr() for parameter in module.parameters()]
+    sizes = Sizes()
+
+    def run_and_write_bias():
+        module(torch.ones(1, 64)).sum().backward()
+        with torch.no_grad():
+            module.bias.mul_(2)
+
+    bias = module.bias.detach().clone()
+    with sizes:
+        inside(keep_tensors(module), run_and_write_bias)
+    assert sizes.copied.count(64) == 1
+    assert 64 * 64 not in sizes.copied
+    assert module.weight.data_ptr() == addresses[0]
+    assert torch.equal(module.bias, bias)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the number of entries of each tensor that is copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.copied = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name() in {"aten::clone", "aten::copy_", "aten::_to_copy"}:
+            self.copied.append(args[0].numel())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("write", [lambda weight: weight.data.zero_(), lambda weight: weight.t_()])
+def test_any_way_of_writing_is_undone(inside, write):
+    module = nn.Linear(3, 3, bias=False)
+    weight = module.weight.detach().clone()
+    inside(keep_tensors(module), lambda: write(module.weight.data))
+    assert torch.equal(module.weight, weight)
+
+
+def test_tensors_in_memory_of_numpy_or_of_another_layout_are_put_back(inside):
+    module = nn.Module()
+    module.register_buffer("shared", torch.from_numpy(np.ones(3)))
+    module.register_buffer("sparse", torch.eye(3).to_sparse())
+
+    def change():
+        module.shared.zero_()
+        module.sparse.mul_(2)
+
+    inside(keep_tensors(module), change)
+    assert module.shared.tolist() == [1, 1, 1]
+    assert torch.equal(module.sparse.to_dense(), torch.eye(3))
