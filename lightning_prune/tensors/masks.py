@@ -46,6 +46,11 @@ class Mask:
         """A new bool mask; True keeps."""
         return self._form != 0 if self._has_bits else ~self._form
 
+    @property
+    def pruned(self) -> Tensor | None:
+        """The memory of the mask, True where a weight is pruned; None where a mask is bits."""
+        return None if self._has_bits else self._form
+
     def count(self) -> Tensor:
         """Return the number of kept weights, as a tensor on the device of the mask."""
         count = self._form.count_nonzero()

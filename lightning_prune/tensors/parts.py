@@ -19,7 +19,8 @@ class Sizes:
 
     Args:
         piece: Number of values in a piece on a CPU; they stay in the cache between operations.
-        launch: Number of values in a piece on an accelerator, enough to be worth a launch.
+        launch: Number of values in a piece on an accelerator, and in a chunk of pieces: enough to
+            be worth a launch, and so few that the cache of a large GPU holds them.
         sorted: Largest number of values to sort at once.
         held: Largest number of values to hold in memory instead of reading them again.
         near: Half the width of a bracket around a guess, as a share of the guess.
@@ -29,7 +30,7 @@ class Sizes:
     """
 
     piece: int = 3 << 15
-    launch: int = 1 << 24
+    launch: int = 1 << 23
     sorted: int = 1 << 16
     held: int = 1 << 19
     near: float = 0.02
@@ -38,6 +39,16 @@ class Sizes:
 
 
 SIZES = Sizes()
+
+READS_AT_ONCE = ("cpu",)
+"""Types of devices whose numbers the host reads without a wait: each tensor is searched alone."""
+
+_CPU = torch.device("cpu")
+
+
+def reads_at_once(device: torch.device) -> bool:
+    """Whether the host reads a number of this device without waiting for other work."""
+    return device.type in READS_AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +84,8 @@ class Part:
         shard: Place of the local part in the tensor; None for a whole tensor.
         guess: A value near which the threshold is expected; None for no guess. A guess changes the
             speed, never the result.
+        dtype: Precision of the values.
+        device: Device of the values.
     """
 
     read: Callable[[int], Iterable[Tensor]]
@@ -80,6 +93,13 @@ class Part:
     least: int = 0
     shard: Shard | None = None
     guess: float | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = _CPU
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the tensor is searched together with others, so that no search waits."""
+        return self.shard is None and not reads_at_once(self.device)
 
     @classmethod
     def of(
@@ -103,7 +123,8 @@ class Part:
             pieces = slice_pieces(scores, sizes)
             return (flatten_wide(scores[rows])[::stride] for rows in pieces)
 
-        return cls(read=read, size=size, shard=shard)
+        dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        return cls(read=read, size=size, shard=shard, dtype=dtype, device=scores.device)
 
     def scale(self, factor: float) -> "Part":
         """Return the part with each value times a positive factor."""
