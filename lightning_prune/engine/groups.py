@@ -280,8 +280,10 @@ class BoundedGroup(Group):
         protected, allowed = self.pattern.bounds(ranked, alive, compute_keep(self.total, target))
         if self.rows:
             protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
-        least = min(self.floor, int(allowed.sum()))
-        if least > int(protected.sum()):
+        # To read both numbers at once is a single wait for an accelerator.
+        held, may_stay = torch.stack([protected.sum(), allowed.sum()]).tolist()
+        least = min(self.floor, may_stay)
+        if least > held:
             bounded = ranked.masked_fill(~allowed, -math.inf).masked_fill(protected, math.inf)
             protected = choose_best(bounded, least)
         return TensorAtoms(

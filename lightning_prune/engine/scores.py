@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.parts import flatten_wide, reads_at_once, slice_pieces
+from lightning_prune.tensors.chunks import count_not_finite
+from lightning_prune.tensors.parts import Piece, flatten_wide, reads_at_once, slice_pieces
 from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.shards import local_part, sum_shards
 
@@ -51,12 +52,11 @@ class TensorScores:
         values: The scores, or the values that ``transform`` turns into scores.
         transform: Scores values, weight by weight; None if the values are the scores.
         origin: Who gave the scores, for errors.
-        defers: Whether `bad` is checked later, if to check it now would wait for an accelerator.
+        defers: Whether `check` is called later, if to check now would wait for an accelerator.
 
     Attributes:
         is_held: Whether the scores take memory.
-        bad: The number of scores that are NaN or infinite.
-        is_checked: Whether that number is known to be 0.
+        is_checked: Whether no score is known to be NaN or infinite.
 
     Raises:
         ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
@@ -80,11 +80,11 @@ class TensorScores:
         self.is_held = transform is None
         self._values = tensor.output_first(values)
         self._transform = transform
+        self._tensor, self._origin = tensor, origin
         self._reads_at_once = tensor.shard is not None or reads_at_once(values.device)
-        self.bad = BadScores(tensor=tensor, origin=origin, count=self._count_bad())
         self.is_checked = not defers or self._reads_at_once
         if self.is_checked:
-            self.bad.refuse(int(sum_shards(self.bad.count, tensor.shard)))
+            self.check()
 
     @classmethod
     def of(
@@ -116,6 +116,19 @@ class TensorScores:
         """Return the scores of a slice of rows, flat; a stride takes every n-th score."""
         return self._score(flatten_wide(self._values[rows])[::stride])
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the values from which scores are made, for a `Part`."""
+        return (Piece(self._values[rows], self._transform) for rows in self.slices())
+
+    def count_bad(self) -> BadScores:
+        """Count the scores that are NaN or infinite, without a wait for an accelerator."""
+        return BadScores(tensor=self._tensor, origin=self._origin, count=self._count_bad())
+
+    def check(self) -> None:
+        """Raise ValueError if a score is NaN or infinite."""
+        bad = self.count_bad()
+        bad.refuse(int(sum_shards(bad.count, self._tensor.shard)))
+
     def _score(self, values: Tensor) -> Tensor:
         return values if self._transform is None else self._transform(values)
 
@@ -143,7 +156,8 @@ class ScoreBook:
     def __init__(self, readings: Iterable[str]) -> None:
         self._left = Counter(readings)
         self._scores: dict[str, list[tuple[Criterion, TensorScores]]] = defaultdict(list)
-        self._unchecked: list[BadScores] = []
+        self._held: list[BadScores] = []  # not yet checked, of scores that can be let go
+        self._in_place: list[TensorScores] = []  # not yet checked, without memory
 
     def read(
         self, tensors: Iterable[PrunedTensor], criterion: Criterion
@@ -162,19 +176,25 @@ class ScoreBook:
 
     def check(self) -> None:
         """Raise ValueError if scores on accelerators are NaN or infinite; wait once for all."""
-        if self._unchecked:
-            device = self._unchecked[0].count.device
-            counts = torch.stack([bad.count.to(device) for bad in self._unchecked]).tolist()
-            for bad, number in zip(self._unchecked, counts, strict=True):
+        counts = [bad.count for bad in self._held]
+        if self._in_place:
+            counts.append(count_not_finite([scores.pieces() for scores in self._in_place]))
+        if counts:
+            numbers = torch.stack([count.to(counts[0].device) for count in counts]).tolist()
+            for bad, number in zip(self._held, numbers, strict=False):
                 bad.refuse(number)
-            self._unchecked = []
+            for scores in self._in_place if numbers[-1] else ():
+                scores.check()
+        self._held, self._in_place = [], []
 
     def _read(self, tensor: PrunedTensor, criterion: Criterion) -> TensorScores:
         for known, scores in self._scores[tensor.name]:
             if known == criterion:
                 return scores
         scores = TensorScores.of(tensor, criterion, defers=True)
-        if not scores.is_checked:
-            self._unchecked.append(scores.bad)
+        if not scores.is_checked and scores.is_held:
+            self._held.append(scores.count_bad())
+        elif not scores.is_checked:
+            self._in_place.append(scores)
         self._scores[tensor.name].append((criterion, scores))
         return scores

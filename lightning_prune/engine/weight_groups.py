@@ -15,7 +15,7 @@ from lightning_prune.engine.scores import TensorScores
 from lightning_prune.engine.tensor_groups import TensorGroup
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.parts import Part
+from lightning_prune.tensors.parts import Part, Piece
 from lightning_prune.tensors.ranking import Share, choose_best
 from lightning_prune.tensors.shards import Shard
 from lightning_prune.tensors.thresholds import cut_pieces
@@ -203,7 +203,18 @@ class WeightAtoms(Atoms):
             guess=self._guess,
             dtype=scores.dtype,
             device=self._mask.device,
+            read_raw=None if self._mask.pruned is None else self._read_raw,
         )
+
+    def _read_raw(self) -> Iterator[Piece]:
+        """Yield the values from which scores are made, and where weights are pruned."""
+        assert self._scores is not None
+        pieces = self._scores.pieces()
+        if _is_dense(self._member):
+            yield from pieces
+            return
+        for rows, piece in zip(self._scores.slices(), pieces, strict=True):
+            yield piece._replace(pruned=self._mask[rows].pruned)
 
     def quota(
         self, share: Share, cut: Callable[[TensorScores, float, int | None], Settled]
@@ -223,8 +234,13 @@ def _read_pieces(
     scores: TensorScores, member: PrunedTensor, stride: int = 1, *, is_dense: bool = False
 ) -> Iterator[Tensor]:
     """Yield the scores, flat, with -inf where a weight is pruned, unless all count as dense."""
-    is_dense |= member.may_return or member.kept == member.total
+    is_dense |= _is_dense(member)
     mask = member.mask.transpose(0, member.output_axis)
     for rows in scores.slices():
         piece = scores.read(rows, stride)
         yield piece if is_dense else mask[rows].flatten(stride).lower(piece)
+
+
+def _is_dense(member: PrunedTensor) -> bool:
+    """Whether all weights compete."""
+    return member.may_return or member.kept == member.total

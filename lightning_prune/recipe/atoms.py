@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from lightning_prune.tensors.parts import Part
@@ -80,7 +81,8 @@ class TensorAtoms(Atoms):
         self, *, shape: tuple[int, ...], scores: Tensor, protected: Tensor, allowed: Tensor
     ) -> None:
         self.shape, self.shard, self.total = shape, None, scores.numel()
-        self.floor, self.cap = int(protected.sum()), int(allowed.sum())
+        # To read both numbers at once is a single wait for an accelerator.
+        self.floor, self.cap = torch.stack([protected.sum(), allowed.sum()]).tolist()
         self._scores, self._protected, self._allowed = scores, protected, allowed
 
     @property

@@ -149,9 +149,9 @@ def _count_digits(
     """Count in each tensor the values with the known higher bits, by the next digit."""
     counts = torch.zeros(len(parts), digits, dtype=torch.int64, device=base.device)
     known = base.to(_INTEGERS[dtype])
-    for chunk in read_chunks(parts, dtype, sizes):
+    for chunk in read_chunks([part.pieces() for part in parts], sizes):
         # -0.0 ranks as +0.0.
-        keys = chunk.values.add_(0.0).view(known.dtype).bitwise_right_shift_(shift)
+        keys = chunk.values.to(dtype).add_(0.0).view(known.dtype).bitwise_right_shift_(shift)
         pieces = chunk.split(keys)
         torch._foreach_sub_(pieces, known[chunk.parts].to(keys.device).unbind())
         found = torch.stack([_count_each(piece, digits) for piece in pieces])
@@ -173,12 +173,15 @@ def _count_each(keys: Tensor, digits: int) -> Tensor:
 def _mark(parts: Sequence[Part], values: Tensor, ties: Tensor, sizes: Sizes) -> list[Tensor]:
     """Return the flat bool masks of all higher values, and of the first equal values."""
     found: list[list[Tensor]] = [[] for _ in parts]
-    for chunk in read_chunks(parts, values.dtype, sizes):
+    for chunk in read_chunks([part.pieces() for part in parts], sizes):
         mask, equal, early = (torch.empty_like(chunk.values, dtype=torch.bool) for _ in range(3))
         ranks = torch.empty_like(chunk.values, dtype=torch.int32)
         bounds = values[chunk.parts].to(mask.device).unbind()
         left = ties[chunk.parts].to(mask.device).unbind()
-        pieces = zip(*map(chunk.split, (chunk.values, mask, equal, ranks, early)), strict=True)
+        pieces = zip(
+            *map(chunk.split, (chunk.values.to(values.dtype), mask, equal, ranks, early)),
+            strict=True,
+        )
         for piece, bound, number in zip(pieces, bounds, left, strict=True):
             scores, is_higher, is_equal, rank, is_early = piece
             torch.gt(scores, bound, out=is_higher)

@@ -1,12 +1,14 @@
 """Chunks: the values of many tensors in flat copies, so that a launch serves many tensors."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.parts import Part, Sizes
+from lightning_prune.tensors.parts import SIZES, Piece, Sizes
+from lightning_prune.tensors.precision import widen_to_single
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,28 +35,54 @@ class Chunk:
         return torch.split(values, list(self.lengths))
 
 
-def read_chunks(parts: Sequence[Part], dtype: torch.dtype, sizes: Sizes) -> Iterator[Chunk]:
-    """Yield the values of all parts in order; a part can go on in the next chunk.
+def read_chunks(parts: Sequence[Iterable[Piece]], sizes: Sizes) -> Iterator[Chunk]:
+    """Yield the values of all parts in order; a part can continue in the next chunk.
 
     Args:
-        parts: The parts.
-        dtype: The precision of all values.
+        parts: The pieces of each part.
         sizes: A chunk has about ``launch`` values.
     """
-    pieces: list[Tensor] = []
+    pieces: list[Piece] = []
     lengths: list[int] = []
-    first = index = 0
+    length = first = 0
     for index, part in enumerate(parts):
         lengths.append(0)
-        for piece in part.read(1):
-            is_elsewhere = bool(pieces) and piece.device != pieces[0].device
-            if sum(lengths) and (is_elsewhere or sum(lengths) + len(piece) > sizes.launch):
-                yield _join(pieces, dtype, first, lengths)
-                pieces, lengths, first = [], [0], index
+        for piece in part:
+            number = piece.values.numel()
+            is_full = length > 0 and length + number > sizes.launch
+            if pieces and (is_full or not _are_alike(pieces[0], piece)):
+                yield _join(pieces, first, lengths)
+                pieces, lengths, length, first = [], [0], 0, index
             pieces.append(piece)
-            lengths[-1] += len(piece)
-    yield _join(pieces, dtype, first, lengths)
+            lengths[-1] += number
+            length += number
+    yield _join(pieces, first, lengths)
 
 
-def _join(pieces: Sequence[Tensor], dtype: torch.dtype, first: int, lengths: list[int]) -> Chunk:
-    return Chunk(values=torch.cat(list(pieces)).to(dtype), first=first, lengths=tuple(lengths))
+def count_not_finite(parts: Sequence[Iterable[Piece]]) -> Tensor:
+    """Return how many values of all parts together are NaN or infinite, without a wait."""
+    counts = [
+        (chunk.values * 0).count_nonzero()  # NaN and infinities do not become 0
+        for chunk in read_chunks(parts, SIZES)
+    ]
+    return torch.stack([count.to(counts[0].device) for count in counts]).sum()
+
+
+def _are_alike(piece: Piece, other: Piece) -> bool:
+    """Whether scores are made of two pieces in the same way, and on the same device."""
+    values, others = piece.values, other.values
+    return (
+        (values.device, values.dtype) == (others.device, others.dtype)
+        and piece.transform == other.transform
+        and (piece.pruned is None) == (other.pruned is None)
+    )
+
+
+def _join(pieces: Sequence[Piece], first: int, lengths: Sequence[int]) -> Chunk:
+    values = widen_to_single(torch.cat([piece.values.reshape(-1) for piece in pieces]))
+    if (transform := pieces[0].transform) is not None:
+        values = transform(values)
+    pruned = [piece.pruned.reshape(-1) for piece in pieces if piece.pruned is not None]
+    if pruned:
+        values = values.masked_fill_(torch.cat(pruned), -math.inf)
+    return Chunk(values=values, first=first, lengths=tuple(lengths))

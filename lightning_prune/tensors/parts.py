@@ -1,9 +1,10 @@
 """Parts of tensors to rank, read in pieces."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +71,20 @@ class Threshold:
         return self.above <= keep <= self.above + self.at
 
 
+class Piece(NamedTuple):
+    """Values of a part from which scores are made.
+
+    Attributes:
+        values: The values, a view that takes no memory where that is possible.
+        transform: Makes scores of values, value by value; None if the values are the scores.
+        pruned: True where the score is -inf, in the same shape; None for nowhere.
+    """
+
+    values: Tensor
+    transform: Callable[[Tensor], Tensor] | None = None
+    pruned: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """The local part of a tensor to rank, alone or with other tensors.
@@ -86,6 +101,8 @@ class Part:
             speed, never the result.
         dtype: Precision of the values.
         device: Device of the values.
+        read_raw: Yields the same values as views, before scores are made of them, so that many
+            parts share the work; None if only ``read`` is there.
     """
 
     read: Callable[[int], Iterable[Tensor]]
@@ -95,11 +112,21 @@ class Part:
     guess: float | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = _CPU
+    read_raw: Callable[[], Iterable[Piece]] | None = None
 
     @property
     def is_batched(self) -> bool:
         """Whether the tensor is searched together with others, so that no search waits."""
         return self.shard is None and not reads_at_once(self.device)
+
+    @cached_property
+    def _views(self) -> Sequence[Piece] | None:
+        return None if self.read_raw is None else list(self.read_raw())
+
+    def pieces(self) -> Iterable[Piece]:
+        """Return all values, as they lie if that is possible."""
+        views = self._views
+        return (Piece(values) for values in self.read(1)) if views is None else views
 
     @classmethod
     def of(
@@ -123,14 +150,27 @@ class Part:
             pieces = slice_pieces(scores, sizes)
             return (flatten_wide(scores[rows])[::stride] for rows in pieces)
 
+        def read_raw() -> Iterator[Piece]:
+            return (Piece(scores[rows].detach()) for rows in slice_pieces(scores, sizes))
+
         dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        return cls(read=read, size=size, shard=shard, dtype=dtype, device=scores.device)
+        return cls(
+            read=read,
+            size=size,
+            shard=shard,
+            dtype=dtype,
+            device=scores.device,
+            read_raw=read_raw,
+        )
 
     def scale(self, factor: float) -> "Part":
         """Return the part with each value times a positive factor."""
         guess = None if self.guess is None else self.guess * factor
         return replace(
-            self, read=lambda stride: (piece * factor for piece in self.read(stride)), guess=guess
+            self,
+            read=lambda stride: (piece * factor for piece in self.read(stride)),
+            read_raw=None,
+            guess=guess,
         )
 
 
