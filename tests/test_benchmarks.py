@@ -13,13 +13,14 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import lightning_prune
-from benchmarks import shards, update_cost
+from benchmarks import gpu, shards, update_cost
 from benchmarks.channels import compare_answers
 from benchmarks.kit.data import read_idx
 from benchmarks.kit.judging import Bar, finish, finish_with_all
 from benchmarks.kit.memory import record, span
 from benchmarks.kit.processes import run_script
 from benchmarks.kit.turns import take_turns, time_pairs
+from benchmarks.parts.gpu.updates import RECIPES
 from benchmarks.parts.shards import cases, simulation
 from benchmarks.parts.shards.traffic import Traffic
 
@@ -103,6 +104,26 @@ def test_the_benchmark_of_updates_exits_with_its_verdict(limit, code, monkeypatc
     assert ended.value.code == code
     rows = ("| AdamW | ", "| uniform, dense to 0.8 | ", "| global, 0.8 to 0.9 | ")
     assert_printed(rows, capsys.readouterr().out, code)
+
+
+def test_the_benchmark_of_a_gpu_needs_cuda(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    gpu.main()
+    assert capsys.readouterr().out == "skipped: gpu.py needs CUDA\n"
+
+
+@pytest.mark.rare
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_measures_on_any_device(monkeypatch, capsys):
+    cpu, lenet = torch.device("cpu"), "LeNet-300-100"
+    bars = [*gpu.judge_updates(cpu, 1e-4, 1)]
+    monkeypatch.setattr(gpu, "STEPS", {lenet: gpu.STEPS[lenet]})
+    bars += gpu.judge_steps(cpu, 2)
+    assert {f"1 B, {name}, ms" for name in RECIPES} <= {bar.name for bar in bars}
+    assert bars[-1].name == f"{lenet}, isolated"
+    assert bars[-1].value > 1
+    assert "| 2:4 | " in capsys.readouterr().out
 
 
 # -- what measures ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import warnings
 
 import pytest
 import torch
@@ -88,6 +89,33 @@ def test_a_step_without_update_makes_the_host_wait_for_nothing(make):
     assert pruner.updates == len(DUE)
     assert pruner.sparsity == 0.75
     assert_zeros(pruner)
+
+
+@pytest.mark.parametrize(
+    ("allocation", "waits"),
+    [(UniformAllocation(), 3), (ERKAllocation(), 3), (GlobalAllocation(), 4)],
+    ids=["uniform", "ERK", "global"],
+)
+def test_an_update_waits_as_often_for_many_tensors_as_for_few(allocation, waits):
+    for tensors in (3, 30):
+        model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(tensors))).to(DEVICE)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        pruner = Pruner(sparsity=0.75, schedule=RAMP, allocation=allocation)
+        pruner.attach(model, optimizer, steps=12)
+        for step in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(16, 32).to(DEVICE)).square().mean().backward()
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                if DEVICE == "cuda" and step == 5:  # an update of weights that are pruned already
+                    torch.cuda.set_sync_debug_mode("warn")
+                pruner.before_step(optimizer)
+                if DEVICE == "cuda":
+                    torch.cuda.set_sync_debug_mode("default")
+            optimizer.step()
+        found = [each for each in seen if "called a synchronizing" in str(each.message)]
+        assert DEVICE != "cuda" or len(found) == waits
+        assert pruner.updates == 2
 
 
 class Guarded(PruningCallback):

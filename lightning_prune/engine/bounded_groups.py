@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.groups import Cut, Group, Scores
+from lightning_prune.engine.choices import Settled
+from lightning_prune.engine.groups import Group, Scores
 from lightning_prune.recipe.atoms import Atoms, TensorAtoms
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
@@ -60,12 +61,12 @@ class BoundedGroup(Group):
             return atoms.allowed
         return self.choose_local(atoms.rank(), share.keep)
 
-    def alive_after(self, choice: Tensor | Cut) -> Tensor:
+    def alive_after(self, choice: Settled) -> Tensor:
         """Return which atoms are alive once a choice is carried out."""
         assert isinstance(choice, Tensor)
         return choice & self.alive()
 
-    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+    def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the atoms that a bool mask leaves out, wherever they lie."""
         assert isinstance(choice, Tensor)
         for member, weights in self.spread(choice):

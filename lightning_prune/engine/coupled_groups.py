@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lightning_prune.engine.bounded_groups import BoundedGroup
-from lightning_prune.engine.groups import Cut
+from lightning_prune.engine.choices import Settled
 from lightning_prune.recipe.tensor import PrunedTensor
 
 
@@ -55,7 +55,7 @@ class CoupledGroup(BoundedGroup):
         """Return which atoms have a weight that is not 0."""
         return self.find_any(lambda member: member.weights != 0)
 
-    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+    def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the atoms that a bool mask leaves out, and count those that stay."""
         counts = super().intersect(choice)
         before, self._kept = self._kept, int(self.alive().sum())

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-from lightning_prune.engine.groups import Cut, Group, Scores
+from lightning_prune.engine.choices import Choice
+from lightning_prune.engine.groups import Group, Scores
 from lightning_prune.engine.limits import Limits
 from lightning_prune.engine.pools import Pool
 from lightning_prune.recipe.allocations import Allocation, ERKAllocation
@@ -39,7 +38,7 @@ class Division:
             planned = divide(limits, pools, share)
             self._kept |= {group.name: planned[group.name] for p in waiting for group in p.groups}
 
-    def choose(self, pool: Pool, scores: Scores) -> Iterator[tuple[Group, Tensor | Cut]]:
+    def choose(self, pool: Pool, scores: Scores) -> Iterator[tuple[Group, Choice]]:
         """Yield each group of a pool with the choice of the atoms that stay.
 
         Args:

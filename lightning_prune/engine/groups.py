@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_prune.engine.choices import Choice, Settled
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.scores import TensorScores
 from lightning_prune.recipe.atoms import Atoms
@@ -22,21 +23,6 @@ if TYPE_CHECKING:
 
 Scores = Mapping[str, TensorScores]
 """The scores of an update by the name of the tensor."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Cut:
-    """The best atoms of one tensor as a threshold, which is applied in pieces.
-
-    Args:
-        scores: The scores that are cut.
-        value: The threshold; higher scores are kept.
-        ties: Number of local scores equal to it that are kept, the first ones; None for all.
-    """
-
-    scores: TensorScores
-    value: float
-    ties: int | None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -188,7 +174,7 @@ class Group(ABC):
         return torch.zeros_like(ranked, dtype=torch.bool)
 
     @abstractmethod
-    def choose(self, atoms: Atoms, share: Share) -> Tensor | Cut:
+    def choose(self, atoms: Atoms, share: Share) -> Choice:
         """Choose the atoms that stay.
 
         Args:
@@ -197,18 +183,18 @@ class Group(ABC):
         """
 
     @abstractmethod
-    def alive_after(self, choice: Tensor | Cut) -> Tensor:
+    def alive_after(self, choice: Settled) -> Tensor:
         """Return which local atoms are alive once a choice is carried out."""
 
     @abstractmethod
-    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+    def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the atoms that a choice, or a bool mask of local atoms, leaves out.
 
         Returns:
             The number of kept local weights of each member, which `note_pruned` has to note.
         """
 
-    def renew(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+    def renew(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Keep the atoms of a choice, and prune all others; atoms may return.
 
         Returns:
@@ -218,7 +204,7 @@ class Group(ABC):
         assert isinstance(choice, Tensor)
         return {member: member.mask.renew(weights) for member, weights in self.spread(choice)}
 
-    def keep(self, choice: Tensor | Cut) -> None:
+    def keep(self, choice: Settled) -> None:
         """Prune the atoms that a choice leaves out, and note the numbers of kept weights."""
         note_pruned(self.intersect(choice))
 

@@ -44,10 +44,16 @@ def leaves_zeros(optimizer: Optimizer, least_eps: float) -> bool:
         least_eps: The least eps that does not vanish in the precision of the statistics.
     """
     kind = cast(Hashable, type(optimizer))
-    is_patched = any(hasattr(kind, name) for name in vars(optimizer) if name != "step")
+    is_patched = _replaces_methods(kind, tuple(vars(optimizer)))
     if is_patched or not _is_elementwise(kind) or len(optimizer._optimizer_step_post_hooks) > 1:
         return False
     return all(group.get("eps", math.inf) >= least_eps for group in optimizer.param_groups)
+
+
+@cache
+def _replaces_methods(kind: Any, names: tuple[str, ...]) -> bool:
+    """Whether an object with these attributes has a method of its own, other than ``step``."""
+    return any(hasattr(kind, name) for name in names if name != "step")
 
 
 @cache

@@ -4,9 +4,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from lightning_prune.engine.groups import Cut, Group, Scores
+from lightning_prune.engine.choices import Choice
+from lightning_prune.engine.groups import Group, Scores
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -97,7 +96,7 @@ class Pool:
             group.is_satisfied(compute_keep(group.total, target)) for group in self.groups
         )
 
-    def choose(self, target: float, scores: Scores) -> Iterator[tuple[Group, Tensor | Cut]]:
+    def choose(self, target: float, scores: Scores) -> Iterator[tuple[Group, Choice]]:
         """Yield each group with the choice of its atoms at a sparsity.
 
         Args:
@@ -142,7 +141,7 @@ class Pool:
 
     def choose_keeps(
         self, keeps: Mapping[str, int], scores: Scores
-    ) -> Iterator[tuple[Group, Tensor | Cut]]:
+    ) -> Iterator[tuple[Group, Choice]]:
         """Yield each group with the choice of a number of atoms.
 
         Args:
@@ -154,7 +153,7 @@ class Pool:
 
     def choose_most(
         self, fits: Callable[[Mapping[str, int]], bool], scores: Scores
-    ) -> tuple[dict[str, int], Iterator[tuple[Group, Tensor | Cut]]]:
+    ) -> tuple[dict[str, int], Iterator[tuple[Group, Choice]]]:
         """Return the largest numbers of kept atoms that fit, and the choices of these atoms.
 
         Args:
@@ -175,7 +174,7 @@ class Pool:
 
     def _choose(
         self, atoms: dict[str, Atoms], shares: Mapping[str, Share]
-    ) -> Iterator[tuple[Group, Tensor | Cut]]:
+    ) -> Iterator[tuple[Group, Choice]]:
         """Yield each group with the choice of its share, rounded; atoms are let go in turn."""
         keeps = self.round_keeps(shares, atoms)
         for group in self.groups:

@@ -19,7 +19,7 @@ def find_revived(tensors: Sequence[PrunedTensor]) -> dict[PrunedTensor, int]:
     pruned = [tensor for tensor in tensors if tensor.kept < tensor.total]
     if not pruned:
         return {}
-    counts = [((t.weights != 0) & ~t.mask.kept).sum().to(pruned[0].mask.device) for t in pruned]
+    counts = [tensor.mask.count_revived(tensor.weights) for tensor in pruned]
     shards = [tensor.shard for tensor in pruned]
     table = sum_by_tensor(list(zip(counts, shards, strict=True))).tolist()
     return {tensor: count for tensor, count in zip(pruned, table, strict=True) if count}

@@ -3,15 +3,42 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.parts import flatten_wide, slice_pieces
+from lightning_prune.tensors.chunks import count_not_finite
+from lightning_prune.tensors.parts import Piece, flatten_wide, reads_at_once, slice_pieces
 from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.shards import local_part, sum_shards
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BadScores:
+    """How many scores of a tensor are NaN or infinite.
+
+    Args:
+        tensor: The tensor.
+        origin: Who gave the scores, for the error.
+        count: The number in the local part, where the scores are.
+    """
+
+    tensor: PrunedTensor
+    origin: str
+    count: Tensor
+
+    def refuse(self, number: int) -> None:
+        """Raise ValueError if the number in the whole tensor is not 0."""
+        if number:
+            tensor = self.tensor
+            raise ValueError(
+                f"need finite scores, got {number} NaN or infinite ones of {tensor.total} from "
+                f"{self.origin} for '{tensor.name}' at step {tensor.step}; "
+                "its weights or gradients have diverged"
+            )
 
 
 class TensorScores:
@@ -25,6 +52,11 @@ class TensorScores:
         values: The scores, or the values that ``transform`` turns into scores.
         transform: Scores values, weight by weight; None if the values are the scores.
         origin: Who gave the scores, for errors.
+        defers: Whether `check` is called later, if to check now would wait for an accelerator.
+
+    Attributes:
+        is_held: Whether the scores take memory.
+        is_checked: Whether no score is known to be NaN or infinite.
 
     Raises:
         ValueError: If a score is NaN or infinite, or scores have another shape than the tensor.
@@ -37,6 +69,7 @@ class TensorScores:
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
         origin: str = "the given scores",
+        defers: bool = False,
     ) -> None:
         values = local_part(values)
         if values.shape != tensor.mask.shape:
@@ -47,22 +80,28 @@ class TensorScores:
         self.is_held = transform is None
         self._values = tensor.output_first(values)
         self._transform = transform
-        bad = int(sum_shards(self._count_bad(), tensor.shard))
-        if bad:
-            raise ValueError(
-                f"need finite scores, got {bad} NaN or infinite ones of {tensor.total} from "
-                f"{origin} for '{tensor.name}' at step {tensor.step}; "
-                "its weights or gradients have diverged"
-            )
+        self._tensor, self._origin = tensor, origin
+        self._reads_at_once = tensor.shard is not None or reads_at_once(values.device)
+        self.is_checked = not defers or self._reads_at_once
+        if self.is_checked:
+            self.check()
 
     @classmethod
-    def of(cls, tensor: PrunedTensor, criterion: Criterion) -> "TensorScores":
+    def of(
+        cls, tensor: PrunedTensor, criterion: Criterion, *, defers: bool = False
+    ) -> "TensorScores":
         """Score a tensor: read the source of the scores if there is one, or compute them."""
+        source, transform = criterion.source(tensor, tensor.state), criterion.transform
         origin = f"{type(criterion).__name__}.score"
-        source = criterion.source(tensor, tensor.state)
         if source is None:
-            return cls(tensor, criterion.score(tensor, tensor.state), origin=origin)
-        return cls(tensor, source, transform=criterion.transform, origin=origin)
+            scores = criterion.score(tensor, tensor.state)
+            return cls(tensor, scores, origin=origin, defers=defers)
+        return cls(tensor, source, transform=transform, origin=origin, defers=defers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the scores, at least single."""
+        return widen_to_single(self._score(flatten_wide(self._values[:0]))).dtype
 
     @property
     def whole(self) -> Tensor:
@@ -77,16 +116,32 @@ class TensorScores:
         """Return the scores of a slice of rows, flat; a stride takes every n-th score."""
         return self._score(flatten_wide(self._values[rows])[::stride])
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the values from which scores are made, for a `Part`."""
+        return (Piece(self._values[rows], self._transform) for rows in self.slices())
+
+    def count_bad(self) -> BadScores:
+        """Count the scores that are NaN or infinite, without a wait for an accelerator."""
+        return BadScores(tensor=self._tensor, origin=self._origin, count=self._count_bad())
+
+    def check(self) -> None:
+        """Raise ValueError if a score is NaN or infinite."""
+        bad = self.count_bad()
+        bad.refuse(int(sum_shards(bad.count, self._tensor.shard)))
+
     def _score(self, values: Tensor) -> Tensor:
         return values if self._transform is None else self._transform(values)
 
     def _count_bad(self) -> Tensor:
         """Count the scores that are NaN or infinite."""
-        bad = torch.tensor(0, device="cpu")
+        device = torch.device("cpu") if self._reads_at_once else self._values.device
+        bad = torch.zeros((), dtype=torch.int64, device=device)
         for rows in self.slices() if self._transform else [slice(None)]:
             scores = self._score(self._values[rows])
+            if not self._reads_at_once:
+                bad += (scores * 0).count_nonzero()  # NaN and infinities do not become 0
             # If the sum is finite, every score is: the full count is rarely needed.
-            if not math.isfinite(scores.sum().item()):
+            elif not math.isfinite(scores.sum().item()):
                 bad += scores.numel() - torch.isfinite(scores).sum().cpu()
         return bad
 
@@ -101,6 +156,8 @@ class ScoreBook:
     def __init__(self, readings: Iterable[str]) -> None:
         self._left = Counter(readings)
         self._scores: dict[str, list[tuple[Criterion, TensorScores]]] = defaultdict(list)
+        self._held: list[BadScores] = []  # not yet checked, of scores that can be let go
+        self._in_place: list[TensorScores] = []  # not yet checked, without memory
 
     def read(
         self, tensors: Iterable[PrunedTensor], criterion: Criterion
@@ -117,10 +174,27 @@ class ScoreBook:
             if self._left[tensor.name] <= 0:
                 self._scores.pop(tensor.name, None)
 
+    def check(self) -> None:
+        """Raise ValueError if scores on accelerators are NaN or infinite; wait once for all."""
+        counts = [bad.count for bad in self._held]
+        if self._in_place:
+            counts.append(count_not_finite([scores.pieces() for scores in self._in_place]))
+        if counts:
+            numbers = torch.stack([count.to(counts[0].device) for count in counts]).tolist()
+            for bad, number in zip(self._held, numbers, strict=False):
+                bad.refuse(number)
+            for scores in self._in_place if numbers[-1] else ():
+                scores.check()
+        self._held, self._in_place = [], []
+
     def _read(self, tensor: PrunedTensor, criterion: Criterion) -> TensorScores:
         for known, scores in self._scores[tensor.name]:
             if known == criterion:
                 return scores
-        scores = TensorScores.of(tensor, criterion)
+        scores = TensorScores.of(tensor, criterion, defers=True)
+        if not scores.is_checked and scores.is_held:
+            self._held.append(scores.count_bad())
+        elif not scores.is_checked:
+            self._in_place.append(scores)
         self._scores[tensor.name].append((criterion, scores))
         return scores

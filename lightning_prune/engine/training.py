@@ -280,7 +280,7 @@ class Training:
         sum_replicas(value for tensor in tensors for value in tensor.seen.values())
         before = {tensor: tensor.state for tensor in tensors}
         try:
-            for tensor in tensors:
+            for tensor in tensors if self.recipe.chosen_criterion.gathers else ():
                 tensor.state = self.recipe.chosen_criterion.observe(tensor, tensor.state)
             found = self.next_atoms.find(index, self.enrolment, self.due_points)
             if is_due:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_prune.engine.choices import Choice, Settled, settle, settle_held
 from lightning_prune.engine.division import Division
-from lightning_prune.engine.groups import Cut, Group, Scores
+from lightning_prune.engine.groups import Group, Scores
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.scores import ScoreBook
@@ -52,13 +53,19 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
         due: The pruning and the regrowth that are due.
     """
     book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
-    choices: list[tuple[Group, Tensor | Cut]] = []
+    wanted: list[tuple[Group, Choice]] = []
     exchanges: list[tuple[Group, Tensor]] = []
     for pool in pools:
         chosen = _choose(recipe, pool, due, book)
-        choices += chosen
-        exchanges += _choose_exchanges(recipe, pool, due, book, dict(chosen))
+        if due.exchanged is None:
+            wanted += settle_held(chosen)
+        else:
+            settled = settle(chosen)
+            exchanges += _choose_exchanges(recipe, pool, due, book, dict(settled))
+            wanted += settled
         book.release(pool.tensors)
+    choices = settle(wanted)
+    book.check()
     for pool in pools:
         for group in pool.groups:
             group.forget_changes()
@@ -82,7 +89,7 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
 def prune_pool(pool: Pool, target: float, scores: Scores) -> None:
     """Bring the masks of one pool to a sparsity, outside a training; weights stay as they are."""
     if not pool.is_satisfied(target, was_due_before=False):
-        for group, choice in list(pool.choose(target, scores)):
+        for group, choice in settle(list(pool.choose(target, scores))):
             group.keep(choice)
 
 
@@ -91,17 +98,16 @@ def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tens
     book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
     found: dict[str, Tensor] = {}
     for pool in pools:
-        for group, choice in _choose(recipe, pool, due, book):
+        for group, choice in settle(_choose(recipe, pool, due, book)):
             goes = group.alive() & ~group.alive_after(choice)
             if int(sum_shards(goes.sum(), group.shard)):
                 found[group.name] = goes
         book.release(pool.tensors)
+    book.check()
     return found
 
 
-def _choose(
-    recipe: Recipe, pool: Pool, due: Due, book: ScoreBook
-) -> list[tuple[Group, Tensor | Cut]]:
+def _choose(recipe: Recipe, pool: Pool, due: Due, book: ScoreBook) -> list[tuple[Group, Choice]]:
     """Score the tensors of a pool, allocate, and choose the atoms that stay."""
     if due.pruned is None:
         return []
@@ -124,7 +130,7 @@ def _is_satisfied(recipe: Recipe, pool: Pool, due: Due, target: float) -> bool:
 
 
 def _choose_exchanges(
-    recipe: Recipe, pool: Pool, due: Due, book: ScoreBook, chosen: dict[Group, Tensor | Cut]
+    recipe: Recipe, pool: Pool, due: Due, book: ScoreBook, chosen: dict[Group, Settled]
 ) -> list[tuple[Group, Tensor]]:
     """Choose the masks after regrowth, which follows the pruning of the same update."""
     if recipe.regrow is None or due.exchanged is None:

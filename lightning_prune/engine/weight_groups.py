@@ -1,22 +1,24 @@
 """Groups of single weights, ranked in pieces, also if only a shard of the tensor is local."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lightning_prune.engine.choices import Cut, Quota, Settled
 from lightning_prune.engine.extents import Extent
-from lightning_prune.engine.groups import Cut, Scores
+from lightning_prune.engine.groups import Scores
 from lightning_prune.engine.scores import TensorScores
 from lightning_prune.engine.tensor_groups import TensorGroup
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.parts import Part
+from lightning_prune.tensors.parts import Part, Piece
 from lightning_prune.tensors.ranking import Share, choose_best
 from lightning_prune.tensors.shards import Shard
-from lightning_prune.tensors.thresholds import cut_pieces, divide_local
+from lightning_prune.tensors.thresholds import cut_pieces
 
 
 @dataclass(kw_only=True, eq=False)
@@ -74,27 +76,22 @@ class WeightGroup(TensorGroup):
         guess = self._threshold if self.may_return else None
         return WeightAtoms(member, of_member, self.shard, self.floor, guess)
 
-    def choose(self, atoms: Atoms, share: Share) -> Tensor | Cut:
-        """Choose the weights that stay.
-
-        Scores that are read in place are cut later, in pieces. Those that are held are cut at once,
-        so that they can be let go.
+    def choose(self, atoms: Atoms, share: Share) -> Quota:
+        """Choose the weights that stay, by their number; `settle` finds the threshold.
 
         Args:
             atoms: The result of `atoms`.
             share: How many stay, between floor and cap.
         """
         assert isinstance(atoms, WeightAtoms)
-        cut = atoms.cut(share)
-        self._threshold = cut.value if math.isfinite(cut.value) else None
-        return self._cut_whole(cut) if cut.scores.is_held else cut
+        return atoms.quota(share, self._cut)
 
-    def alive_after(self, choice: Tensor | Cut) -> Tensor:
+    def alive_after(self, choice: Settled) -> Tensor:
         """Return which local weights are alive once a choice is carried out."""
         kept = self._cut_whole(choice) if isinstance(choice, Cut) else choice
         return kept & self.alive()
 
-    def intersect(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+    def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the weights that a choice, or a bool mask, leaves out."""
         member = self.members[0]
         if isinstance(choice, Tensor):
@@ -107,7 +104,7 @@ class WeightGroup(TensorGroup):
             counts.append(piece.count())  # while the piece is in the cache
         return {member: torch.stack(counts).sum()}
 
-    def renew(self, choice: Tensor | Cut) -> dict[PrunedTensor, Tensor]:
+    def renew(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Keep the weights of a choice, and prune all others; weights may return."""
         if isinstance(choice, Tensor):
             return super().renew(choice)
@@ -117,6 +114,16 @@ class WeightGroup(TensorGroup):
             piece = mask[rows]
             counts.append(piece.renew(kept.view(piece.shape)))
         return {member: torch.stack(counts).sum(0)}
+
+    def _cut(self, scores: TensorScores, value: float, ties: int | None) -> Settled:
+        """Return the choice at a threshold.
+
+        Scores that are read in place are cut later, in pieces. Those that are held are cut at once,
+        so that they can be let go.
+        """
+        self._threshold = value if math.isfinite(value) else None
+        cut = Cut(scores=scores, value=value, ties=ties)
+        return self._cut_whole(cut) if scores.is_held else cut
 
     def _cut_whole(self, cut: Cut) -> Tensor:
         """Return the bool mask of the local weights, output axis first."""
@@ -199,23 +206,46 @@ class WeightAtoms(Atoms):
             least=self.floor,
             shard=self.shard,
             guess=self._guess,
+            dtype=scores.dtype,
+            device=self._mask.device,
+            read_raw=None if self._mask.pruned is None else self._read_raw,
         )
 
-    def cut(self, share: Share) -> Cut:
-        """Return the threshold that keeps a share."""
+    def _read_raw(self) -> Iterator[Piece]:
+        """Yield the values from which scores are made, and where weights are pruned."""
         assert self._scores is not None
-        if share.keep <= 0:
-            return Cut(scores=self._scores, value=math.inf, ties=None)
-        value, ties = divide_local(self.part, share.keep, share.threshold)
-        return Cut(scores=self._scores, value=value, ties=ties)
+        pieces = self._scores.pieces()
+        if _is_dense(self._member):
+            yield from pieces
+            return
+        for rows, piece in zip(self._scores.slices(), pieces, strict=True):
+            yield piece._replace(pruned=self._mask[rows].pruned)
+
+    def quota(
+        self, share: Share, cut: Callable[[TensorScores, float, int | None], Settled]
+    ) -> Quota:
+        """Return a share as a choice; ``cut`` makes a mask or a `Cut` of a threshold."""
+        assert self._scores is not None
+        return Quota(
+            part=self.part,
+            share=share,
+            shape=self._mask.shape,
+            is_held=self._scores.is_held,
+            cut=partial(cut, self._scores),
+        )
 
 
 def _read_pieces(
     scores: TensorScores, member: PrunedTensor, stride: int = 1, *, is_dense: bool = False
 ) -> Iterator[Tensor]:
     """Yield the scores, flat, with -inf where a weight is pruned, unless all count as dense."""
-    is_dense |= member.may_return or member.kept == member.total
+    is_dense |= _is_dense(member)
     mask = member.mask.transpose(0, member.output_axis)
     for rows in scores.slices():
         piece = scores.read(rows, stride)
         yield piece if is_dense else mask[rows].flatten(stride).lower(piece)
+
+
+def _is_dense(member: PrunedTensor) -> bool:
+    """Whether all weights compete."""
+    return member.may_return or member.kept == member.total

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.engine.optimizers import clear_pruned, has_plain_statistics, leaves_zeros
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.mask_sets import MaskSet
 from lightning_prune.tensors.shards import local_part
 
 
@@ -36,6 +37,7 @@ class ZeroKeeper:
         self._least_eps = max((torch.finfo(dtype).smallest_normal for dtype in dtypes), default=0)
         self._index = index
         self._optimizer = optimizer
+        self._masks = MaskSet()
         self._is_clear = False  # whether statistics of pruned weights are 0
         self._foreign: set[PrunedTensor] = set()  # have statistics that may not be 0
         self._disturbed: set[PrunedTensor] = set()  # had gradients that were not 0
@@ -69,12 +71,13 @@ class ZeroKeeper:
     def before_step(self) -> None:
         """Mask the gradients."""
         is_elementwise = leaves_zeros(self._optimizer, self._least_eps)
-        for tensor in self._iterate_pruned():
-            gradient = tensor.parameter.grad
-            if gradient is None or gradient.layout == torch.strided:
-                if gradient is not None:
-                    tensor.mask.apply(local_part(gradient))
-                if is_elementwise and self._owns_plain(tensor):
+        dense = [(tensor, tensor.parameter.grad) for tensor in self._iterate_pruned()]
+        dense = [(t, grad) for t, grad in dense if grad is None or grad.layout == torch.strided]
+        given = [(tensor.mask, local_part(grad)) for tensor, grad in dense if grad is not None]
+        self._masks.apply([mask for mask, _ in given], [gradient for _, gradient in given])
+        if is_elementwise:
+            for tensor, gradient in dense:
+                if self._owns_plain(tensor):
                     self._masked[tensor] = gradient, 0 if gradient is None else gradient._version
         self.note_writes()
 

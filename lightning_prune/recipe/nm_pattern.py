@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune.recipe.allocations import Allocation, UniformAllocation
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.tensors.ranking import choose_best, choose_best_of_rows
+from lightning_prune.tensors.ranking import choose_best, choose_best_of_groups
 from lightning_prune.tensors.shards import Shard
 
 
@@ -89,8 +89,9 @@ class NMPattern(Pattern):
         """Protect the n best of each m down to n/m; from n/m on, allow no other atoms."""
         inputs_last = scores.masked_fill(~alive, -math.inf).movedim(1, -1)
         groups = inputs_last.reshape(-1, self.m)
-        quota = torch.full((len(groups),), self.n, device=groups.device)
-        n_best = choose_best_of_rows(groups, quota).view(inputs_last.shape).movedim(-1, 1) & alive
+        n_best = (
+            choose_best_of_groups(groups, self.n).view(inputs_last.shape).movedim(-1, 1) & alive
+        )
         if due * self.m > scores.numel() * self.n:
             return n_best, alive
         if due * self.m == scores.numel() * self.n:

@@ -199,7 +199,7 @@ def note_pruned(counts: Mapping[PrunedTensor, Tensor]) -> None:
     """
     if not counts:
         return
-    numbers = sum_by_tensor([(count.cpu(), each.shard) for each, count in counts.items()])
+    numbers = sum_by_tensor([(count, each.shard) for each, count in counts.items()])
     for tensor, number in zip(counts, numbers.tolist(), strict=True):
         tensor.changes += tensor.kept - number
         tensor.kept = number
@@ -213,7 +213,7 @@ def note_renewed(counts: Mapping[PrunedTensor, Tensor]) -> None:
     """
     if not counts:
         return
-    numbers = sum_by_tensor([(count.cpu(), each.shard) for each, count in counts.items()])
+    numbers = sum_by_tensor([(count, each.shard) for each, count in counts.items()])
     for tensor, (kept, changed) in zip(counts, numbers.tolist(), strict=True):
         tensor.changes += changed
         tensor.kept = kept

@@ -46,10 +46,25 @@ class Mask:
         """A new bool mask; True keeps."""
         return self._form != 0 if self._has_bits else ~self._form
 
+    @property
+    def pruned(self) -> Tensor | None:
+        """The memory of the mask, True where a weight is pruned; None where a mask is bits."""
+        return None if self._has_bits else self._form
+
     def count(self) -> Tensor:
         """Return the number of kept weights, as a tensor on the device of the mask."""
-        count = self._form.count_nonzero()
-        return count if self._has_bits else self._form.numel() - count
+        if self._has_bits:
+            return self._form.count_nonzero()
+        return self._form.numel() - self._form.sum()
+
+    def count_revived(self, weights: Tensor) -> Tensor:
+        """Return the number of pruned weights that are not 0, as a tensor on their device.
+
+        Args:
+            weights: Weights in the shape of the mask.
+        """
+        pruned = self._form == 0 if self._has_bits else self._form
+        return (weights != 0).logical_and_(pruned.to(weights.device)).sum()
 
     def set(self, mask: Tensor) -> None:
         """Adopt a bool mask; True keeps."""

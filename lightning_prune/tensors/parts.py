@@ -1,9 +1,10 @@
 """Parts of tensors to rank, read in pieces."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ class Sizes:
 
     Args:
         piece: Number of values in a piece on a CPU; they stay in the cache between operations.
-        launch: Number of values in a piece on an accelerator, enough to be worth a launch.
+        launch: Number of values in a piece on an accelerator, and in a chunk of pieces: enough to
+            be worth a launch, and so few that the cache of a large GPU holds them.
         sorted: Largest number of values to sort at once.
         held: Largest number of values to hold in memory instead of reading them again.
         near: Half the width of a bracket around a guess, as a share of the guess.
@@ -29,7 +31,7 @@ class Sizes:
     """
 
     piece: int = 3 << 15
-    launch: int = 1 << 24
+    launch: int = 1 << 23
     sorted: int = 1 << 16
     held: int = 1 << 19
     near: float = 0.02
@@ -38,6 +40,16 @@ class Sizes:
 
 
 SIZES = Sizes()
+
+READS_AT_ONCE = ("cpu",)
+"""Types of devices whose numbers the host reads without a wait: each tensor is searched alone."""
+
+_CPU = torch.device("cpu")
+
+
+def reads_at_once(device: torch.device) -> bool:
+    """Whether the host reads a number of this device without waiting for other work."""
+    return device.type in READS_AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,20 @@ class Threshold:
         return self.above <= keep <= self.above + self.at
 
 
+class Piece(NamedTuple):
+    """Values of a part from which scores are made.
+
+    Attributes:
+        values: The values, a view that takes no memory where that is possible.
+        transform: Makes scores of values, value by value; None if the values are the scores.
+        pruned: True where the score is -inf, in the same shape; None for nowhere.
+    """
+
+    values: Tensor
+    transform: Callable[[Tensor], Tensor] | None = None
+    pruned: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """The local part of a tensor to rank, alone or with other tensors.
@@ -73,6 +99,10 @@ class Part:
         shard: Place of the local part in the tensor; None for a whole tensor.
         guess: A value near which the threshold is expected; None for no guess. A guess changes the
             speed, never the result.
+        dtype: Precision of the values.
+        device: Device of the values.
+        read_raw: Yields the same values as views, before scores are made of them, so that many
+            parts share the work; None if only ``read`` is there.
     """
 
     read: Callable[[int], Iterable[Tensor]]
@@ -80,6 +110,23 @@ class Part:
     least: int = 0
     shard: Shard | None = None
     guess: float | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = _CPU
+    read_raw: Callable[[], Iterable[Piece]] | None = None
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the tensor is searched together with others, so that no search waits."""
+        return self.shard is None and not reads_at_once(self.device)
+
+    @cached_property
+    def _views(self) -> Sequence[Piece] | None:
+        return None if self.read_raw is None else list(self.read_raw())
+
+    def pieces(self) -> Iterable[Piece]:
+        """Return all values, as they lie if that is possible."""
+        views = self._views
+        return (Piece(values) for values in self.read(1)) if views is None else views
 
     @classmethod
     def of(
@@ -103,13 +150,27 @@ class Part:
             pieces = slice_pieces(scores, sizes)
             return (flatten_wide(scores[rows])[::stride] for rows in pieces)
 
-        return cls(read=read, size=size, shard=shard)
+        def read_raw() -> Iterator[Piece]:
+            return (Piece(scores[rows].detach()) for rows in slice_pieces(scores, sizes))
+
+        dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        return cls(
+            read=read,
+            size=size,
+            shard=shard,
+            dtype=dtype,
+            device=scores.device,
+            read_raw=read_raw,
+        )
 
     def scale(self, factor: float) -> "Part":
         """Return the part with each value times a positive factor."""
         guess = None if self.guess is None else self.guess * factor
         return replace(
-            self, read=lambda stride: (piece * factor for piece in self.read(stride)), guess=guess
+            self,
+            read=lambda stride: (piece * factor for piece in self.read(stride)),
+            read_raw=None,
+            guess=guess,
         )
 
 

@@ -3,15 +3,19 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.batches import mark_best
 from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import Shard
 from lightning_prune.tensors.thresholds import cut_pieces, divide_local, find_thresholds
+
+_COMPARED = 16  # the most members of a group that are compared in pairs instead of sorted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ def choose_best(scores: Tensor, keep: int, sizes: Sizes = SIZES) -> Tensor:
     if keep >= scores.numel():
         return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
     part = Part.of(scores, sizes=sizes)
+    if part.is_batched:
+        return mark_best([part], [keep], sizes=sizes)[0].view(scores.shape)
     value, ties = divide_local(part, keep, sizes=sizes)
     return torch.cat(list(cut_pieces(part.read(1), value, ties, sizes))).view(scores.shape)
 
@@ -80,6 +86,36 @@ def choose_best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
     ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     is_best = ranks < keep[:, None]
     return torch.zeros_like(is_best).scatter_(1, order, is_best)
+
+
+def choose_best_of_groups(groups: Tensor, keep: int) -> Tensor:
+    """Return the bool mask of the ``keep`` highest scores of each group.
+
+    Of equal scores the lower index comes first, as in `choose_best`. Small groups are not sorted:
+    the rank of a score is the number of scores in the group that come before it.
+
+    Args:
+        groups: ``(groups, members)``.
+        keep: Number to keep in each group.
+
+    Examples:
+        >>> choose_best_of_groups(torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]), 1).tolist()
+        [[False, True, False], [True, False, False]]
+    """
+    members = groups.shape[1]
+    if members > _COMPARED:
+        return choose_best_of_rows(groups, torch.full_like(groups[:, 0], keep, dtype=torch.int64))
+    columns = groups.unbind(1)
+    # At first every later member counts as better; a win of the earlier one corrects both ranks.
+    ranks = [
+        torch.full_like(column, members - 1 - place, dtype=torch.uint8)
+        for place, column in enumerate(columns)
+    ]
+    for first, second in combinations(range(members), 2):
+        wins = (columns[first] >= columns[second]).view(torch.uint8)
+        ranks[first] -= wins
+        ranks[second] += wins
+    return torch.stack([rank < keep for rank in ranks], dim=1)
 
 
 def choose_best_evenly(scores: Tensor, keep: int) -> Tensor:
@@ -169,7 +205,7 @@ def share_out(pool: Sequence[Part], keep: int, sizes: Sizes = SIZES) -> list[Sha
         return sum(counts) <= keep
 
     free = [replace(part, least=0) for part in pool]
-    shares = _share_out(free, fits, sizes, by_total=True)
+    shares = _share_out(free, fits, sizes, total=keep)
     if all(share.keep >= part.least for part, share in zip(pool, shares, strict=True)):
         return shares
     return share_out_most(pool, fits, sizes)
@@ -190,11 +226,11 @@ def share_out_most(pool: Sequence[Part], fits: Fits, sizes: Sizes = SIZES) -> li
         >>> [share.keep for share in share_out_most(pool, lambda keep: 3 * keep[0] + keep[1] <= 5)]
         [1, 2]
     """
-    return _share_out(pool, fits, sizes, by_total=False)
+    return _share_out(pool, fits, sizes, total=None)
 
 
-def _share_out(pool: Sequence[Part], fits: Fits, sizes: Sizes, *, by_total: bool) -> list[Share]:
-    """Divide the highest values that fit; ``by_total`` is that of `find_thresholds`."""
+def _share_out(pool: Sequence[Part], fits: Fits, sizes: Sizes, *, total: int | None) -> list[Share]:
+    """Divide the highest values that fit; ``total`` is that of `find_thresholds`."""
     least = [part.least for part in pool]
 
     def raise_to_least(counts: Sequence[int]) -> Sequence[int]:
@@ -203,7 +239,7 @@ def _share_out(pool: Sequence[Part], fits: Fits, sizes: Sizes, *, by_total: bool
     if fits([part.size for part in pool]):
         return [Share(keep=part.size) for part in pool]
     thresholds = find_thresholds(
-        pool, lambda counts: fits(raise_to_least(counts)), sizes, by_total=by_total
+        pool, lambda counts: fits(raise_to_least(counts)), sizes, total=total
     )
     return _share_ties(thresholds, raise_to_least, fits)
 

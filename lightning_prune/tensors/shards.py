@@ -222,9 +222,11 @@ def sum_by_tensor(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
     by_layout: dict[tuple[ProcessGroup, ...], list[int]] = {}
     for row, (_, shard) in enumerate(counts):
         by_layout.setdefault(shard.groups if shard else (), []).append(row)
-    table = torch.stack([count for count, _ in counts])
-    for rows in by_layout.values():
-        table[rows] = sum_shards(table[rows], counts[rows[0]][1]).cpu()
+    first = counts[0][0].device
+    table = torch.stack([count.to(first) for count, _ in counts]).cpu()  # waits once for all
+    for groups, rows in by_layout.items():
+        if groups:
+            table[rows] = sum_shards(table[rows], counts[rows[0]][1]).cpu()
     return table
 
 

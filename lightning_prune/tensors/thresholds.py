@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.batches import find_division
 from lightning_prune.tensors.histograms import search_histograms
 from lightning_prune.tensors.parts import (
     SIZES,
@@ -21,7 +22,7 @@ from lightning_prune.tensors.samples import Fits, Sample
 
 
 def find_thresholds(
-    pool: Sequence[Part], fits: Fits, sizes: Sizes = SIZES, *, by_total: bool = False
+    pool: Sequence[Part], fits: Fits, sizes: Sizes = SIZES, *, total: int | None = None
 ) -> list[Threshold]:
     """Find the highest value that does not fit, and how it divides each tensor.
 
@@ -40,11 +41,14 @@ def find_thresholds(
         pool: The tensors.
         fits: Whether numbers to keep fit. It must be true of zeros, and false of all values.
         sizes: Sizes of the pieces of the search.
-        by_total: Whether only the sum of the numbers decides. Then the search is a little faster.
+        total: The largest sum that fits, if only the sum of the numbers decides. Then the search is
+            a little faster.
     """
     if any(part.shard is not None for part in pool):
         return search_histograms(pool, fits, sizes)
-    field = _Field(pool, fits, sizes, by_total=by_total)
+    if all(part.is_batched for part in pool):
+        return find_division(pool, fits, sizes, total)
+    field = _Field(pool, fits, sizes, by_total=total is not None)
     guess = next((part.guess for part in pool if part.guess), None)
     found = field.step() if guess is None else field.look_near(guess)
     while found is None:

@@ -226,6 +226,20 @@ def test_rows_are_ranked_alone(dtype, rows, data):
         assert torch.equal(mask, twin(row, k))
 
 
+@given(
+    rows=st.lists(st.lists(values, min_size=20, max_size=20), min_size=1, max_size=3),
+    members=st.sampled_from([1, 2, 4, 5, 10, 20]),
+    dtype=st.sampled_from(DTYPES),
+    data=st.data(),
+)
+def test_groups_of_any_size_are_ranked_alone(rows, members, dtype, data):
+    groups = torch.tensor(rows, dtype=dtype).view(-1, members)
+    keep = data.draw(st.integers(0, members))
+    masks = ranking.choose_best_of_groups(groups, keep)
+    for group, mask in zip(groups, masks, strict=True):
+        assert torch.equal(mask, twin(group, keep))
+
+
 @given(st.integers(0, 10**9), st.floats(0, 1))
 def test_the_number_kept_is_the_one_rounding_rule(atoms, sparsity):
     assert ranking.compute_keep(atoms, sparsity) == round(atoms * (1 - sparsity))

@@ -1,0 +1,89 @@
+"""Measure updates and steps on a GPU: `python benchmarks/gpu.py`.
+
+Needs CUDA, and takes under six minutes; without CUDA the script says so and ends. Everything is
+compared with bars. The script exits with 1 if a bar is missed.
+
+An update is timed from the call to the end of the work of the GPU. The models have 100 million
+weights in 60 tensors, and a billion in 120. The first update prunes dense weights to 0.8, the
+second continues to 0.9. The slower update counts, by the fastest of some turns. Beside it stand a
+sort of each tensor and a step of fused AdamW. The memory of an update is the peak, less the memory
+that was held before.
+
+A step is that of a transformer as large as GPT-2 small, in bfloat16. The masks are at 0.9, and no
+update is due. With long texts the GPU is the slower side: then events on the GPU time the work
+inside of our calls and hooks. With short texts the host is the slower side: then the clock of the
+host does. The isolated ratio divides a step by the same step less the time inside. In LeNet-300-100
+everything waits for the host.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.kit.judging import Bar, finish
+from benchmarks.kit.recording import describe_machine, write_markdown_header, write_markdown_row
+from benchmarks.parts.gpu.steps import STEPS, time_steps
+from benchmarks.parts.gpu.updates import MODELS, RECIPES, time_references, time_update
+
+
+def judge_updates(device: torch.device, scale: float, turns: int) -> Iterator[Bar]:
+    """Time the updates of all models, print a table, and yield the bars.
+
+    Args:
+        device: Where the weights are.
+        scale: The number of weights as a multiple of that of the models.
+        turns: Number of times that each update is made.
+    """
+    print(write_markdown_header("update", "weights", "ms", "bytes a weight", "bar, ms"))
+    for name, model in MODELS.items():
+        built = model.build(scale).to(device)
+        weights = sum(parameter.numel() for parameter in built.parameters())
+        for reference, seconds in time_references(built, turns).items():
+            print(write_markdown_row(reference, f"{weights:,}", f"{1e3 * seconds:.2f}", "", ""))
+        for recipe, limit in model.limits.items():
+            update = time_update(built, RECIPES[recipe], turns)
+            milliseconds, bytes_a_weight = 1e3 * update.seconds, update.peak / weights
+            row = (f"{milliseconds:.2f}", f"{bytes_a_weight:.2f}", f"{limit:g}")
+            print(write_markdown_row(recipe, f"{weights:,}", *row), flush=True)
+            yield Bar(name=f"{name}, {recipe}, ms", value=milliseconds, most=limit)
+            if model.most_bytes is not None and not recipe.startswith("2:4"):
+                bar_name = f"{name}, {recipe}, bytes a weight"
+                yield Bar(name=bar_name, value=bytes_a_weight, most=model.most_bytes)
+
+
+def judge_steps(device: torch.device, steps: int) -> Iterator[Bar]:
+    """Time the steps of all workloads, print a table, and yield the bars."""
+    print(write_markdown_header("step", "ms", "ms inside", "isolated", "bar"))
+    for name, workload in STEPS.items():
+        times = time_steps(workload, device, steps)
+        isolated = times.step / (times.step - times.inside)
+        numbers = (f"{1e3 * times.step:.3f}", f"{1e3 * times.inside:.3f}", f"{isolated:.4f}")
+        print(write_markdown_row(name, *numbers, f"{workload.bar:g}"), flush=True)
+        yield Bar(name=f"{name}, isolated", value=isolated, most=workload.bar)
+
+
+def main() -> None:
+    """Measure all, print, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=7, help="of each update")
+    parser.add_argument("--steps", type=int, default=100, help="of each workload")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("skipped: gpu.py needs CUDA")
+        return
+    device = torch.device("cuda")
+    print(f"{torch.cuda.get_device_name(device)}; {describe_machine()}\n")
+    bars = [*judge_updates(device, 1.0, arguments.turns)]
+    print()
+    bars += judge_steps(device, arguments.steps)
+    print()
+    finish(bars)
+
+
+if __name__ == "__main__":
+    main()

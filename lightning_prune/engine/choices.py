@@ -1,0 +1,107 @@
+"""Choices: which atoms of a group stay, as a mask, as a threshold, or as a number to keep."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_prune.engine.scores import TensorScores
+from lightning_prune.tensors.batches import mark_best
+from lightning_prune.tensors.parts import Part
+from lightning_prune.tensors.ranking import Share
+from lightning_prune.tensors.thresholds import divide_local
+
+Owner = TypeVar("Owner")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """The best atoms of one tensor as a threshold, which is applied in pieces.
+
+    Args:
+        scores: The scores that are cut.
+        value: The threshold; higher scores are kept.
+        ties: Number of local scores equal to it that are kept, the first ones; None for all.
+    """
+
+    scores: TensorScores
+    value: float
+    ties: int | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quota:
+    """The best atoms of one tensor as a number, before the threshold is known.
+
+    Args:
+        part: The scores to rank.
+        share: The number, and the threshold if it is known.
+        shape: Shape of the local atoms.
+        is_held: Whether the scores take memory until the threshold is known.
+        cut: Returns the choice at a threshold, for a number of equal local scores (None for all).
+    """
+
+    part: Part
+    share: Share
+    shape: torch.Size
+    is_held: bool
+    cut: "Callable[[float, int | None], Settled]"
+
+    def settle(self) -> "Settled":
+        """Find the threshold for this tensor alone."""
+        if self.share.keep <= 0:
+            return self.cut(math.inf, None)
+        return self.cut(*divide_local(self.part, self.share.keep, self.share.threshold))
+
+
+Settled = Tensor | Cut
+"""A bool mask of the local atoms, or a threshold."""
+
+Choice = Settled | Quota
+
+
+def settle(choices: Sequence[tuple[Owner, Choice]]) -> list[tuple[Owner, Settled]]:
+    """Find the thresholds of all quotas: on accelerators in one search, without a wait.
+
+    Args:
+        choices: The choices, each with an owner.
+
+    Returns:
+        The owners with the settled choices, in the same order.
+    """
+    quotas = [choice for _, choice in choices if isinstance(choice, Quota)]
+    found = iter(_settle_all(quotas))
+    return [
+        (owner, next(found) if isinstance(choice, Quota) else choice) for owner, choice in choices
+    ]
+
+
+def settle_held(choices: Sequence[tuple[Owner, Choice]]) -> list[tuple[Owner, Choice]]:
+    """Find the thresholds of the quotas whose scores take memory, so that they can be let go."""
+    quotas = [choice for _, choice in choices if isinstance(choice, Quota) and choice.is_held]
+    found = dict(zip(quotas, _settle_all(quotas), strict=True))
+    return [
+        (owner, found.get(choice, choice) if isinstance(choice, Quota) else choice)
+        for owner, choice in choices
+    ]
+
+
+def _settle_all(quotas: Sequence[Quota]) -> list[Settled]:
+    """Return the settled choices, in the same order."""
+    batch = [quota for quota in quotas if quota.part.is_batched]
+    masks: Iterator[Tensor] = iter(())
+    if batch:
+        masks = iter(
+            mark_best(
+                [quota.part for quota in batch],
+                [quota.share.keep for quota in batch],
+                [quota.share.threshold for quota in batch],
+            )
+        )
+    return [
+        next(masks).view(quota.shape) if quota.part.is_batched else quota.settle()
+        for quota in quotas
+    ]

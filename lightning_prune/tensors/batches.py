@@ -1,0 +1,205 @@
+"""Search in many tensors at once, on an accelerator: the host waits for none of them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_prune.tensors.chunks import read_chunks
+from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold
+from lightning_prune.tensors.samples import Fits, find_last
+
+_DIGIT = 11  # each pass over the values finds this many bits
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+_Choose = Callable[[Tensor], Tensor]
+"""The digit of each tensor, as a place from the highest digit on, ``(tensors,)``, given the number
+of values above each digit, ``(tensors, digits)``."""
+
+
+class _Division(NamedTuple):
+    """How a value divides each of several tensors; all on the device of the first tensor.
+
+    Attributes:
+        values: The value of each tensor.
+        above: Number of higher values in each tensor.
+        at: Number of equal values in each tensor.
+    """
+
+    values: Tensor
+    above: Tensor
+    at: Tensor
+
+
+def mark_best(
+    parts: Sequence[Part],
+    keeps: Sequence[int],
+    thresholds: Sequence[Threshold | None] | None = None,
+    sizes: Sizes = SIZES,
+) -> list[Tensor]:
+    """Return for each tensor the flat bool mask of the best values.
+
+    Of equal values the first are marked. The host never waits for the device: thresholds and ties
+    stay there. The search needs one byte for each value, and a few chunks.
+
+    Args:
+        parts: Whole tensors on accelerators, at least one.
+        keeps: Number of values to mark in each tensor, from 0 to the number of values.
+        thresholds: Thresholds that are known; None for those that the search has to find.
+        sizes: Sizes of the chunks.
+
+    Examples:
+        >>> scores = [torch.tensor([1.0, 2.0, 1.0]), torch.tensor([3.0, 4.0])]
+        >>> [mask.tolist() for mask in mark_best([Part.of(each) for each in scores], [2, 1])]
+        [[True, True, False], [False, True]]
+    """
+    known = [
+        threshold if threshold is not None and threshold.divides_at(keep) else None
+        for threshold, keep in zip(thresholds or [None] * len(parts), keeps, strict=True)
+    ]
+    device, dtype = parts[0].device, _find_dtype(parts)
+    values = _send([0.0 if each is None else each.value for each in known], dtype, device)
+    above = _send([0 if each is None else each.above for each in known], torch.int64, device)
+    wanted = _send(list(keeps), torch.int64, device)
+    if unknown := [index for index, each in enumerate(known) if each is None]:
+        # A search for no value finds the highest, of which no tie is kept.
+        places = _send(unknown, torch.int64, device)
+        least = wanted[places, None].clamp(min=1)
+        found = _search(
+            [parts[index] for index in unknown], lambda higher: (higher < least).sum(1) - 1, sizes
+        )
+        values[places], above[places] = found.values.to(dtype), found.above
+    ties = torch.where(wanted > 0, wanted - above, 0)
+    return _mark(parts, values, ties, sizes)
+
+
+def find_division(
+    parts: Sequence[Part], fits: Fits, sizes: Sizes, total: int | None = None
+) -> list[Threshold]:
+    """Find the highest value of all tensors that does not fit, as `find_thresholds` does.
+
+    The host waits once for each digit, for all tensors together; with a total, it waits only once.
+
+    Args:
+        parts: Whole tensors on accelerators.
+        fits: Whether numbers to keep fit. It must be true of zeros, and false of all values.
+        sizes: Sizes of the chunks.
+        total: The largest sum that fits, if only the sum of the numbers decides.
+    """
+
+    def choose(higher: Tensor) -> Tensor:
+        if total is not None:
+            place = (higher.sum(0) <= total).sum() - 1
+            return place.expand(len(parts))
+        table = higher.cpu().numpy()
+        found = find_last(range(table.shape[1]), lambda place: fits(table[:, place].tolist()))
+        return torch.full((len(parts),), found, device=higher.device)
+
+    found = _search(parts, choose, sizes)
+    # Whole numbers are exact in double precision up to 2**53.
+    values, *numbers = torch.stack([each.double() for each in found]).tolist()
+    return [
+        Threshold(value=value, above=int(above), at=int(at))
+        for value, above, at in zip(values, *numbers, strict=True)
+    ]
+
+
+def _search(parts: Sequence[Part], choose: _Choose, sizes: Sizes) -> _Division:
+    """Find a value of each tensor, digit by digit of the bits, from the highest on."""
+    dtype, device = _find_dtype(parts), parts[0].device
+    top = dtype.itemsize * 8
+    base = torch.full((len(parts),), -(1 << _DIGIT - 1), device=device)  # the first digit is signed
+    above = at = torch.zeros_like(base)
+    is_first = True
+    while top:
+        shift = max(top - _DIGIT, 0)
+        digits = 1 << top - shift
+        order = _order_digits(base, digits, is_first=is_first)
+        counts = _count_digits(parts, base, shift, digits, dtype, sizes).gather(1, order)
+        higher = above[:, None] + counts.cumsum(1) - counts
+        place = choose(higher)[:, None]
+        above, at = higher.gather(1, place)[:, 0], counts.gather(1, place)[:, 0]
+        base = base + order.gather(1, place)[:, 0]
+        top, is_first = shift, False
+        base = base << min(top, _DIGIT)
+    return _Division(values=base.to(_INTEGERS[dtype]).view(dtype), above=above, at=at)
+
+
+def _order_digits(base: Tensor, digits: int, *, is_first: bool) -> Tensor:
+    """Return the digits of each tensor from the highest value to the lowest.
+
+    The bits of a float are a sign and a magnitude: below zero, a higher digit is a lower value.
+
+    Args:
+        base: The higher digits of each tensor; negative below zero.
+        digits: Number of digits.
+        is_first: Whether the digit holds the sign.
+    """
+    rising = torch.arange(digits, device=base.device)
+    if is_first:
+        middle = digits // 2
+        return torch.cat([rising[middle:].flip(0), rising[:middle]]).expand(len(base), -1)
+    return torch.where(base[:, None] < 0, rising, rising.flip(0))
+
+
+def _count_digits(
+    parts: Sequence[Part], base: Tensor, shift: int, digits: int, dtype: torch.dtype, sizes: Sizes
+) -> Tensor:
+    """Count in each tensor the values with the known higher bits, by the next digit."""
+    counts = torch.zeros(len(parts), digits, dtype=torch.int64, device=base.device)
+    known = base.to(_INTEGERS[dtype])
+    for chunk in read_chunks([part.pieces() for part in parts], sizes):
+        # -0.0 ranks as +0.0.
+        keys = chunk.values.to(dtype).add_(0.0).view(known.dtype).bitwise_right_shift_(shift)
+        pieces = chunk.split(keys)
+        torch._foreach_sub_(pieces, known[chunk.parts].to(keys.device).unbind())
+        found = torch.stack([_count_each(piece, digits) for piece in pieces])
+        counts[chunk.parts] += found.to(counts.device, torch.int64)
+    return counts
+
+
+def _count_each(keys: Tensor, digits: int) -> Tensor:
+    """Count the keys from 0 to ``digits - 1`` by value; ignore all others.
+
+    `torch.histc` puts the upper bound into the last bin. Twice the bins keep it away from a digit,
+    and the width of a bin is exactly 1.
+    """
+    keys = keys if keys.is_cuda else keys.double()  # elsewhere torch counts floats only
+    bins = 2 * digits
+    return torch.histc(keys, bins=bins, min=0, max=bins)[:digits]
+
+
+def _mark(parts: Sequence[Part], values: Tensor, ties: Tensor, sizes: Sizes) -> list[Tensor]:
+    """Return the flat bool masks of all higher values, and of the first equal values."""
+    found: list[list[Tensor]] = [[] for _ in parts]
+    for chunk in read_chunks([part.pieces() for part in parts], sizes):
+        mask, equal, early = (torch.empty_like(chunk.values, dtype=torch.bool) for _ in range(3))
+        ranks = torch.empty_like(chunk.values, dtype=torch.int32)
+        bounds = values[chunk.parts].to(mask.device).unbind()
+        left = ties[chunk.parts].to(mask.device).unbind()
+        pieces = zip(
+            *map(chunk.split, (chunk.values.to(values.dtype), mask, equal, ranks, early)),
+            strict=True,
+        )
+        for piece, bound, number in zip(pieces, bounds, left, strict=True):
+            scores, is_higher, is_equal, rank, is_early = piece
+            torch.gt(scores, bound, out=is_higher)
+            torch.eq(scores, bound, out=is_equal)
+            torch.cumsum(is_equal, 0, dtype=torch.int32, out=rank)
+            torch.le(rank, number, out=is_early)
+        ties[chunk.parts.stop - 1] -= is_equal.sum()  # the last part may go on
+        mask |= equal.logical_and_(early)
+        for index, of_part in enumerate(chunk.split(mask), chunk.first):
+            found[index].append(of_part)
+    return [torch.cat(masks) if len(masks) > 1 else masks[0] for masks in found]
+
+
+def _find_dtype(parts: Sequence[Part]) -> torch.dtype:
+    dtypes = {part.dtype for part in parts}
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers on a device, without waiting for the device."""
+    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)

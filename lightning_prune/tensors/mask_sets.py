@@ -1,0 +1,75 @@
+"""Masks of many tensors, applied together."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_prune.tensors.masks import Mask
+
+if TYPE_CHECKING:
+    from lightning_prune.tensors.fused_zeroing import Launch
+
+
+class MaskSet:
+    """Applies masks to tensors at each step: on a GPU with Triton in one launch, else in turn.
+
+    What a launch needs to know of the masks is found when other masks come.
+    """
+
+    def __init__(self) -> None:
+        self._launches: dict[tuple[torch.device, int], tuple[list[Mask], Launch]] = {}
+
+    def apply(self, masks: Sequence[Mask], values: Sequence[Tensor]) -> None:
+        """Set the values of pruned weights to +0.0 in place, as `Mask.apply` does.
+
+        Args:
+            masks: The masks.
+            values: For each mask a tensor in the same shape.
+        """
+        together: dict[tuple[torch.device, int], list[tuple[Mask, Tensor]]] = {}
+        for mask, each in zip(masks, values, strict=True):
+            if each.is_cuda and _has_triton() and lies_alike(mask, each):
+                together.setdefault((each.device, each.element_size()), []).append((mask, each))
+            else:
+                mask.apply(each)
+        for key, pairs in together.items():
+            of_launch = [mask for mask, _ in pairs]
+            known, launch = self._launches.get(key, ([], None))
+            if launch is None or known != of_launch:
+                launch = make_launch(of_launch)
+                self._launches[key] = of_launch, launch
+            launch.run([each for _, each in pairs])
+
+
+def make_launch(masks: Sequence[Mask]) -> "Launch":
+    """Return the launch for masks that have a `Mask.pruned`."""
+    from lightning_prune.tensors.fused_zeroing import Launch  # not everywhere is Triton
+
+    return Launch([mask.pruned for mask in masks if mask.pruned is not None])
+
+
+def lies_alike(mask: Mask, values: Tensor) -> bool:
+    """Whether values lie in memory as the mask does, without gaps, on the same device."""
+    form = mask.pruned
+    if form is None or form.device != values.device or form.stride() != values.stride():
+        return False
+    return values.is_contiguous() or _has_no_gaps(values)
+
+
+def _has_no_gaps(values: Tensor) -> bool:
+    """Whether a tensor fills its memory, with the axes in any order."""
+    expected = 1
+    for stride, size in sorted(zip(values.stride(), values.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

@@ -1,0 +1,67 @@
+"""One launch for all tensors writes the same zeros as a mask after the other."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_prune.tensors.mask_sets import MaskSet, lies_alike, make_launch
+from lightning_prune.tensors.masks import Mask
+from tests.accelerators import as_on_an_accelerator
+
+SHAPES = [(3,), (70, 70), (4, 3, 2, 2), (0, 5), (1,)]
+
+
+def draw(dtype):
+    """Return values of several shapes and layouts, not finite here and there, and masks."""
+    values = [torch.randn(shape).to(dtype) for shape in SHAPES]
+    values.append(torch.randn(4, 3, 2, 2).to(dtype, memory_format=torch.channels_last))
+    values.append(torch.randn(6, 8).to(dtype).T)
+    for each in values:
+        each[torch.rand(each.shape) < 0.2] = math.nan
+        each[torch.rand(each.shape) < 0.2] = -math.inf
+    with as_on_an_accelerator():
+        return values, [Mask(torch.rand(each.shape) < 0.5, each) for each in values]
+
+
+def assert_same(values, expected):
+    for each, other in zip(values, expected, strict=True):
+        assert torch.equal(each.isnan(), other.isnan())
+        assert torch.equal(each.nan_to_num(), other.nan_to_num())
+        assert torch.equal(each.signbit(), other.signbit())
+
+
+def test_tensors_on_a_cpu_are_masked_in_turn():
+    values, masks = draw(torch.float32)
+    expected = [torch.where(mask.kept, each, 0.0) for mask, each in zip(masks, values, strict=True)]
+    MaskSet().apply(masks, values)
+    assert_same(values, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_launch_writes_what_the_masks_write_in_turn(dtype, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton")
+    values, masks = draw(dtype)
+    expected = [each.clone() for each in values]
+    MaskSet().apply(masks, expected)
+    assert all(lies_alike(mask, each) for mask, each in zip(masks, values, strict=True))
+    launch = make_launch(masks)
+    launch.run(values)
+    assert_same(values, expected)
+    for mask in masks:  # the launch reads the masks anew, and finds tensors that have moved
+        mask.intersect(torch.rand(mask.shape) < 0.5)
+    moved = [each.clone() for each in values]
+    launch.run(moved)
+    MaskSet().apply(masks, values)
+    assert_same(moved, values)
+
+
+def test_values_with_gaps_or_in_another_order_get_no_launch():
+    with as_on_an_accelerator():
+        mask = Mask(torch.rand(4, 6) < 0.5, torch.zeros(4, 6))
+        wide = Mask(torch.rand(4, 6) < 0.5, torch.zeros(4, 12)[:, ::2])
+    assert lies_alike(mask, torch.zeros(4, 6))
+    assert not lies_alike(mask, torch.zeros(6, 4).T)
+    assert not lies_alike(wide, torch.zeros(4, 12)[:, ::2])
+    assert not lies_alike(Mask(torch.rand(4, 6) < 0.5, torch.zeros(4, 6)), torch.zeros(4, 6))
