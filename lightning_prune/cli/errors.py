@@ -7,6 +7,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 
+from lightning_prune.arguments.words import suggest
 from lightning_prune.callbacks.namespace import (
     LightningCallback,
     LightningCheckpoint,
@@ -111,9 +112,8 @@ def _describe_other_package(package: str, path: str, kind: type) -> str:
 
 
 def _suggestion(name: str, candidates: Sequence[str]) -> str:
-    close = get_close_matches(name, candidates, n=1)
-    guess = f"; did you mean '{close[0]}'?" if close else ";"
-    return f"{guess} It can be: {', '.join(candidates)}" if candidates else guess.rstrip(";")
+    guess = suggest(name, candidates)
+    return f"{guess or ';'} It can be: {', '.join(candidates)}" if candidates else guess
 
 
 def _arguments(kind: type) -> list[str]:
