@@ -104,7 +104,7 @@ class ShapesDataModule(LightningDataModule):
         noise: Standard deviation of the noise; a shape is brighter by 1.
     """
 
-    def __init__(self, images: int = 2048, batch_size: int = 32, noise: float = 0.5) -> None:
+    def __init__(self, images: int = 2048, batch_size: int = 32, noise: float = 0.2) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.train = draw_shapes(images, noise=noise, seed=0)

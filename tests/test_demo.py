@@ -21,9 +21,8 @@ def test_the_demo_trains_a_sparse_model_in_an_empty_folder(folder, prune_cli, ca
     assert "0.8000" in printed
     *_, tensorboard, report = printed.splitlines()
     assert tensorboard.endswith("tensorboard --logdir lightning_logs")
-    assert (
-        "lightning-prune report --config demo.yaml --ckpt_path lightning_logs/version_0" in report
-    )
+    given = "--config demo.yaml --data.images 256"
+    assert f"lightning-prune report {given} --ckpt_path lightning_logs/version_0/" in report
     assert yaml.safe_load((folder / "demo.yaml").read_text())["model"].endswith("ShapesClassifier")
 
 

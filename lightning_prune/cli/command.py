@@ -46,9 +46,10 @@ class PruneArgumentParser(ParserBase):
         """Parse the arguments, and change or add the `PruningCallback` that they describe."""
         if not {KEY, "trainer.callbacks"} <= {action.dest for action in self._actions}:
             return super().parse_args(args, namespace, env, defaults, **options)
+        args = sys.argv[1:] if args is None else args
         own, others = take_options(OWN_OPTION, args)
         try:
-            refuse_unclear_options(others)
+            refuse_unclear_options(args)
             config = super().parse_args(others, namespace, env, defaults, **options)
             resolve_pruning(config, own)
         except (ArgumentError, ValueError) as error:

@@ -41,6 +41,8 @@ def _list_words(before: Sequence[str]) -> Iterable[str]:
     if not before:
         return [*MODELS, *OTHERS, "--help", "--version"]
     command, last = before[0], before[-1]
+    if command == "demo":
+        command = "fit"
     if command not in MODELS:
         return []
     options = _list_values(command)

@@ -53,7 +53,7 @@ def _list_steps(
     elif command in ("sensitivity", "search"):
         answers = Path(options["output"], f"{command}.yaml")
         yield _write_command("fit", *kept, "--pruning", _shorten(answers))
-    elif path:
+    elif path and Path(path).exists():
         following = {"prune": "fit", "reestimate": "test", "report": "export"}.get(
             command, "report"
         )
@@ -78,6 +78,7 @@ def _find_program(name: str) -> str:
 
 def _shorten(path: object) -> str:
     """Return a path from the current directory on, if it is below."""
-    found = Path(str(path))
-    whole, here = Path.cwd() / found, Path.cwd()
-    return str(whole.relative_to(here) if whole.is_relative_to(here) else found)
+    if "://" in str(path):
+        return str(path)
+    whole, here = Path.cwd() / str(path), Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else path)

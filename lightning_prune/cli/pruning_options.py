@@ -4,6 +4,7 @@ import re
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -14,6 +15,7 @@ KEY = "pruning"
 
 OWN_OPTION = re.compile(rf"--{KEY}(?:\+|\.[\w.]+\+?)?(?:=|$)")
 _LIST_OF_CALLBACKS = re.compile(r"--trainer\.callbacks\+?(?:=|$)")
+_FILE_OR_NUMBER = re.compile(rf"(?<!\S)--{KEY}[= ]([\d.]+|\S+\.ya?ml)(?!\S)")
 _OPTION_OF_LAST_CALLBACK = re.compile(r"--trainer\.callbacks\.(?:init_args\.)?(?!help\b)(\w+)")
 
 
@@ -59,14 +61,19 @@ def take_options(pattern: re.Pattern[str], arguments: Sequence[str]) -> tuple[li
 
 
 def refuse_unclear_options(arguments: Sequence[str]) -> None:
-    """Refuse an option that would change the last callback of a config, whatever callback it is.
+    """Refuse a number without a name, and an option of an unknown callback.
 
     Args:
         arguments: The arguments of a subcommand.
 
     Raises:
-        ValueError: If ``--trainer.callbacks.<name>`` comes before any ``--trainer.callbacks``.
+        ValueError: If ``--pruning`` is a number, or if ``--trainer.callbacks.<name>`` comes before
+            any ``--trainer.callbacks``: it would change the last callback of a config.
     """
+    if found := _FILE_OR_NUMBER.search(" ".join(arguments)):
+        number = f"; write --{KEY}.sparsity {found[1]}" if found[1][0].isdigit() else ""
+        if number or not Path(found[1]).is_file():
+            raise ValueError(f"need a YAML file for --{KEY}, got --{KEY} {found[1]}{number}")
     for argument in arguments:
         if _LIST_OF_CALLBACKS.match(argument):
             return

@@ -278,8 +278,10 @@ def _check_match(
 def _suggest_glob(glob: str, found: Found) -> str:
     """Return the end of an error with the glob that the user may have meant; empty for no guess."""
     written = glob.strip("*.")
-    names = {prefix for name in found for prefix in accumulate(name.split("."), "{}.{}".format)}
-    names |= {part for name in found for part in name.split(".")}
+    parts = [name.split(".") for name in found]
+    names = {begin for name in parts for begin in accumulate(name, "{}.{}".format)}
+    names |= {".".join(name[start:]) for name in parts for start in range(len(name))}
+    names |= {part for name in parts for part in name}
     for close in get_close_matches(written, sorted(names)):
         meant = glob.replace(written, close)
         if _match(meant, found, found):

@@ -99,23 +99,6 @@ def test_the_other_subcommands_work_on_its_checkpoint(main, folder, capsys):
     assert capsys.readouterr().out.count("val_acc") >= 2
 
 
-def printed_config(main, capsys, name):
-    with pytest.raises(SystemExit) as end:
-        main(["fit", "--config", name, "--print_config"])
-    assert end.value.code == 0
-    return capsys.readouterr().out
-
-
-def test_print_config_round_trips(main, folder, capsys):
-    printed = printed_config(main, capsys, "recipe.yaml")
-    (folder / "printed.yaml").write_text(printed)
-    assert printed_config(main, capsys, "printed.yaml") == printed
-    recipe = yaml.safe_load(printed)["trainer"]["callbacks"][0]["init_args"]
-    assert recipe["sparsity"] == {"*": 0.75, "*.bias": None}
-    assert recipe["schedule"]["init_args"]["begin"] == 0.1
-    assert recipe["pattern"]["class_path"] == "lightning_prune.NMPattern"
-
-
 def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
     text = CONFIG.replace('{"*": 0.75, "*.bias": null}', '"0.75"')
     (folder / "recipe.yaml").write_text(text)
@@ -280,13 +263,19 @@ def test_sensitivity_writes_what_a_config_takes(main, folder, checkpoint, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune"], "the following arguments are required: prune.ckpt_path"),
+        (["prune"], "need a value for --ckpt_path, got none; write it"),
         (["prune", "--ckpt_path", "no.ckpt"], "need an existing checkpoint, got ckpt_path='no.ck"),
         (["prune", "--ckpt_path", "x", "--outptu", "y"], "did you mean 'output'?"),
         (["prune", "--ckpt_path", "x", "--batches", "0"], "need batches >= 1, got batches=0"),
         (["sensitivity", "--tolerance", "-1"], "need a finite tolerance >= 0, got tolerance=-1.0"),
         (["sensitivity", "--tolerence", "1"], "did you mean 'tolerance'?"),
         (["sensitivity", "--mode", "maxx"], "maxx"),
+        (["sensitivity", "--batches", "few"], "need a whole number for --batches, got few"),
+        (
+            ["prune", "--trainer.max_epochs", "x"],
+            "need a whole number or null for --trainer.max_epochs, ",
+        ),
+        (["prune", "--config", "no.yaml"], "need an existing file, got --config "),
         (["sensitivity", "--output", "toy.py"], "need a folder to write to, got the file output"),
         (["sensitivity", "--sparsities", "[0.5]"], "need sparsity 0 or at least 1 - n/m = 0.75"),
         (["sensitivity", "--trainer.callbacks", "null"], "need a PruningCallback among the"),

@@ -121,6 +121,8 @@ def test_a_config_that_names_the_subcommand_has_the_key_too(folder, prune_cli, m
     [
         (["--pruning.sparsty", "0.8"], "unknown argument 'sparsty' of lightning_prune.Pruning"),
         (["--pruning.schedule", "CosinSchedule"], "did you mean 'CosineSchedule'?"),
+        (["--pruning", "no.yaml"], "need a YAML file for --pruning, got --pruning no.yaml"),
+        (["--pruning", "0.8"], "need a YAML file for --pruning, got --pruning 0.8; write --pru"),
         (["--pruning.sparsity", "high"], "got sparsity='high'"),
         (["--pruning.sparsity", "1.5"], "need 0 <= sparsity <= 1, got sparsity=1.5"),
         (["--pruning.schedule.end", "0.05"], "need end >= begin=0.1, got end=0.05"),
