@@ -4,7 +4,9 @@ import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -65,12 +67,19 @@ def test_the_api_page_shows_every_public_name():
     assert sorted(shown) == sorted(lightning_prune.__all__)
 
 
+def test_a_sparsity_is_annotated_as_a_mapping_so_that_plain_numbers_fit():
+    hint = get_type_hints(lightning_prune.PruningCallback.__init__)["sparsity"]
+    assert Mapping[str, float | None] in get_args(hint)
+
+
 @pytest.mark.rare
 @pytest.mark.slow
-def test_type_checkers_know_every_public_name(tmp_path):
+def test_type_checkers_know_every_public_name_and_take_a_dict_of_numbers(tmp_path):
     script = tmp_path / "script.py"
     names = ", ".join(sorted(lightning_prune.__all__))
-    script.write_text(f"from lightning_prune import ({names})\n")
+    numbers = 'numbers: dict[str, float] = {"*": 0.9}'
+    lines = [f"from lightning_prune import ({names})", numbers, "PruningCallback(sparsity=numbers)"]
+    script.write_text("\n".join([*lines, "Recipe(sparsity=numbers)", ""]))
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path, script]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stdout

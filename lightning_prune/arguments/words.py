@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -89,6 +90,17 @@ def show(value: Any) -> str:
         return f"the class {value.__name__}"
     line = " ".join(repr(value).split())
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """Return the end of an error that names the closest of the right names; empty if none is close.
+
+    Examples:
+        >>> suggest("val_ac", ["val_acc", "val_loss"]), suggest("val_ac", ["loss"])
+        ("; did you mean 'val_acc'?", '')
+    """
+    close = get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _join(words: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.arguments.words import suggest
 from lightning_prune.callbacks.beside import find_pruner
 from lightning_prune.callbacks.clock import read_logged_step
 from lightning_prune.callbacks.namespace import (
@@ -230,6 +231,7 @@ class SparsityMonitor(LightningCallback):
             raise ValueError(
                 f"need the name of a metric that {when} logs, got quality={self.quality!r}; "
                 f"{when} logs {sorted(trainer.callback_metrics)}"
+                f"{suggest(self.quality, trainer.callback_metrics)}"
             )
         if not trainer.sanity_checking:
             value = float(trainer.callback_metrics[self.quality])

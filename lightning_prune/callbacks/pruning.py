@@ -93,7 +93,7 @@ class PruningCallback(LightningCallback):
 
     def __init__(
         self,
-        sparsity: float | dict[str, float | None] | None = None,
+        sparsity: float | Mapping[str, float | None] | None = None,
         schedule: Schedule | None = None,
         allocation: Allocation | None = None,
         criterion: Criterion | None = None,

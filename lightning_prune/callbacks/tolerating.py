@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from rich.console import Console
 
+from lightning_prune.arguments.words import suggest
 from lightning_prune.callbacks.clock import read_logged_step
 from lightning_prune.callbacks.decisions import describe_costs, describe_end, describe_verdict
 from lightning_prune.callbacks.namespace import LightningModule, Trainer, rank_zero_warn
@@ -178,6 +179,7 @@ class ToleranceKeeper(Steering):
             raise ValueError(
                 "need a metric that validation logs, got tolerance with monitor="
                 f"'{self.tolerance.monitor}'; the logged metrics are {names}"
+                f"{suggest(self.tolerance.monitor, logged)}"
             )
         metric = logged[self.tolerance.monitor].to(self.trainer.strategy.root_device)
         return float(self.trainer.strategy.reduce(metric.float(), reduce_op="mean"))

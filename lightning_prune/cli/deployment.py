@@ -56,7 +56,7 @@ def write_shrunk(
         say: Called with each line and table for the user.
     """
     check_one_process(trainer, "to shrink")
-    target = choose_output(ckpt_path, output, "shrunk")
+    target = choose_output(ckpt_path, output, "shrink")
     load_weights(model, ckpt_path)
     before = validate_if_possible(trainer, model, datamodule)
     example = find_example(trainer, model, datamodule, samples=2)

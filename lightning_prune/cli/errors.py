@@ -7,6 +7,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 
+from lightning_prune.arguments.words import suggest
 from lightning_prune.callbacks.namespace import (
     LightningCallback,
     LightningCheckpoint,
@@ -30,6 +31,19 @@ _WRONG_BASE = re.compile(
 )
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*\.\w+")
 _TWICE = re.compile(r"Found more than one stateful callback of type `(\w+)`")
+_MISSING_FILE = re.compile(r"Parser key \"(\w+)\":\s*File does not exist: '([^']+)'")
+_MISSING_OPTIONS = re.compile(r"the following arguments are required: (.+)")
+_WRONG_TYPE = re.compile(
+    r"^Parser key \"([\w.]+)\":.*(?:Given|Got) value: (.+?)$", re.DOTALL | re.MULTILINE
+)
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a string",
+    "NoneType": "null",
+}
+_PLAIN_TYPE = re.compile(rf"Expected a <class '({'|'.join(_WORDS)})'>")
 _BAD_VALUE = re.compile(r"^[\s-]*(need [^\n]+, got [^\n]+)$", re.MULTILINE)
 
 
@@ -43,7 +57,11 @@ def explain(message: str, keys: Sequence[str] = ()) -> str | None:
         message: The whole message.
         keys: The keys that a config can have.
     """
-    causes = list(dict.fromkeys(_causes(message, keys))) or list(explain_wrong_values(message))
+    causes = (
+        list(dict.fromkeys(_causes(message, keys)))
+        or list(explain_wrong_values(message))
+        or list(_wrong_types(message))
+    )
     return "\n".join(causes) or None
 
 
@@ -62,7 +80,20 @@ def _causes(message: str, keys: Sequence[str]) -> Iterator[str]:
             f"need one {name} in a Trainer, got two; `--trainer.callbacks+=` adds a callback to "
             "those of a config"
         )
+    for key, path in _MISSING_FILE.findall(message):
+        yield f"need an existing file, got --{key} {path}"
+    if found := _MISSING_OPTIONS.search(message):
+        options = re.sub(r"\b(\w+)\.(\w+)", r"--\2", found[1])
+        yield f"need a value for {options}, got none; write it, or add it to the config"
     yield from _BAD_VALUE.findall(message)
+
+
+def _wrong_types(message: str) -> Iterator[str]:
+    """Yield the plain types that the value of an option can have."""
+    found, kinds = _WRONG_TYPE.search(message), _PLAIN_TYPE.findall(message)
+    if found and len(kinds) == message.count("Expected a") > 0:
+        known = " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds))
+        yield f"need {known} for --{found[1]}, got {found[2]}"
 
 
 def _unknown_names(message: str) -> Iterator[str]:
@@ -111,9 +142,8 @@ def _describe_other_package(package: str, path: str, kind: type) -> str:
 
 
 def _suggestion(name: str, candidates: Sequence[str]) -> str:
-    close = get_close_matches(name, candidates, n=1)
-    guess = f"; did you mean '{close[0]}'?" if close else ";"
-    return f"{guess} It can be: {', '.join(candidates)}" if candidates else guess.rstrip(";")
+    guess = suggest(name, candidates)
+    return f"{guess or ';'} It can be: {', '.join(candidates)}" if candidates else guess
 
 
 def _arguments(kind: type) -> list[str]:

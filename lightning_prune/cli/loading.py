@@ -6,6 +6,9 @@ from lightning_prune.callbacks.namespace import LightningModule
 from lightning_prune.deploy.checkpoints import read_checkpoint, read_lightning_checkpoint
 from lightning_prune.deploy.files import check_output_file
 
+ENDINGS = {"prune": "pruned", "reestimate": "reestimated", "shrink": "shrunk"}
+"""The ending in the name of the checkpoint that a command writes."""
+
 
 def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     """Give a model the shapes of a shrunk checkpoint, and return whether it was shrunk."""
@@ -19,7 +22,13 @@ def adopt_shapes(model: LightningModule, ckpt_path: str | Path) -> bool:
     return True
 
 
-def choose_output(ckpt_path: str, output: str | None, ending: str) -> Path:
+def name_output(ckpt_path: str, command: str) -> Path:
+    """Return the name of the checkpoint that a command writes beside another checkpoint."""
+    source = Path(ckpt_path)
+    return source.with_name(f"{source.stem}-{ENDINGS[command]}{source.suffix}")
+
+
+def choose_output(ckpt_path: str, output: str | None, command: str) -> Path:
     """Return the checkpoint to write: by default beside another, with an ending in the name.
 
     Raises:
@@ -27,9 +36,7 @@ def choose_output(ckpt_path: str, output: str | None, ending: str) -> Path:
             be written.
     """
     read_lightning_checkpoint(ckpt_path)
-    source = Path(ckpt_path)
-    beside = source.with_name(f"{source.stem}-{ending}{source.suffix}")
-    return check_output_file(output or beside, ckpt_path=source)
+    return check_output_file(output or name_output(ckpt_path, command), ckpt_path=ckpt_path)
 
 
 def load_weights(model: LightningModule, ckpt_path: str) -> bool:

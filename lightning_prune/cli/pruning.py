@@ -35,7 +35,7 @@ def prune_and_write(
         options: Further arguments of `prune_once`.
     """
     check_batches(batches)
-    target = choose_output(ckpt_path, output, "pruned")
+    target = choose_output(ckpt_path, output, "prune")
     prune_once(
         trainer, model, datamodule, ckpt_path=ckpt_path, output=target, batches=batches, **options
     )

@@ -1,12 +1,16 @@
 """The errors that are a single line for the user; all others show a traceback."""
 
+import re
 import sys
 from types import TracebackType
 
+from lightning_prune.arguments.words import suggest
 from lightning_prune.callbacks.namespace import LIGHTNING, is_lightning
 from lightning_prune.cli.errors import is_refusal
 
 _OURS = "lightning_prune"
+_NOT_SAVED = re.compile(r"monitor='([^']+)'\)` could not find .* metrics: \[([^\]]*)\]")
+_NOT_AVAILABLE = re.compile(r"metric `([^`]+)` which is not available.* following: (.*)$")
 _LIBRARIES = {_OURS, *LIGHTNING, "fsspec", "jsonargparse", "packaging", "tensorboard", "torch"}
 
 
@@ -40,7 +44,16 @@ def describe_refusal(error: Exception, ckpt_path: object) -> str | None:
     is_refused = isinstance(error, ValueError | RuntimeError) or is_lightning(
         error, "MisconfigurationException"
     )
-    return message if packages[-1] in LIGHTNING and is_refused else None
+    return _guess_metric(message) if packages[-1] in LIGHTNING and is_refused else None
+
+
+def _guess_metric(message: str) -> str:
+    """Return a message; if a metric is not logged, with the closest of the logged metrics."""
+    for pattern in (_NOT_SAVED, _NOT_AVAILABLE):
+        if found := pattern.search(message):
+            logged = re.findall(r"[^\s,'`\[\]]+", found[2])
+            return message + suggest(found[1], logged)
+    return message
 
 
 def _list_frames(traceback: TracebackType | None) -> list[tuple[str, str]]:

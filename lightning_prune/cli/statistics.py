@@ -37,7 +37,7 @@ def reestimate_and_write(
         statistics: Largest number of training batches.
         train_mode: Whether all modules are in train mode during these batches.
     """
-    target = choose_output(ckpt_path, output, "reestimated")
+    target = choose_output(ckpt_path, output, "reestimate")
     load_weights(model, ckpt_path)
     _refuse_other_models(model)
     before = validate_if_possible(trainer, model, datamodule)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -262,7 +264,7 @@ def _check_match(
     if not matched:
         raise ValueError(
             f"need a glob that matches a parameter or module, got {given}; prunable by default are "
-            f"{_quote_names(usual)}"
+            f"{_quote_names(usual)}{_suggest_glob(glob, found)}"
         )
     codes = {name: found[name][0] for name in matched}
     codes = {name: p for name, p in codes.items() if not (is_lazy(p) or p.is_floating_point())}
@@ -271,6 +273,20 @@ def _check_match(
             f"need floating-point parameters, got {given} for {_quote_names(list(codes))} of "
             f"{next(iter(codes.values())).dtype}"
         )
+
+
+def _suggest_glob(glob: str, found: Found) -> str:
+    """Return the end of an error with the glob that the user may have meant; empty for no guess."""
+    written = glob.strip("*.")
+    parts = [name.split(".") for name in found]
+    names = {begin for name in parts for begin in accumulate(name, "{}.{}".format)}
+    names |= {".".join(name[start:]) for name in parts for start in range(len(name))}
+    names |= {part for name in parts for part in name}
+    for close in get_close_matches(written, sorted(names)):
+        meant = glob.replace(written, close)
+        if _match(meant, found, found):
+            return f"; did you mean '{meant}'?"
+    return ""
 
 
 def _quote_names(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from lightning_prune.arguments.words import suggest
 from lightning_prune.callbacks.namespace import (
     LightningDataModule,
     LightningModule,
@@ -243,6 +244,7 @@ def _check_monitor(monitor: str, logged: Mapping[str, float]) -> None:
         names = ", ".join(f"'{name}'" for name in logged) or "nothing"
         raise ValueError(
             f"need a metric that validation logs, got monitor={monitor!r}; validation logs {names}"
+            f"{suggest(monitor, logged)}"
         )
 
 

@@ -239,7 +239,7 @@ def test_hyperparameters_without_a_class_leave_the_model_to_the_config(prune_cli
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--trainer.callbacks.sparsity", "{'nothing': 0.5}"), "need a glob that matches"),
+        (("--pruning.sparsity", "{'nothing': 0.5}"), "need a glob that matches"),
         (("--trainer.limit_train_batches", "0.1"), "You requested to check 0.1 of the"),
         (("--ckpt_path", "best"), '`.fit(ckpt_path="best")` is set but'),
     ],

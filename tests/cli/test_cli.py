@@ -88,35 +88,15 @@ def test_fit_runs_code_of_the_current_directory(folder):
 
 
 def test_the_other_subcommands_work_on_its_checkpoint(main, folder, capsys):
-    main(["fit", "--config", "recipe.yaml"])
+    main(["fit", "--config=recipe.yaml", "--trainer.logger", "TensorBoardLogger"])
     (checkpoint,) = folder.glob("**/*.ckpt")
+    tensorboard, report = capsys.readouterr().out.splitlines()[-2:]
+    assert tensorboard.endswith("tensorboard --logdir logs/lightning_logs")
+    path = checkpoint.relative_to(folder)
+    assert report.endswith(f"lightning-prune report --config=recipe.yaml --ckpt_path {path}")
     for command in ("validate", "test", "predict"):
         main([command, "--config", "recipe.yaml", "--ckpt_path", str(checkpoint)])
     assert capsys.readouterr().out.count("val_acc") >= 2
-
-
-def printed_config(main, capsys, name):
-    with pytest.raises(SystemExit) as end:
-        main(["fit", "--config", name, "--print_config"])
-    assert end.value.code == 0
-    return capsys.readouterr().out
-
-
-def test_print_config_round_trips(main, folder, capsys):
-    printed = printed_config(main, capsys, "recipe.yaml")
-    (folder / "printed.yaml").write_text(printed)
-    assert printed_config(main, capsys, "printed.yaml") == printed
-    recipe = yaml.safe_load(printed)["trainer"]["callbacks"][0]["init_args"]
-    assert recipe["sparsity"] == {"*": 0.75, "*.bias": None}
-    assert recipe["schedule"]["init_args"]["begin"] == 0.1
-    assert recipe["pattern"]["class_path"] == "lightning_prune.NMPattern"
-
-
-def test_help_names_the_callbacks(main, folder, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["fit", "--help"])
-    assert end.value.code == 0
-    assert "PruningCallback" in capsys.readouterr().out
 
 
 def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
@@ -147,7 +127,7 @@ def test_a_number_in_quotes_is_a_number_in_yaml(main, folder, capsys):
         (
             '{"*": 0.75, "*.bias": null}',
             "[0.75]",
-            "need sparsity as a number, a dict of strings to numbers or None or None",
+            "need sparsity as a number, a mapping of strings to numbers or None or None",
         ),
         ("n: 1,", "n: 1.5,", "argument 'n' of lightning_prune.NMPattern: need n as a whole number"),
         ("begin: 0.1", "unit: steps", "got unit='steps'; write unit='step'"),
@@ -222,6 +202,9 @@ def test_prune_writes_a_checkpoint_that_test_and_fit_take(main, folder, checkpoi
     printed = capsys.readouterr().out
     assert "at sparsity 0.7500" in printed
     assert "written: dense-pruned.ckpt" in printed
+    next_step = "lightning-prune fit --config recipe.yaml --ckpt_path dense-pruned.ckpt"
+    assert printed.splitlines()[-1].startswith("now: ")
+    assert printed.splitlines()[-1].endswith(next_step)
     weight = torch.load("dense-pruned.ckpt", weights_only=True)["state_dict"]["net.weight"]
     assert (weight == 0).float().mean() == 0.75
     main(["test", "--config", "recipe.yaml", "--ckpt_path", "dense-pruned.ckpt"])
@@ -263,6 +246,9 @@ def test_sensitivity_writes_what_a_config_takes(main, folder, checkpoint, capsys
     assert files(folder) - before == {"out", "out/new", *names}
     assert checkpoint.read_bytes() == state
     printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].endswith(
+        "lightning-prune fit --config recipe.yaml --pruning out/new/sensitivity.yaml"
+    )
     assert "val_acc with one tensor pruned" in printed
     assert "within 1" in printed
     sparsity = (folder / "out/new/sensitivity.yaml").read_text()
@@ -275,37 +261,21 @@ def test_sensitivity_writes_what_a_config_takes(main, folder, checkpoint, capsys
 
 
 @pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("prune", ["--ckpt_path", "--output", "--batches", "--train_mode", "--repair"]),
-        (
-            "sensitivity",
-            ["--monitor", "--mode {max,min}", "--sparsities", "--tolerance", "--plot"],
-        ),
-    ],
-)
-def test_help_explains_what_is_not_training(command, options, main, folder, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
-    assert end.value.code == 0
-    printed = capsys.readouterr().out
-    own = printed[printed.rindex("validate") - 200 :]
-    for option in options:
-        assert option in own
-    assert "--model" in printed
-    assert "--datamodule" not in printed
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune"], "the following arguments are required: prune.ckpt_path"),
+        (["prune"], "need a value for --ckpt_path, got none; write it"),
         (["prune", "--ckpt_path", "no.ckpt"], "need an existing checkpoint, got ckpt_path='no.ck"),
         (["prune", "--ckpt_path", "x", "--outptu", "y"], "did you mean 'output'?"),
         (["prune", "--ckpt_path", "x", "--batches", "0"], "need batches >= 1, got batches=0"),
         (["sensitivity", "--tolerance", "-1"], "need a finite tolerance >= 0, got tolerance=-1.0"),
         (["sensitivity", "--tolerence", "1"], "did you mean 'tolerance'?"),
         (["sensitivity", "--mode", "maxx"], "maxx"),
+        (["sensitivity", "--batches", "few"], "need a whole number for --batches, got few"),
+        (
+            ["prune", "--trainer.max_epochs", "x"],
+            "need a whole number or null for --trainer.max_epochs, ",
+        ),
+        (["prune", "--config", "no.yaml"], "need an existing file, got --config "),
         (["sensitivity", "--output", "toy.py"], "need a folder to write to, got the file output"),
         (["sensitivity", "--sparsities", "[0.5]"], "need sparsity 0 or at least 1 - n/m = 0.75"),
         (["sensitivity", "--trainer.callbacks", "null"], "need a PruningCallback among the"),
@@ -326,4 +296,27 @@ def test_a_metric_that_is_not_logged_is_explained(main, folder, checkpoint, caps
     arguments = ["--ckpt_path", "dense.ckpt", "--monitor", "val_ac", "--mode", "max"]
     with pytest.raises(SystemExit):
         main(["sensitivity", "--config", "recipe.yaml", *arguments, "--sparsities", "[0.75]"])
-    assert "got monitor='val_ac'; validation logs 'val_acc'" in capsys.readouterr().err
+    said = "got monitor='val_ac'; validation logs 'val_acc'; did you mean 'val_acc'?"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val_ac"],
+            "could not find the monitored key",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val_ac"],
+            "metric `val_ac` which is not available",
+        ),
+    ],
+)
+def test_a_metric_that_lightning_does_not_find_is_guessed(options, said, main, folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "recipe.yaml", *options])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert said in error
+    assert error.endswith("; did you mean 'val_acc'?")

@@ -280,16 +280,6 @@ def test_a_missing_executorch_is_named_with_its_extra(export, monkeypatch, capsy
     assert "pip install 'lightning-prune[executorch]'" in capsys.readouterr().err
 
 
-def test_help_explains_what_is_written(export, capsys):
-    with pytest.raises(SystemExit) as end:
-        export("--help")
-    assert end.value.code == 0
-    printed = capsys.readouterr().out
-    formats = "--format {onnx,executorch,sparse}"
-    for option in (formats, "--precision {fp32,fp16,int8}", "--reduce_range"):
-        assert option in printed
-
-
 @pytest.mark.slow
 def test_the_demo_is_exported(tmp_path, monkeypatch, prune_cli, capsys):
     monkeypatch.chdir(ROOT)

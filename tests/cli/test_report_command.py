@@ -121,17 +121,6 @@ def test_the_example_is_the_models_or_samples_of_a_batch(arguments, example, mai
     assert example in capsys.readouterr().out
 
 
-def test_help_reads_like_the_rest(main, capsys):
-    with pytest.raises(SystemExit) as end:
-        main("--help")
-    assert end.value.code == 0
-    printed = capsys.readouterr().out
-    own = printed[printed.rindex("Measure the size, multiplications") :]
-    for option in ("--ckpt_path", "--batch_size", "--latency", "--threads", "--blocks", "--output"):
-        assert option in own
-    assert "--datamodule" not in printed
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

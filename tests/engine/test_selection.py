@@ -218,6 +218,17 @@ def test_a_glob_that_matches_nothing_lists_the_names_that_exist():
         chosen(three(), {"*": 0.9, "decoder.*": 0.5})
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("encodr.*", "encoder.*"), ("haed", "head"), ("*.0.wieght", "*.0.weight"), ("zzz", None)],
+)
+def test_a_glob_that_matches_nothing_is_guessed(written, meant):
+    with pytest.raises(ValueError, match="need a glob that matches") as error:
+        chosen(three(), {written: 0.5})
+    guess = "" if meant is None else f"; did you mean '{meant}'?"
+    assert str(error.value).endswith("'head.weight'" + guess)
+
+
 def test_an_integer_parameter_is_refused():
     net = three()
     net.codes = nn.Parameter(torch.zeros(3, 3, dtype=torch.int64), requires_grad=False)
