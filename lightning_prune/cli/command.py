@@ -112,8 +112,11 @@ class PruneCLI(CommandBase):
         super().parse_arguments(parser, args)
         self._hyperparameters: dict[str, Any] = {}
         subcommand = self.config.get("subcommand")  # absent where the CLI is to run nothing
-        if subcommand:
-            resolve_pruning(self.config[subcommand])  # of a config that names the subcommand
+        if subcommand:  # A config that names the subcommand still has the key.
+            try:
+                resolve_pruning(self.config[subcommand])
+            except (ArgumentError, ValueError) as error:
+                self.parser.error(str(error))
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
         if path and Path(path).is_file():
             with self._exit_with_cause(path):

@@ -108,12 +108,18 @@ def test_the_saved_config_holds_the_callback_and_is_read_again(
     assert callbacks(path)["PruningCallback"]["sparsity"] == 0.75
 
 
-def test_a_config_that_names_the_subcommand_has_the_key_too(folder, prune_cli, monkeypatch):
+def test_a_config_that_names_the_subcommand_has_the_key_too(folder, prune_cli, monkeypatch, capsys):
     trained = []
     monkeypatch.setattr(PACKAGES[0].Trainer, "fit", lambda trainer, **_: trained.append(trainer))
     prune_cli("--config", "whole.yaml")
     (pruning,) = [c for c in trained[0].callbacks if isinstance(c, PruningCallback)]
     assert pruning.recipe.targets == {"*": 0.75}
+    wrong = (folder / "whole.yaml").read_text().replace("sparsity: 0.75", "sparsty: 0.75")
+    (folder / "whole.yaml").write_text(wrong)
+    with pytest.raises(SystemExit) as end:
+        prune_cli("--config", "whole.yaml")
+    assert end.value.code == 2
+    assert "did you mean 'sparsity'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
