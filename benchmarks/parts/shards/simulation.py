@@ -190,11 +190,12 @@ def simulate(layers: int, *, is_wanda: bool = False) -> Simulation:
         reset_process_peak(LARGE)
         before = count_process_bytes("VmRSS")
         pruner.attach(model, optimizer, steps=2)
+    seen = [sums for tensor in pruner.tensors for sums in tensor.seen.values()]
+    inputs = sum(sums.nbytes for sums in seen)
 
     def count() -> EqualRanks:
-        for tensor in pruner.tensors:
-            for seen in tensor.seen.values():
-                seen.fill_(1.0)  # as hooks do in a forward pass
+        for sums in seen:
+            sums.fill_(1.0)  # as hooks do in a forward pass
         return EqualRanks(RANKS)
 
     updates = make_two_updates(pruner, optimizer, count)
@@ -210,7 +211,7 @@ def simulate(layers: int, *, is_wanda: bool = False) -> Simulation:
         extra=extra,
         updates=updates,
         recipe="2:4 by Wanda" if is_wanda else "global magnitude",
-        inputs=sum(seen.nbytes for tensor in pruner.tensors for seen in tensor.seen.values()),
+        inputs=inputs,
         searches=len(shards) if is_wanda else 1,
     )
     torch.distributed.destroy_process_group()
