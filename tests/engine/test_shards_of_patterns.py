@@ -72,8 +72,9 @@ RECIPES_OF_MATRICES = [
 ]
 
 
-def masks_by_recipe(recipes, *layout):
-    return [train(recipe, *layout)[0] for recipe in recipes]
+def prune(recipe, *layout):
+    """Return the masks and the weights at the end."""
+    return train(recipe, *layout)[:2]
 
 
 def assert_same(recipe, ones, others):
@@ -98,10 +99,11 @@ def assert_same(recipe, ones, others):
     ],
 )
 def test_shards_have_the_masks_of_one_process(world, layout, recipes, request):
-    whole = masks_by_recipe(recipes)
-    for found in request.getfixturevalue(world)(masks_by_recipe, recipes, layout):
-        for recipe, masks, others in zip(recipes, whole, found, strict=True):
-            assert_same(recipe, masks, others)
+    run = request.getfixturevalue(world)
+    for recipe in recipes:
+        whole = prune(recipe)
+        for found in run(prune, recipe, layout):
+            assert_same(recipe, whole, found)
 
 
 GATHERING = [
@@ -139,15 +141,13 @@ def go_on(stopped, *layout):
 @pytest.mark.works_with(SECTION, "Statistics that criteria gather, resumed on fewer processes")
 @pytest.mark.works_with(SECTION, "`penalty` on shards, resumed on fewer processes")
 def test_gathered_sums_go_on_in_other_processes(two, four):
-    uninterrupted = [train(recipe)[:2] for recipe in GATHERING]
+    uninterrupted = [prune(recipe) for recipe in GATHERING]
     stopped, *_ = four(stop_in_between, by_fsdp)
     assert all(gathered for _, state in stopped[:-1] for gathered in state["observed"].values())
     assert stopped[-1][1]["penalty"]["levels"]
     for resumed in (go_on(stopped), *two(go_on, stopped, by_styles)):
-        for recipe, (masks, weights), (others, its_weights) in zip(
-            GATHERING, uninterrupted, resumed, strict=True
-        ):
-            assert_same(recipe, [*masks[3:], weights], [*others, its_weights])
+        for recipe, whole, found in zip(GATHERING, uninterrupted, resumed, strict=True):
+            assert_same(recipe, whole, found)
 
 
 def make_experts(is_cut):
