@@ -10,8 +10,8 @@ rank each tensor alone, and are shown beside global ranking.
 Then a rank of 64 prunes the shards that it would hold of a transformer of 70 B parameters, in
 bfloat16: DTensors on a mesh whose other 63 ranks are not there. Each missing rank is assumed to
 hold the same, so a sum over ranks is 64 times the value here. The numbers are real for a rank,
-except that messages take no time. This needs about 5 GB of memory; `--simulated-billions` takes
-fewer layers.
+except that messages take no time. It ranks globally by magnitude, then prunes 2:4 by Wanda. This
+needs about 5 GB of memory; `--simulated-billions` takes fewer layers.
 
 Prints tables, as Markdown. Exits with 1 if masks differ, or if a bar of traffic or memory is
 missed. Memory is the "high water mark" of the process that Linux counts. The allocator gives large
@@ -54,9 +54,13 @@ def main() -> None:
     for case in measure_all_cases(arguments.millions, arguments.processes):
         cases.append(case)
         print(case.write_row(), flush=True)
-    simulation = simulate(max(1, round(LAYERS * arguments.simulated_billions / BILLIONS)))
-    print("", simulation.write_table(), "", sep="\n")
-    finish([*set_bars(cases), *simulation.set_bars()])
+    layers = max(1, round(LAYERS * arguments.simulated_billions / BILLIONS))
+    bars = [*set_bars(cases)]
+    for is_wanda in (False, True):
+        simulation = simulate(layers, is_wanda=is_wanda)
+        print("", simulation.write_table(), "", sep="\n", flush=True)
+        bars += simulation.set_bars()
+    finish(bars)
 
 
 if __name__ == "__main__":

@@ -253,7 +253,8 @@ def test_the_benchmark_of_shards_prints_its_tables(two, monkeypatch, capsys):
     rows = (
         "| GlobalAllocation | 2 | 0.02 M | ",
         "| ERKAllocation | 2 | 0.02 M | ",
-        "One rank of 64, a transformer of 1.4 B parameters:",
+        "One rank of 64, a transformer of 1.4 B parameters, global magnitude:",
+        "One rank of 64, a transformer of 1.4 B parameters, 2:4 by Wanda:",
         "| masks and all else that is held, MB | ",
         "| messages an update | ",
     )

@@ -10,7 +10,8 @@ from lightning_prune.callbacks.namespace import LightningModule, Trainer
 from lightning_prune.callbacks.snapshots import (
     collect_tensors,
     copy_to_cpu,
-    refuse_unfit_training,
+    gather_copies,
+    refuse_averages,
     restore_optimizer,
     restore_tensors,
 )
@@ -35,8 +36,8 @@ class Rewinder(Steering):
         is_resumed: Whether the count of steps continues from a checkpoint.
 
     Raises:
-        ValueError: If rewinding does not support the training: several optimizers, averaged
-            weights or sharded parameters.
+        ValueError: If rewinding does not support the training: several optimizers or averaged
+            weights.
     """
 
     key: ClassVar[str] = "rewind"
@@ -52,7 +53,7 @@ class Rewinder(Steering):
     ) -> None:
         self.rewind, self.pruner, self.trainer = rewind, pruner, trainer
         _find_only_optimizer(trainer)
-        refuse_unfit_training(trainer, "rewind")
+        refuse_averages(trainer, "rewind")
         self._snapshot_step = 0 if trainer.fast_dev_run else rewind.to  # type: ignore[union-attr]
         self._clock = make_trainer_clock(trainer, pruner.recipe.schedule, is_resumed=is_resumed)
         self._moment = -1.0
@@ -119,8 +120,9 @@ class Rewinder(Steering):
             self._restore_snapshot(model, optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the snapshot: tensors on the CPU, numbers and strings, in dicts and lists."""
-        return self._state
+        """Return the snapshot: whole tensors on the CPU, numbers, strings, dicts and lists."""
+        whole: dict[str, Any] = gather_copies(self._state)
+        return whole
 
     @property
     def _has_snapshot(self) -> bool:

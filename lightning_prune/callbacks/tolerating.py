@@ -14,7 +14,8 @@ from lightning_prune.callbacks.namespace import LightningModule, Trainer, rank_z
 from lightning_prune.callbacks.snapshots import (
     collect_tensors,
     copy_to_cpu,
-    refuse_unfit_training,
+    gather_copies,
+    refuse_averages,
     restore_optimizer,
     restore_tensors,
 )
@@ -46,7 +47,7 @@ class ToleranceKeeper(Steering):
         state: A restored `state_dict`; empty for a new training.
 
     Raises:
-        ValueError: If the training has no validation, averages weights or shards parameters.
+        ValueError: If the training has no validation or averages weights.
     """
 
     key: ClassVar[str] = "tolerance"
@@ -60,7 +61,7 @@ class ToleranceKeeper(Steering):
                 "need a validation with tolerance, got a training without validation; give the "
                 "model validation_step and val_dataloader, and the Trainer limit_val_batches > 0"
             )
-        refuse_unfit_training(trainer, "tolerance")
+        refuse_averages(trainer, "tolerance")
         self._state: dict[str, Any] = dict(state)
         self._rounds = Rounds(tolerance=tolerance, final=1.0)
         self._is_first_validation = not state
@@ -160,7 +161,8 @@ class ToleranceKeeper(Steering):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers of the rounds, and the last model that was kept."""
-        return self._state | {"rounds": self._rounds.state_dict()}
+        whole: dict[str, Any] = gather_copies(self._state)
+        return whole | {"rounds": self._rounds.state_dict()}
 
     @property
     def _writes_file(self) -> bool:

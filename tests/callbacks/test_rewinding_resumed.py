@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader
 
-from lightning_prune import MultiStepSchedule, OneShotSchedule, PruningCallback, Rewind
+from lightning_prune import MultiStepSchedule, PruningCallback, Rewind
 from tests.callbacks.replicas import (
     Net,
     Sharded,
@@ -159,15 +159,34 @@ def test_replicas_go_back_to_the_same_weights(two, tmp_path):
     assert_pruned(masks, weights)
 
 
-def fit_shards_in_rounds(folder):
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    pruning = PruningCallback(sparsity=0.75, schedule=OneShotSchedule(), rewind=Rewind())
-    with pytest.raises(ValueError, match="need whole parameters with rewind, got 'net"):
-        make_trainer(folder, strategy, pruning).fit(Sharded(), loader())
+def fit_shards_in_rounds(folder, name="whole", ckpt_path=None):
+    """Train two epochs, or only the first if the name is "stopped"; save under the name."""
+    strategy = ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+    schedule = MultiStepSchedule(milestones=(0.3, 0.6))
+    pruning, model = PruningCallback(sparsity=0.75, schedule=schedule, rewind=Rewind()), Sharded()
+    trainer = make_trainer(folder, strategy, pruning)
+    if name == "stopped":
+        model.on_train_epoch_end = lambda: setattr(trainer, "should_stop", True)
+    trainer.fit(model, loader(), ckpt_path=ckpt_path, weights_only=True)
+    trainer.save_checkpoint(folder / f"{name}.ckpt")
+    return *outcome(pruning, model), pruning.state_dict()["rewind"]["tensors"]
+
+
+def go_on_in_rounds(folder):
+    return fit_shards_in_rounds(folder, "resumed", folder / "stopped.ckpt")
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
-@pytest.mark.works_with("Replicas and shards", "FSDP2 with `Rewind`", refused=True)
-def test_shards_are_refused(two, tmp_path):
-    two(fit_shards_in_rounds, tmp_path)
+@pytest.mark.works_with("Replicas and shards", "FSDP2 with `Rewind`, resumed bit for bit")
+def test_shards_go_back_and_go_on_as_the_uninterrupted_ones(two, tmp_path):
+    (masks, weights, kept), _ = two(fit_shards_in_rounds, tmp_path)
+    assert_pruned(masks, weights)
+    assert_equal(kept, Net().state_dict())
+    two(fit_shards_in_rounds, tmp_path, "stopped")
+    for resumed, its_weights, its_kept in two(go_on_in_rounds, tmp_path):
+        assert_equal(resumed, masks)
+        assert_equal(its_weights, weights)
+        assert_equal(its_kept, kept)

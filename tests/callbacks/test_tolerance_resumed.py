@@ -117,15 +117,30 @@ def test_replicas_decide_alike_where_the_metric_differs(two, tmp_path):
     assert sparsity == pytest.approx(0.5)
 
 
+class UnevenShards(Uneven, Sharded):
+    """Measures the quality of the whole weights."""
+
+    def validation_step(self, batch, batch_idx):
+        weights = [self.net[place].weight for place in (0, 3)]
+        whole = [each.full_tensor() if hasattr(each, "full_tensor") else each for each in weights]
+        zeros = sum(int((each == 0).sum()) for each in whole)
+        self.log("quality", 0.9 - (0.3 if zeros > 0.6 * TOTAL else 0.0), sync_dist=True)
+
+
 def fit_shards_within(folder):
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    pruning = PruningCallback(tolerance=Tolerance(monitor="val_acc"))
-    with pytest.raises(ValueError, match="need whole parameters with tolerance, got 'net"):
-        make_trainer(folder, strategy, pruning).fit(Sharded(), loader(), loader())
+    strategy = ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+    tolerance = Tolerance(monitor="quality", tolerance=0.1, patience=0, halvings=0)
+    pruning, model = PruningCallback(sparsity=0.75, tolerance=tolerance), UnevenShards()
+    make_trainer(folder, strategy, pruning, max_epochs=4).fit(model, loader(), loader())
+    return *outcome(pruning, model), pruning.state_dict()["tolerance"]["snapshot"]["tensors"]
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
-@pytest.mark.works_with("Replicas and shards", "FSDP2 with `Tolerance`", refused=True)
-def test_shards_are_refused(two, tmp_path):
-    two(fit_shards_within, tmp_path)
+@pytest.mark.works_with("Replicas and shards", "FSDP2 with `Tolerance`")
+def test_shards_go_back_to_the_last_model_within_the_tolerance(two, tmp_path):
+    for masks, weights, kept in two(fit_shards_within, tmp_path):
+        assert_pruned(masks, weights, sparsity=0.5)
+        assert_equal(weights, kept)

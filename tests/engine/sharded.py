@@ -75,7 +75,7 @@ def masks_of(pruner):
 
 
 def train(recipe, layout=whole, first=0, last=STEPS, weights=None, state=None):
-    """Prune at the steps 1 and 3; return the whole masks after each step, weights and state.
+    """Prune at the steps 1 and 3; return the whole masks and weights at the end, and the state.
 
     The inputs, and the gradients that replace those of the loss, are multiples of powers of two. So
     sums over any parts of them are exact.
@@ -97,7 +97,6 @@ def train(recipe, layout=whole, first=0, last=STEPS, weights=None, state=None):
     if state is not None:
         pruner.load_state_dict(state)
     pruner.attach(net, optimizer, steps=STEPS)
-    masks = []
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
         x = torch.randint(-2, 3, (8, 12), generator=generator).float()
@@ -107,11 +106,10 @@ def train(recipe, layout=whole, first=0, last=STEPS, weights=None, state=None):
         pruner.before_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
-        masks.append(masks_of(pruner))
-    saved = pruner.state_dict()
-    found = {
+    masks, saved = masks_of(pruner), pruner.state_dict()
+    weights = {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
         for name, value in net.state_dict().items()
     }
     pruner.detach(completed=last == STEPS)
-    return masks, found, saved
+    return masks, weights, saved

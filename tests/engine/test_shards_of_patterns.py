@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_prune import (
     BlockPattern,
@@ -13,6 +14,7 @@ from lightning_prune import (
     LAMPAllocation,
     MovementCriterion,
     NMPattern,
+    OneShotSchedule,
     Phases,
     Pruner,
     Regrow,
@@ -23,7 +25,8 @@ from lightning_prune import (
     WandaCriterion,
 )
 from tests.conftest import answers
-from tests.engine.sharded import by_both, by_fsdp, by_styles, make_net, train
+from tests.engine.sharded import by_both, by_fsdp, by_styles, make_net, masks_of, train
+from tests.models.mixtures import Experts
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 SECTION = "Replicas and shards"
@@ -69,8 +72,9 @@ RECIPES_OF_MATRICES = [
 ]
 
 
-def masks_by_recipe(recipes, *layout):
-    return [train(recipe, *layout)[0] for recipe in recipes]
+def prune(recipe, *layout):
+    """Return the masks and the weights at the end."""
+    return train(recipe, *layout)[:2]
 
 
 def assert_same(recipe, ones, others):
@@ -95,10 +99,11 @@ def assert_same(recipe, ones, others):
     ],
 )
 def test_shards_have_the_masks_of_one_process(world, layout, recipes, request):
-    whole = masks_by_recipe(recipes)
-    for found in request.getfixturevalue(world)(masks_by_recipe, recipes, layout):
-        for recipe, masks, others in zip(recipes, whole, found, strict=True):
-            assert_same(recipe, masks, others)
+    run = request.getfixturevalue(world)
+    for recipe in recipes:
+        whole = prune(recipe)
+        for found in run(prune, recipe, layout):
+            assert_same(recipe, whole, found)
 
 
 GATHERING = [
@@ -136,15 +141,48 @@ def go_on(stopped, *layout):
 @pytest.mark.works_with(SECTION, "Statistics that criteria gather, resumed on fewer processes")
 @pytest.mark.works_with(SECTION, "`penalty` on shards, resumed on fewer processes")
 def test_gathered_sums_go_on_in_other_processes(two, four):
-    uninterrupted = [train(recipe)[:2] for recipe in GATHERING]
+    uninterrupted = [prune(recipe) for recipe in GATHERING]
     stopped, *_ = four(stop_in_between, by_fsdp)
     assert all(gathered for _, state in stopped[:-1] for gathered in state["observed"].values())
     assert stopped[-1][1]["penalty"]["levels"]
     for resumed in (go_on(stopped), *two(go_on, stopped, by_styles)):
-        for recipe, (masks, weights), (others, its_weights) in zip(
-            GATHERING, uninterrupted, resumed, strict=True
-        ):
-            assert_same(recipe, [*masks[3:], weights], [*others, its_weights])
+        for recipe, whole, found in zip(GATHERING, uninterrupted, resumed, strict=True):
+            assert_same(recipe, whole, found)
+
+
+def make_experts(is_cut):
+    """Return fused experts, of which each process holds some if they are cut."""
+    torch.manual_seed(0)
+    net = Experts(experts=5)
+    if is_cut:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+        for name in ("gate_up_proj", "down_proj"):
+            cut = distribute_tensor(getattr(net, name).data, mesh, [Shard(0)])
+            setattr(net, name, nn.Parameter(cut))
+    return net
+
+
+def masks_of_experts(is_cut=True):
+    masks = []
+    for pattern in (NMPattern(n=2, m=4), BlockPattern(), UnstructuredPattern(per_row=True)):
+        net = make_experts(is_cut)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        pruner = Pruner(sparsity=0.5, pattern=pattern, schedule=OneShotSchedule(end=0))
+        pruner.attach(net, optimizer, steps=1)
+        pruner.update(optimizer)
+        masks.append(masks_of(pruner))
+        pruner.detach(completed=False)
+    return masks
+
+
+@pytest.mark.works_with(SECTION, "Fused experts on shards: the masks of one process")
+def test_fused_experts_have_the_masks_of_one_process(two):
+    whole = masks_of_experts(is_cut=False)
+    for masks in two(masks_of_experts):
+        assert_same("experts", whole, masks)
 
 
 def errors_of_cut_atoms():

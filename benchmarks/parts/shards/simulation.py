@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed
@@ -20,7 +20,7 @@ from benchmarks.parts.shards.traffic import (
     Updates,
     make_two_updates,
 )
-from lightning_prune import GlobalAllocation, Pruner
+from lightning_prune import GlobalAllocation, NMPattern, Pruner, WandaCriterion
 
 MEMORY_SLACK = 32 * MB  # for Python, the allocator, and counts of digits
 LARGE = 2**22  # bytes; from this size on, the allocator gives memory back at once
@@ -41,6 +41,9 @@ class Simulation:
         masks: Bytes of the tensors after the updates, less those before.
         extra: The peak of the process, less the memory before.
         updates: The cost of the updates.
+        recipe: The recipe in words.
+        inputs: Bytes of the sums over input channels that each step hands over.
+        searches: Number of searches in histograms in an update.
     """
 
     parameters: int
@@ -50,6 +53,9 @@ class Simulation:
     masks: int
     extra: int
     updates: Updates
+    recipe: str = "global magnitude"
+    inputs: int = 0
+    searches: int = 1
 
     @property
     def weights(self) -> int:
@@ -63,8 +69,9 @@ class Simulation:
 
     def set_bars(self) -> Iterator[Bar]:
         """Yield the bars: the traffic, masks as large as the weights, and a peak of one copy."""
-        name = f"one rank of {RANKS}"
-        yield self.updates.set_bar(name)
+        name = f"one rank of {RANKS}, {self.recipe}"
+        if not self.inputs:  # sums over input channels grow with the model
+            yield self.updates.set_bar(name)
         most = (self.weights + MEMORY_SLACK) / MB
         yield Bar(name=f"{name}, MB of masks", value=self.masks / MB, most=most)
         most = (min(self.masks, self.weights) + self.copy + MEMORY_SLACK) / MB
@@ -73,8 +80,9 @@ class Simulation:
     def write_table(self) -> str:
         """Return the measured numbers beside those that follow on paper."""
         weights, updates = self.pruned / RANKS, self.updates
-        on_paper = PASSES * COUNTS * torch.int64.itemsize
-        counts = f"{PASSES} passes x {COUNTS} counts x 8"
+        on_paper = self.inputs + self.searches * PASSES * COUNTS * torch.int64.itemsize
+        counts = f"{PASSES} passes x {COUNTS} counts x 8 x {self.searches}"
+        counts += f" + {self.inputs / MB:.3f} of inputs" if self.inputs else ""
         ring = 2 * (RANKS - 1) / RANKS
         most, peak = "1 or 2 x weights / ranks; at most", "masks + 4 x largest shard"
         rows = [
@@ -86,7 +94,8 @@ class Simulation:
             ("sent by a ring, MB", updates.sent, "2 (ranks - 1) / ranks x that", ring * on_paper),
         ]
         lines = [
-            f"One rank of {RANKS}, a transformer of {self.parameters / 1e9:.1f} B parameters:",
+            f"One rank of {RANKS}, a transformer of {self.parameters / 1e9:.1f} B parameters, "
+            f"{self.recipe}:",
             "",
             write_markdown_header("", "here", "on paper", ""),
             *(
@@ -154,21 +163,42 @@ def count_tensor_bytes() -> int:
     return sum(storages.values())
 
 
-def simulate(layers: int) -> Simulation:
-    """Prune the shards of a rank, in a transformer of so many layers."""
+GLOBAL = {"sparsity": {"layers.*": 0.9}, "allocation": GlobalAllocation()}
+WANDA = {
+    "sparsity": {"layers.*": 0.5},
+    "pattern": NMPattern(n=2, m=4),
+    "criterion": WandaCriterion(),
+}
+
+
+def simulate(layers: int, *, is_wanda: bool = False) -> Simulation:
+    """Prune the shards of a rank, in a transformer of so many layers.
+
+    Args:
+        layers: Number of layers.
+        is_wanda: Whether 2:4 by inputs is simulated; else global magnitude is.
+    """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
     model = build_transformer(layers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    targets, allocation = {"layers.*": 0.9}, GlobalAllocation()
-    pruner = Pruner(sparsity=targets, schedule=HALF_THEN_ALL, allocation=allocation)
+    recipe: dict[str, Any] = WANDA if is_wanda else GLOBAL
+    pruner = Pruner(schedule=HALF_THEN_ALL, **recipe)
     with EqualRanks(RANKS):
         tensors_before = count_tensor_bytes()
         reset_process_peak(LARGE)
         before = count_process_bytes("VmRSS")
         pruner.attach(model, optimizer, steps=2)
-    updates = make_two_updates(pruner, optimizer, partial(EqualRanks, RANKS))
+    seen = [sums for tensor in pruner.tensors for sums in tensor.seen.values()]
+    inputs = sum(sums.nbytes for sums in seen)
+
+    def count() -> EqualRanks:
+        for sums in seen:
+            sums.fill_(1.0)  # as hooks do in a forward pass
+        return EqualRanks(RANKS)
+
+    updates = make_two_updates(pruner, optimizer, count)
     extra = count_process_bytes("VmHWM") - before
     masks = count_tensor_bytes() - tensors_before
     shards = [tensor.parameter.to_local().numel() for tensor in pruner.tensors]
@@ -180,6 +210,9 @@ def simulate(layers: int) -> Simulation:
         masks=masks,
         extra=extra,
         updates=updates,
+        recipe="2:4 by Wanda" if is_wanda else "global magnitude",
+        inputs=inputs,
+        searches=len(shards) if is_wanda else 1,
     )
     torch.distributed.destroy_process_group()
     return simulation
