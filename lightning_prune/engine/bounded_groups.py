@@ -39,7 +39,7 @@ class BoundedGroup(Group):
         protected, allowed = self.find_bounds(ranked, alive, compute_keep(self.total, target))
         if self.rows:
             protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
-        counts = torch.stack([protected.sum(), allowed.sum()])
+        counts = torch.stack([protected.count_nonzero(), allowed.count_nonzero()])
         certain, possible = sum_shards(counts, self.shard).tolist()
         if (least := min(self.floor, possible)) > certain:
             bounded = ranked.masked_fill(~allowed, -math.inf).masked_fill(protected, math.inf)
