@@ -42,7 +42,11 @@ class BoundedGroup(Group):
         counts = torch.stack([protected.count_nonzero(), allowed.count_nonzero()])
         certain, possible = sum_shards(counts, self.shard).tolist()
         if (least := min(self.floor, possible)) > certain:
-            bounded = ranked.masked_fill(~allowed, -math.inf).masked_fill(protected, math.inf)
+            bounded = ranked
+            if possible < self.total:
+                bounded = bounded.masked_fill(~allowed, -math.inf)
+            if certain:
+                bounded = bounded.masked_fill(protected, math.inf)
             protected = choose_best(bounded, count_best_local(bounded, least, self.shard))
         return TensorAtoms(
             shape=self.members[0].shape,
