@@ -40,10 +40,14 @@ class BoundedGroup(Group):
         protected, allowed = self.find_bounds(ranked, alive, compute_keep(self.total, target))
         if self.rows:
             protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
-        counts = torch.stack([protected.sum(), allowed.sum()])
+        counts = torch.stack([protected.count_nonzero(), allowed.count_nonzero()])
         certain, possible = sum_shards(counts, self.shard).tolist()
         if (least := min(self.floor, possible)) > certain:
-            bounded = ranked.masked_fill(~allowed, -math.inf).masked_fill(protected, math.inf)
+            bounded = ranked
+            if possible < self.total:
+                bounded = bounded.masked_fill(~allowed, -math.inf)
+            if certain:
+                bounded = bounded.masked_fill(protected, math.inf)
             protected = choose_best(bounded, count_best_local(bounded, least, self.shard))
         return TensorAtoms(
             shape=self.members[0].shape,

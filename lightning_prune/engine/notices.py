@@ -92,8 +92,9 @@ def _find_zeros(tensors: Sequence[PrunedTensor]) -> dict[str, float]:
     counts = []
     for tensor in tensors:
         weights, kept = tensor.weights, tensor.mask.kept
-        signs = [((weights == 0) & kept).sum(), (weights > 0).sum(), (weights < 0).sum()]
-        counts.append((torch.stack(signs).to(device), tensor.shard))
+        signs = [(weights == 0) & kept, weights > 0, weights < 0]
+        numbers = torch.stack([each.count_nonzero() for each in signs])
+        counts.append((numbers.to(device), tensor.shard))
     table = zip(tensors, sum_by_tensor(counts).tolist(), strict=True)
     return {
         tensor.name: zeros / tensor.total

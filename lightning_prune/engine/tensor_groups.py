@@ -80,4 +80,6 @@ class TensorGroup(Group):
     def _find_any(self, weights: Tensor) -> Tensor:
         """Return which atoms have a weight for which a bool tensor is true."""
         arranged = self.arrange(self.members[0].output_first(weights))
+        if self.pattern.prunes_single_weights:
+            return arranged
         return self.pattern.to_atoms(arranged.float()) > 0

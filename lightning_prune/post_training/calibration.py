@@ -35,6 +35,7 @@ from lightning_prune.post_training.held_fits import (
 )
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.schedules import OneShotSchedule
+from lightning_prune.tensors.masks import narrow_masks
 
 _EXPECTED_WARNINGS = (
     ".*in eval mode at the start of training",
@@ -260,13 +261,14 @@ class _Calibration(LightningCallback):
         if trainer.num_training_batches < self.batches:
             raise ValueError(describe_shortage(self.batches, int(trainer.num_training_batches)))
         hold_weights(trainer, pl_module)
-        self.pruner.attach(
-            pl_module,
-            trainer.optimizers,
-            clocks=lambda schedule: lambda done: float(self.concluded),
-            is_trial_step=lambda optimizer: True,  # a gradient scaler may skip a step
-            example=self.callback.example,
-        )
+        with narrow_masks():
+            self.pruner.attach(
+                pl_module,
+                trainer.optimizers,
+                clocks=lambda schedule: lambda done: float(self.concluded),
+                is_trial_step=lambda optimizer: True,  # a gradient scaler may skip a step
+                example=self.callback.example,
+            )
         for tensor in self.pruner.tensors:
             if tensor.hooks:  # they run in train mode only; the layer computes the same
                 tensor.owner.training = True

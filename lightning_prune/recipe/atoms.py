@@ -100,7 +100,7 @@ class TensorAtoms(Atoms):
     ) -> None:
         self.shape, self.shard = shape, shard
         self.total = math.prod(shard.shape) if shard else scores.numel()
-        counts = torch.stack([protected.sum(), allowed.sum()])
+        counts = torch.stack([protected.count_nonzero(), allowed.count_nonzero()])
         self.floor, self.cap = sum_shards(counts, shard).tolist()
         self._scores, self._protected, self._allowed = scores, protected, allowed
 

@@ -48,6 +48,11 @@ class Pattern(ABC):
         return False
 
     @property
+    def prunes_single_weights(self) -> bool:
+        """Whether an atom is a single weight: whether the pattern leaves `to_atoms` as it is."""
+        return type(self).to_atoms is Pattern.to_atoms
+
+    @property
     def works_on_shards(self) -> bool:
         """Whether a mask made from shards equals the mask of the whole tensor.
 

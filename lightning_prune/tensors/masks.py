@@ -1,15 +1,33 @@
 """Masks, in the form that is fastest to apply."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
 BITS_ON = ("cpu",)
+_IS_NARROW = ContextVar("is_narrow", default=False)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MINUS_INFINITY = {
     torch.float32: torch.tensor(-torch.inf, dtype=torch.float32, device="cpu").view(torch.int32),
     torch.float64: torch.tensor(-torch.inf, dtype=torch.float64, device="cpu").view(torch.int64),
 }
+
+
+@contextmanager
+def narrow_masks() -> Iterator[None]:
+    """Let the masks that are made inside the block take a byte a weight on a CPU, too.
+
+    There they are slower to apply. This is for pruning at once, which applies a mask once.
+    """
+    token = _IS_NARROW.set(True)
+    try:
+        yield
+    finally:
+        _IS_NARROW.reset(token)
 
 
 class Mask:
@@ -26,7 +44,7 @@ class Mask:
     """
 
     def __init__(self, mask: Tensor, weights: Tensor) -> None:
-        self._has_bits = weights.device.type in BITS_ON
+        self._has_bits = weights.device.type in BITS_ON and not _IS_NARROW.get()
         dtype = _INTEGERS[weights.element_size()] if self._has_bits else torch.bool
         self._form = torch.empty_like(weights, dtype=dtype, requires_grad=False)
         self.set(mask)

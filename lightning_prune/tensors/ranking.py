@@ -61,6 +61,10 @@ def choose_best(scores: Tensor, keep: int, sizes: Sizes = SIZES) -> Tensor:
         return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     if keep >= scores.numel():
         return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    if keep == 1:
+        best = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+        best[scores.argmax()] = True  # the first of equal scores
+        return best.view(scores.shape)
     part = Part.of(scores, sizes=sizes)
     if part.is_batched:
         return mark_best([part], [keep], sizes=sizes)[0].view(scores.shape)

@@ -198,3 +198,24 @@ def test_what_a_training_step_writes_into_weights_is_undone():
     masks = prune(model).pruner.masks
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name] * masks.get(name, 1))
+
+
+@pytest.mark.parametrize("pattern", [NMPattern(), UnstructuredPattern(per_row=True)])
+def test_masks_take_a_byte_a_weight_also_on_a_cpu(pattern):
+    class Wide(Model):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(512, 512)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(batch[0].repeat(1, 64)).square().mean()
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    model = Wide()
+    report = prune(model, pattern=pattern)
+    (mask,) = (tensor.mask for tensor in report.pruner.tensors)
+    held = sum(v.nbytes for v in vars(mask).values() if isinstance(v, torch.Tensor))
+    assert held == model.net.weight.numel()
+    assert torch.equal(mask.kept, model.net.weight != 0)
