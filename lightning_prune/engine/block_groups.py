@@ -27,7 +27,8 @@ class BlockGroup(TensorGroup, BoundedGroup):
     @property
     def atoms_kept(self) -> int:
         """Number of atoms that are not pruned."""
-        return int(self.alive().sum())
+        member = self.members[0]
+        return member.kept if self.total == member.total else int(self.alive().sum())
 
     def extents(self) -> Iterator[Extent]:
         """Yield the tensor: its atoms may lie anywhere, and the first atom is the largest."""

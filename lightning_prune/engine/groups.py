@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_prune.engine.choices import Choice, Settled
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.scores import TensorScores
-from lightning_prune.recipe.atoms import Atoms, TensorAtoms
+from lightning_prune.recipe.atoms import Atoms, TensorAtoms, count_bounds
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
 from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
@@ -280,14 +280,17 @@ class BoundedGroup(Group):
         protected, allowed = self.pattern.bounds(ranked, alive, compute_keep(self.total, target))
         if self.rows:
             protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
-        # To read both numbers at once is a single wait for an accelerator.
-        held, may_stay = torch.stack([protected.sum(), allowed.sum()]).tolist()
+        held, may_stay = count_bounds(protected, allowed)
         least = min(self.floor, may_stay)
         if least > held:
             bounded = ranked.masked_fill(~allowed, -math.inf).masked_fill(protected, math.inf)
             protected = choose_best(bounded, least)
         return TensorAtoms(
-            shape=self.members[0].shape, scores=ranked, protected=protected, allowed=allowed
+            shape=self.members[0].shape,
+            scores=ranked,
+            protected=protected,
+            allowed=allowed,
+            counts=(max(held, least), may_stay),
         )
 
     def choose(self, atoms: Atoms, share: Share) -> Tensor:

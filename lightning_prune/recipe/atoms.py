@@ -75,14 +75,20 @@ class TensorAtoms(Atoms):
         scores: A finite score for each atom; higher scores are kept.
         protected: Bool mask of the atoms that are kept at any score, shaped as ``scores``.
         allowed: Bool mask of the atoms that may be kept, shaped as ``scores``.
+        counts: Numbers of protected and of allowed atoms; None to count them.
     """
 
     def __init__(
-        self, *, shape: tuple[int, ...], scores: Tensor, protected: Tensor, allowed: Tensor
+        self,
+        *,
+        shape: tuple[int, ...],
+        scores: Tensor,
+        protected: Tensor,
+        allowed: Tensor,
+        counts: tuple[int, int] | None = None,
     ) -> None:
         self.shape, self.shard, self.total = shape, None, scores.numel()
-        # To read both numbers at once is a single wait for an accelerator.
-        self.floor, self.cap = torch.stack([protected.sum(), allowed.sum()]).tolist()
+        self.floor, self.cap = counts or count_bounds(protected, allowed)
         self._scores, self._protected, self._allowed = scores, protected, allowed
 
     @property
@@ -99,3 +105,9 @@ class TensorAtoms(Atoms):
     def allowed(self) -> Tensor:
         """Bool mask of the atoms that may be kept."""
         return self._allowed
+
+
+def count_bounds(protected: Tensor, allowed: Tensor) -> tuple[int, int]:
+    """Return the numbers of protected and of allowed atoms, with a single wait for both."""
+    held, allowed_number = torch.stack([protected.sum(), allowed.sum()]).tolist()
+    return held, allowed_number
