@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_prune.engine.choices import Settled
 from lightning_prune.engine.groups import Group, Scores
-from lightning_prune.recipe.atoms import Atoms, TensorAtoms
+from lightning_prune.recipe.atoms import Atoms, TensorAtoms, count_bounds
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
 from lightning_prune.tensors.shards import sum_shards
@@ -40,13 +40,13 @@ class BoundedGroup(Group):
         protected, allowed = self.find_bounds(ranked, alive, compute_keep(self.total, target))
         if self.rows:
             protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))
-        counts = torch.stack([protected.count_nonzero(), allowed.count_nonzero()])
-        certain, possible = sum_shards(counts, self.shard).tolist()
-        if (least := min(self.floor, possible)) > certain:
+        held, may_stay = count_bounds(protected, allowed, self.shard)
+        least = min(self.floor, may_stay)
+        if least > held:
             bounded = ranked
-            if possible < self.total:
+            if may_stay < self.total:
                 bounded = bounded.masked_fill(~allowed, -math.inf)
-            if certain:
+            if held:
                 bounded = bounded.masked_fill(protected, math.inf)
             protected = choose_best(bounded, count_best_local(bounded, least, self.shard))
         return TensorAtoms(
@@ -55,6 +55,7 @@ class BoundedGroup(Group):
             protected=protected,
             allowed=allowed,
             shard=self.shard,
+            counts=(max(held, least), may_stay),
         )
 
     def choose(self, atoms: Atoms, share: Share) -> Tensor:

@@ -37,7 +37,7 @@ class ZeroKeeper:
         self._least_eps = max((torch.finfo(dtype).smallest_normal for dtype in dtypes), default=0)
         self._index = index
         self._optimizer = optimizer
-        self._masks = MaskSet()
+        self._gradients, self._weights = MaskSet(), MaskSet()
         self._is_clear = False  # whether statistics of pruned weights are 0
         self._foreign: set[PrunedTensor] = set()  # have statistics that may not be 0
         self._disturbed: set[PrunedTensor] = set()  # had gradients that were not 0
@@ -74,7 +74,7 @@ class ZeroKeeper:
         dense = [(tensor, tensor.parameter.grad) for tensor in self._iterate_pruned()]
         dense = [(t, grad) for t, grad in dense if grad is None or grad.layout == torch.strided]
         given = [(tensor.mask, local_part(grad)) for tensor, grad in dense if grad is not None]
-        self._masks.apply([mask for mask, _ in given], [gradient for _, gradient in given])
+        self._gradients.apply([mask for mask, _ in given], [gradient for _, gradient in given])
         if is_elementwise:
             for tensor, gradient in dense:
                 if self._owns_plain(tensor):
@@ -83,9 +83,10 @@ class ZeroKeeper:
 
     def after_step(self) -> None:
         """Mask the weights of each tensor whose pruned weights may have moved."""
-        for tensor in self._iterate_pruned():
-            if not self._left_zeros(tensor):
-                tensor.mask.apply(tensor.weights)
+        pruned = list(self._iterate_pruned())
+        moved = [tensor for tensor in pruned if not self._left_zeros(tensor)]
+        self._weights.apply([t.mask for t in moved], [t.weights for t in moved])
+        for tensor in pruned:
             if tensor.shard is None:
                 self._written[tensor] = tensor.parameter._version
         self._overwritten = set()

@@ -87,6 +87,7 @@ class TensorAtoms(Atoms):
         protected: Bool mask of the atoms that are kept at any score, shaped as ``scores``.
         allowed: Bool mask of the atoms that may be kept, shaped as ``scores``.
         shard: Place of these atoms in a sharded tensor; None if they are the whole tensor.
+        counts: Numbers of protected and of allowed atoms; None to count them.
     """
 
     def __init__(
@@ -97,11 +98,11 @@ class TensorAtoms(Atoms):
         protected: Tensor,
         allowed: Tensor,
         shard: Shard | None = None,
+        counts: tuple[int, int] | None = None,
     ) -> None:
         self.shape, self.shard = shape, shard
         self.total = math.prod(shard.shape) if shard else scores.numel()
-        counts = torch.stack([protected.count_nonzero(), allowed.count_nonzero()])
-        self.floor, self.cap = sum_shards(counts, shard).tolist()
+        self.floor, self.cap = counts or count_bounds(protected, allowed, shard)
         self._scores, self._protected, self._allowed = scores, protected, allowed
 
     @property
@@ -118,3 +119,16 @@ class TensorAtoms(Atoms):
     def allowed(self) -> Tensor:
         """Bool mask of the atoms that may be kept."""
         return self._allowed
+
+
+def count_bounds(protected: Tensor, allowed: Tensor, shard: Shard | None) -> tuple[int, int]:
+    """Return the numbers of protected and of allowed atoms, with a single wait for both.
+
+    Args:
+        protected: Bool mask of the local atoms that are kept at any score.
+        allowed: Bool mask of the local atoms that may be kept.
+        shard: Place of these atoms in a sharded tensor, whose processes count together.
+    """
+    counts = torch.stack([protected.count_nonzero(), allowed.count_nonzero()])
+    held, may_stay = sum_shards(counts, shard).tolist()
+    return held, may_stay

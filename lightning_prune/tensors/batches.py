@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.tensors.chunks import read_chunks
+from lightning_prune.tensors.histograms import count_each
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold
 from lightning_prune.tensors.samples import Fits, find_last
 
@@ -154,20 +155,9 @@ def _count_digits(
         keys = chunk.values.to(dtype).add_(0.0).view(known.dtype).bitwise_right_shift_(shift)
         pieces = chunk.split(keys)
         torch._foreach_sub_(pieces, known[chunk.parts].to(keys.device).unbind())
-        found = torch.stack([_count_each(piece, digits) for piece in pieces])
+        found = torch.stack([count_each(piece, digits) for piece in pieces])
         counts[chunk.parts] += found.to(counts.device, torch.int64)
     return counts
-
-
-def _count_each(keys: Tensor, digits: int) -> Tensor:
-    """Count the keys from 0 to ``digits - 1`` by value; ignore all others.
-
-    `torch.histc` puts the upper bound into the last bin. Twice the bins keep it away from a digit,
-    and the width of a bin is exactly 1.
-    """
-    keys = keys if keys.is_cuda else keys.double()  # elsewhere torch counts floats only
-    bins = 2 * digits
-    return torch.histc(keys, bins=bins, min=0, max=bins)[:digits]
 
 
 def _mark(parts: Sequence[Part], values: Tensor, ties: Tensor, sizes: Sizes) -> list[Tensor]:

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.parts import Part, Sizes, Threshold, to_array, to_tensor
+from lightning_prune.tensors.parts import (
+    Part,
+    Sizes,
+    Threshold,
+    reads_at_once,
+    to_array,
+    to_tensor,
+)
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import sum_by_tensor
 
@@ -53,22 +60,45 @@ def _choose_digit(counts: Tensor, above: Tensor, fits: Fits) -> tuple[int, Tenso
     return counts.shape[1] - 1 - place, higher[:, place], downwards[:, place]
 
 
+def count_each(keys: Tensor, digits: int) -> Tensor:
+    """Count the keys from 0 to ``digits - 1`` by value, and ignore all others, without a wait.
+
+    `torch.histc` puts the upper bound into the last bin. Twice the bins keep it away from a digit,
+    and the width of a bin is exactly 1.
+
+    Args:
+        keys: Whole numbers.
+        digits: Number of values, a power of 2.
+
+    Examples:
+        >>> count_each(torch.tensor([0, 3, 3, 4, 8, -1]), 4).tolist()
+        [1, 0, 0, 2]
+    """
+    numbers = keys if keys.is_cuda else keys.float()  # elsewhere torch counts floats only
+    bins = 2 * digits
+    return torch.histc(numbers, bins=bins, min=0, max=bins)[:digits].to(torch.int64)
+
+
 def _count_digits(
     part: Part, dtype: torch.dtype, known: int, top: int, shift: int, sizes: Sizes
 ) -> Tensor:
-    """Count the keys with the known higher bits, by the next digit."""
+    """Count the keys with the known higher bits, by the next digit, where the values are."""
     digits = 1 << (top - shift)
-    counts = torch.zeros(digits, dtype=torch.int64, device="cpu")
     bits = dtype.itemsize * 8
+    # The highest digit holds the sign.
+    base = -(digits >> 1) if top == bits else known - (1 << bits - 1 >> top) << top - shift
+    counts = torch.zeros(digits, dtype=torch.int64, device="cpu")
     for piece in part.read(1):
         # -0.0 ranks as +0.0.
-        keys = to_array(_order_bits((piece.to(dtype) + 0.0).view(_INTEGERS[dtype])), sizes)
+        ordered = _order_bits((piece.to(dtype) + 0.0).view(_INTEGERS[dtype]))
+        if not reads_at_once(piece.device):
+            counts = counts.to(piece.device, non_blocking=True)
+            counts += count_each((ordered >> shift) - base, digits)
+            continue
+        keys = (to_array(ordered, sizes) >> shift) - base
         if top < bits:
-            keys = keys[keys >> top == known - (1 << bits - 1 >> top)]
-        found = keys >> shift & digits - 1
-        if top == bits:  # the highest digit holds the sign
-            found = found ^ digits >> 1
-        counts += torch.bincount(to_tensor(found), minlength=digits).cpu()
+            keys = keys[(keys >= 0) & (keys < digits)]
+        counts += torch.bincount(to_tensor(keys), minlength=digits)
     return counts
 
 

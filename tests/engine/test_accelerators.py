@@ -104,6 +104,13 @@ def test_an_update_waits_three_times_whatever_the_number_of_tensors(name):
     assert len(many) == WAITS + (name == "signed scores")  # a global ranking waits once more
 
 
+def test_an_update_of_groups_of_4_waits_twice_for_each_tensor_and_twice_for_all():
+    # At sparsity 0.5 the pattern also looks whether at most 2 of each 4 are kept.
+    recipe = {"pattern": NMPattern(n=2, m=4), "sparsity": 0.6}
+    few, many = count_waits(3, **recipe), count_waits(9, **recipe)
+    assert (len(many) - len(few)) / 6 <= 2
+
+
 def test_a_score_that_is_not_finite_changes_nothing():
     net = make_net()
     with as_on_an_accelerator():

@@ -11,7 +11,7 @@ from lightning_prune.tensors import ranking
 from lightning_prune.tensors.batches import mark_best
 from lightning_prune.tensors.parts import Part, Sizes
 from tests.accelerators import as_on_an_accelerator, waits_of_the_host
-from tests.tensors.test_ranking import DTYPES, lists, twin
+from tests.tensors.test_ranking import DTYPES, alone_in_a_shard, lists, twin
 
 SIZES = [Sizes(), Sizes(piece=4, launch=7), Sizes(piece=3, launch=1)]
 """Whole tensors in a chunk; pieces and chunks that cut tensors; a piece in each chunk."""
@@ -86,6 +86,19 @@ def test_a_search_waits_for_nothing_and_a_pool_once_for_each_digit():
                 ranking.share_out(parts, 50 * tensors)
             waits.append(len(seen))
     assert waits[0] == waits[1] <= 10
+
+
+def test_the_histograms_of_shards_are_counted_without_a_wait_for_each_tensor():
+    waits = []
+    for tensors in (2, 8):
+        scores = [torch.randn(40).round(decimals=1) for _ in range(tensors)]
+        parts = [Part.of(each, alone_in_a_shard(each)) for each in scores]
+        expected = ranking.share_out(parts, 15 * tensors)
+        with as_on_an_accelerator(), waits_of_the_host() as seen:
+            found = ranking.share_out(parts, 15 * tensors)
+        assert found == expected
+        waits.append(len(seen))
+    assert waits[0] == waits[1]
 
 
 def test_the_least_of_a_tensor_is_kept_in_a_batch():
