@@ -6,31 +6,36 @@ kernel takes a table of addresses. It writes zeros where a weight is pruned, and
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 4096
-_ELEMENTS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
-"""Whole numbers of which 0 has the bits of +0.0, by the width of a value in bytes."""
 
+if find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _zero_pruned(values, forms, sizes, owners, starts, element: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Set a block of a tensor to zero where the weights are pruned."""
-    owner = tl.load(owners + tl.program_id(0))
-    places = tl.load(starts + tl.program_id(0)) + tl.arange(0, block)
-    is_inside = places < tl.load(sizes + owner)
-    form = tl.load(forms + owner).to(tl.pointer_type(tl.int8))
-    is_pruned = tl.load(form + places, mask=is_inside, other=0) != 0
-    target = tl.load(values + owner).to(tl.pointer_type(element))
-    tl.store(target + places, 0, mask=is_inside & is_pruned)
+    _ELEMENTS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
+    """Whole numbers of which 0 has the bits of +0.0, by the width of a value in bytes."""
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _zero_pruned(  # type: ignore[no-untyped-def]
+        values, forms, sizes, owners, starts, element: tl.constexpr, block: tl.constexpr
+    ):
+        """Set a block of a tensor to zero where the weights are pruned."""
+        owner = tl.load(owners + tl.program_id(0))
+        places = tl.load(starts + tl.program_id(0)) + tl.arange(0, block)
+        is_inside = places < tl.load(sizes + owner)
+        form = tl.load(forms + owner).to(tl.pointer_type(tl.int8))
+        is_pruned = tl.load(form + places, mask=is_inside, other=0) != 0
+        target = tl.load(values + owner).to(tl.pointer_type(element))
+        tl.store(target + places, 0, mask=is_inside & is_pruned)
 
 
 class Launch:
-    """One launch for tensors of the same device and width.
+    """One launch for tensors of the same device and width, where Triton is installed.
 
     Args:
         forms: For each tensor, a bool tensor that is True where a weight is pruned. The memory of

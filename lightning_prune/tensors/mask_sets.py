@@ -1,7 +1,6 @@
 """Masks of many tensors, applied together."""
 
 from collections.abc import Sequence
-from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ from lightning_prune.tensors.masks import Mask
 
 if TYPE_CHECKING:
     from lightning_prune.tensors.fused_zeroing import Launch
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 class MaskSet:
@@ -32,7 +33,7 @@ class MaskSet:
         """
         together: dict[tuple[torch.device, int], list[tuple[Mask, Tensor]]] = {}
         for mask, each in zip(masks, values, strict=True):
-            if each.is_cuda and _has_triton() and lies_alike(mask, each):
+            if each.is_cuda and _HAS_TRITON and lies_alike(mask, each):
                 together.setdefault((each.device, each.element_size()), []).append((mask, each))
             else:
                 mask.apply(each)
@@ -47,7 +48,7 @@ class MaskSet:
 
 def make_launch(masks: Sequence[Mask]) -> "Launch":
     """Return the launch for masks that have a `Mask.pruned`."""
-    from lightning_prune.tensors.fused_zeroing import Launch  # not everywhere is Triton
+    from lightning_prune.tensors.fused_zeroing import Launch  # it imports Triton, which takes long
 
     return Launch([mask.pruned for mask in masks if mask.pruned is not None])
 
@@ -68,8 +69,3 @@ def _has_no_gaps(values: Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
