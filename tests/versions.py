@@ -9,6 +9,11 @@ from lightning_prune.models.torch_floors import TorchFloor
 _RAISED = ValueError, AssertionError  # the latter for an error in another process
 
 
+def needs(floor: TorchFloor) -> pytest.MarkDecorator:
+    """Skip a test where torch is too old for ``floor``."""
+    return pytest.mark.skipif(not floor.is_met, reason=floor.refusal)
+
+
 def refused_before(floor: TorchFloor) -> pytest.MarkDecorator:
     """Mark a test that must fail with the refusal of ``floor`` where torch is too old."""
     refusal = pytest.RaisesExc(_RAISED, match=re.escape(floor.refusal))

@@ -124,7 +124,10 @@ def _count_zeros(module: nn.Module) -> tuple[float, tuple[str, ...]]:
 def _progress_bar(is_wanted: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     is_shown = is_wanted and Console().is_terminal
-    return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not is_shown)
+    console = Console(quiet=not is_shown)  # older versions of rich end a disabled bar with a line
+    return Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not is_shown
+    )
 
 
 def _report_layers(

@@ -8,7 +8,9 @@ import torch
 
 from lightning_prune import BytesBudget, load_sparse
 from lightning_prune.engine.measured_bytes import measure_bytes
+from lightning_prune.models.torch_floors import TorchFloor
 from tests.commands import ROOT
+from tests.versions import needs
 
 MODULE = """
 import torch
@@ -111,6 +113,7 @@ def row(printed, metric):
     return [float(cell) for cell in line.split("│")[2:5]]
 
 
+@needs(TorchFloor.ONNX_OF_NONE)
 @pytest.mark.slow
 def test_an_onnx_file_is_written_beside_the_checkpoint_and_validated(model, export, files, capsys):
     checkpoint = Path("best.ckpt").read_bytes()
@@ -199,6 +202,7 @@ def test_a_rounded_sparse_file_is_validated(export, files, capsys):
     assert before == pytest.approx(after, abs=1e-3)
 
 
+@needs(TorchFloor.ONNX_OF_NONE)
 @pytest.mark.slow
 def test_a_validation_without_forward_measures_nothing_and_says_so(export, files, capsys):
     export("--model", "deployed.SilentWithExample")

@@ -27,8 +27,10 @@ from lightning_prune import (
     UniformAllocation,
 )
 from lightning_prune.engine.scores import ScoreBook
+from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.tensors.bits import unpack_mask
 from lightning_prune.tensors.shards import local_part
+from tests.versions import refused_before
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 SECTION = "Replicas and shards"
@@ -122,6 +124,9 @@ def assert_same(recipes, ones, others):
             assert torch.equal(one[name], other[name]), (recipe, name)
 
 
+REFUSED = refused_before(TorchFloor.UNEVEN_SHARDS)
+BY_BOTH = pytest.param(by_both, marks=REFUSED)
+FOUR_BY_BOTH = pytest.param("four", by_both, marks=REFUSED)
 SHOWS = pytest.mark.works_with(
     SECTION, "FSDP2, tensor parallelism, both, hybrid: the same masks as in one process"
 )
@@ -136,7 +141,7 @@ def test_two_processes_choose_the_masks_of_one(layout, two):
 
 
 @SHOWS
-@pytest.mark.parametrize("layout", [by_both, by_hybrid])
+@pytest.mark.parametrize("layout", [BY_BOTH, by_hybrid])
 def test_four_processes_choose_the_masks_of_one(layout, four):
     whole = masks_by_recipe()
     for masks in four(masks_by_recipe, layout):
@@ -169,9 +174,7 @@ def most_that_fit(layout):
 
 
 @SHOWS
-@pytest.mark.parametrize(
-    ("world", "layout"), [("two", by_fsdp), ("two", by_tensor), ("four", by_both)]
-)
+@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), ("two", by_tensor), FOUR_BY_BOTH])
 def test_processes_find_the_most_that_fits_as_one_process_does(world, layout, request):
     whole = most_that_fit(lambda net: net)
     assert len({tuple(keep.values()) for keep in whole}) == 8
@@ -202,7 +205,7 @@ def regrown(layout):
 
 
 @pytest.mark.works_with(SECTION, "RigL and SET on shards: the same masks as in one process")
-@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), ("four", by_both)])
+@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), FOUR_BY_BOTH])
 def test_shards_regrow_the_masks_of_one_process(world, layout, request):
     whole = regrown(lambda net: net)
     for masks in request.getfixturevalue(world)(regrown, layout):
@@ -236,7 +239,7 @@ def masks_by_budget(shard=lambda net: net):
 
 
 @pytest.mark.works_with(SECTION, "A budget of parameters on shards: the masks of one process")
-@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), ("four", by_both)])
+@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), FOUR_BY_BOTH])
 def test_shards_share_a_budget_as_one_process_does(world, layout, request):
     whole = masks_by_budget()
     for masks in request.getfixturevalue(world)(masks_by_budget, layout):
@@ -248,7 +251,8 @@ def masks_after(state, layout):
 
 
 @pytest.mark.works_with(SECTION, "Resume on another number of processes")
-def test_masks_go_on_from_any_number_of_processes(two, four):
+@pytest.mark.parametrize(("world", "layout"), [("two", by_fsdp), ("two", by_tensor), FOUR_BY_BOTH])
+def test_masks_go_on_from_any_number_of_processes(world, layout, request):
     first = (UniformAllocation(), RandomCriterion(), 0.5)
     state = pruned_once(make_net(), *first).state_dict()
     whole = masks_after(state, lambda net: net)
@@ -258,9 +262,8 @@ def test_masks_go_on_from_any_number_of_processes(two, four):
             whole.values(), masks_of(pruned_once(make_net(), *first)).values(), strict=True
         )
     )
-    for run, layout in ((two, by_fsdp), (two, by_tensor), (four, by_both)):
-        for masks in run(masks_after, state, layout):
-            assert_same([first], [whole], [masks])
+    for masks in request.getfixturevalue(world)(masks_after, state, layout):
+        assert_same([first], [whole], [masks])
 
 
 class FloatSizes(TorchDispatchMode):
