@@ -160,7 +160,7 @@ def rank_rows(scores: Tensor) -> Tensor:
     order = flatten_wide(rows).view(rows.shape).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(rows.shape[1], device=rows.device).expand_as(order)
     ranks = torch.zeros_like(order).scatter_(1, order, places)
-    return torch.where(rows.isinf(), rows, -ranks.to(rows.dtype)).view(scores.shape)
+    return torch.where(rows.isinf(), rows, (-ranks).to(rows.dtype)).view(scores.shape)
 
 
 def choose_best_of_slices(scores: Tensor, axes: Sequence[int]) -> Tensor:

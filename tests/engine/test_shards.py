@@ -414,8 +414,21 @@ def test_a_normed_weight_has_the_masks_of_one_process(norm, two):
         assert_same([FURTHER], [whole], [masks])
 
 
+def by_columns(net):
+    """Cut the inputs of a weight under `weight_norm`."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    parts = net[2].parametrizations.weight
+    for name, placement in (("original0", Replicate()), ("original1", Shard(1))):
+        cut = distribute_tensor(getattr(parts, name).data, mesh, [placement])
+        parts.register_parameter(name, nn.Parameter(cut))
+    return net
+
+
 @pytest.mark.works_with(SECTION, "`weight_norm` by rows that shards cut", refused=True)
 def test_rows_of_a_weight_norm_that_shards_cut_are_refused(two):
-    for error in two(normed_once, by_tensor, "weight_norm", 2):
+    for error in two(normed_once, by_columns, "weight_norm", 2):
         assert "need rows that shards leave whole where the model divides by the norm of" in error
         assert '"2.parametrizations.weight.original1": null' in error
