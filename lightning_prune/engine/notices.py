@@ -91,10 +91,12 @@ def _find_zeros(tensors: Sequence[PrunedTensor]) -> dict[str, float]:
     device = tensors[0].mask.device
     counts = []
     for tensor in tensors:
-        weights, kept = tensor.weights, tensor.mask.kept
-        signs = [(weights == 0) & kept, weights > 0, weights < 0]
-        numbers = torch.stack([each.count_nonzero() for each in signs])
-        counts.append((numbers.to(device), tensor.shard))
+        weights, nonzero = tensor.weights, tensor.weights.count_nonzero()
+        zeros = weights.numel() - nonzero
+        if tensor.kept < tensor.total:
+            zeros = ((weights == 0) & tensor.mask.kept).count_nonzero()
+        above = (weights > 0).count_nonzero()
+        counts.append((torch.stack([zeros, above, nonzero - above]).to(device), tensor.shard))
     table = zip(tensors, sum_by_tensor(counts).tolist(), strict=True)
     return {
         tensor.name: zeros / tensor.total

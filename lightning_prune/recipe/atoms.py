@@ -56,7 +56,8 @@ class Atoms(ABC):
     def rank(self) -> Tensor:
         """Return the scores with protected atoms at +inf and forbidden atoms at -inf."""
         scores = self.scores if self.scores.is_floating_point() else self.scores.float()
-        return scores.masked_fill(self.protected, math.inf).masked_fill(~self.allowed, -math.inf)
+        ranked = scores.masked_fill(self.protected, math.inf)
+        return ranked if self.cap == self.total else ranked.masked_fill(~self.allowed, -math.inf)
 
     def rescore(self, scores: Tensor) -> "Atoms":
         """Return the same atoms with other scores, for example scores that tensors can compare."""
