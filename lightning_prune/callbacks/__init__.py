@@ -8,6 +8,7 @@ from lightning_prune.recipe.branch_pattern import BranchPattern
 from lightning_prune.recipe.nm_pattern import NMPattern
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.tolerance import Tolerance
+from lightning_prune.recipe.wanda import WandaCriterion
 
 __all__ = [
     "BranchPattern",
@@ -18,4 +19,5 @@ __all__ = [
     "SparsityCheckpoint",
     "SparsityMonitor",
     "Tolerance",
+    "WandaCriterion",
 ]

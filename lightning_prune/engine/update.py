@@ -81,8 +81,10 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
     for group, mask in exchanges:
         group.regrow(mask)
     if due.suspends:
-        for tensor in {tensor for pool in pools for tensor in pool.tensors if tensor.is_trained}:
-            tensor.suspend_mask()
+        tensors = dict.fromkeys(tensor for pool in pools for tensor in pool.tensors)
+        for tensor in tensors:  # in the same order on all processes, which count together
+            if tensor.is_trained:
+                tensor.suspend_mask()
     _clear([tensor for pool in pools for tensor in pool.tensors], optimizer)
 
 

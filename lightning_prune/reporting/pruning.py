@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.models.names import list_names
 from lightning_prune.models.prunable import ADAPTER
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.reporting.name_groups import group_names
@@ -210,7 +211,7 @@ def _frozen_notes(pruner: Pruner) -> list[str]:
     frozen = [tensor.name for tensor in pruner.tensors if not tensor.is_trained]
     if not frozen:
         return []
-    notes = [f"pruned without training: {_list(frozen, at_most=_LISTED_NAMES)}"]
+    notes = [f"pruned without training: {list_names(frozen, at_most=_LISTED_NAMES)}"]
     if ADAPTER in pruner.dense.values():
         notes.append(
             "merging the adapters into pruned weights would fill the zeros; merge_sparse of "
@@ -222,7 +223,7 @@ def _frozen_notes(pruner: Pruner) -> list[str]:
 def _floor_notes(pruner: Pruner) -> list[str]:
     """Return lines on the atoms that must stay, and on the sparsity that they allow."""
     held = [group.name for group in pruner.groups if group.rows > 1]
-    names, reached = _list(held, at_most=_LISTED_NAMES), pruner.final_sparsity
+    names, reached = list_names(held, at_most=_LISTED_NAMES), pruner.final_sparsity
     notes = (
         [f"each row keeps an atom, since the model divides by the norm: {names}"] if held else []
     )

@@ -51,7 +51,7 @@ KINDS = {
     **dict.fromkeys(("n", "m", "round_to", "seed", "to", "histograms_every", "class_dim"), WHOLE),
     "rounds": WHOLE,
     **dict.fromkeys(
-        ("unit", "scope", "what", "optimizer", "quality", "output", "on_revival"), WORD
+        ("unit", "scope", "what", "optimizer", "quality", "output", "on_revival", "table"), WORD
     ),
     **dict.fromkeys(("per_row", "keep_zeros", "report"), FLAG),
     **dict.fromkeys(("milestones", "fractions", "shape"), (tuple,)),

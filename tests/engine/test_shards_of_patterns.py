@@ -96,8 +96,12 @@ def assert_same(recipe, ones, others):
     ("world", "layout", "recipes"),
     [
         ("two", by_styles, RECIPES_OF_MATRICES),
-        ("four", by_fsdp, RECIPES),
-        pytest.param("four", by_both, RECIPES, marks=refused_before(TorchFloor.UNEVEN_SHARDS)),
+        ("two", by_fsdp, RECIPES),
+        pytest.param("four", by_fsdp, RECIPES, marks=pytest.mark.rare),
+        pytest.param(
+            *("four", by_both, RECIPES),
+            marks=[pytest.mark.rare, refused_before(TorchFloor.UNEVEN_SHARDS)],
+        ),
     ],
 )
 def test_shards_have_the_masks_of_one_process(world, layout, recipes, request):
