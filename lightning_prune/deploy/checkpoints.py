@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lightning_prune.deploy.distributed_checkpoints import INDEX, read_whole_weights
+from lightning_prune.deploy.distributed_checkpoints import (
+    INDEX,
+    ForeignObjectError,
+    read_whole_weights,
+)
 from lightning_prune.deploy.files import replace_file
 from lightning_prune.models.torch_floors import TorchFloor
 
@@ -88,7 +91,7 @@ def _explain(file: Path, error: Exception) -> str:
     """Return why a file does not load, without the advice of torch."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    if isinstance(error, UnpicklingError) and str(error).startswith("it holds"):
+    if isinstance(error, ForeignObjectError):
         return str(error)
     if file.stat().st_size == 0:
         return "the file is empty"

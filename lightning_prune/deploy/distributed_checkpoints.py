@@ -11,12 +11,22 @@ from torch import Tensor
 INDEX = ".metadata"
 """The file in the folder that says which weights are in which file."""
 
-_ROOMS = ("torch.distributed.checkpoint.metadata", "pathlib")
 _NAMES = {
-    ("torch", "Size"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
+    "torch": {"Size"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex"),
+        *("StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
 }
+"""The names that an index consists of, by module. A name with a dot would lead anywhere."""
+
+
+class ForeignObjectError(pickle.UnpicklingError):
+    """An index holds an object that could execute code."""
 
 
 class _Index(pickle.Unpickler):
@@ -26,13 +36,11 @@ class _Index(pickle.Unpickler):
         """Return a class that indexes consist of.
 
         Raises:
-            pickle.UnpicklingError: If it is another class or function.
+            ForeignObjectError: If it is another class or function.
         """
-        is_known = module in _ROOMS or (module, name) in _NAMES
-        if not is_known and not (
-            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        ):
-            raise pickle.UnpicklingError(f"it holds objects of '{module}.{name}'")
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and name not in _NAMES.get(module, ()):
+            raise ForeignObjectError(f"it holds objects of '{module}.{name}'")
         return super().find_class(module, name)
 
 

@@ -1,18 +1,23 @@
 """Search in many tensors at once, on an accelerator: the host waits for none of them."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_prune.tensors.chunks import read_chunks
 from lightning_prune.tensors.histograms import count_each
-from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold
+from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, find_dtype
 from lightning_prune.tensors.samples import Fits, find_last
 
 _DIGIT = 11  # each pass over the values finds this many bits
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_KINDS: dict[torch.dtype, Any] = {
+    torch.float32: (np.int32, np.float32),
+    torch.float64: (np.int64, np.float64),
+}
 
 _Choose = Callable[[Tensor], Tensor]
 """The digit of each tensor, as a place from the highest digit on, ``(tensors,)``, given the number
@@ -23,12 +28,12 @@ class _Division(NamedTuple):
     """How a value divides each of several tensors; all on the device of the first tensor.
 
     Attributes:
-        values: The value of each tensor.
+        bits: The bits of the value of each tensor, as whole numbers.
         above: Number of higher values in each tensor.
         at: Number of equal values in each tensor.
     """
 
-    values: Tensor
+    bits: Tensor
     above: Tensor
     at: Tensor
 
@@ -59,18 +64,19 @@ def mark_best(
         threshold if threshold is not None and threshold.divides_at(keep) else None
         for threshold, keep in zip(thresholds or [None] * len(parts), keeps, strict=True)
     ]
-    device, dtype = parts[0].device, _find_dtype(parts)
+    device, dtype = parts[0].device, find_dtype(parts)
     values = _send([0.0 if each is None else each.value for each in known], dtype, device)
     above = _send([0 if each is None else each.above for each in known], torch.int64, device)
     wanted = _send(list(keeps), torch.int64, device)
     if unknown := [index for index, each in enumerate(known) if each is None]:
-        # A search for no value finds the highest, of which no tie is kept.
+        # A tensor that keeps nothing gets the highest value as the threshold, and keeps no tie.
         places = _send(unknown, torch.int64, device)
         least = wanted[places, None].clamp(min=1)
         found = _search(
             [parts[index] for index in unknown], lambda higher: (higher < least).sum(1) - 1, sizes
         )
-        values[places], above[places] = found.values.to(dtype), found.above
+        values[places] = found.bits.to(_INTEGERS[dtype]).view(dtype)
+        above[places] = found.above
     ties = torch.where(wanted > 0, wanted - above, 0)
     return _mark(parts, values, ties, sizes)
 
@@ -98,17 +104,18 @@ def find_division(
         return torch.full((len(parts),), found, device=higher.device)
 
     found = _search(parts, choose, sizes)
-    # Whole numbers are exact in double precision up to 2**53.
-    values, *numbers = torch.stack([each.double() for each in found]).tolist()
+    integer, kind = _KINDS[find_dtype(parts)]
+    bits, *numbers = torch.stack(found).tolist()  # waits once for all
+    values = np.array(bits, dtype=integer).view(kind).tolist()
     return [
-        Threshold(value=value, above=int(above), at=int(at))
+        Threshold(value=value, above=above, at=at)
         for value, above, at in zip(values, *numbers, strict=True)
     ]
 
 
 def _search(parts: Sequence[Part], choose: _Choose, sizes: Sizes) -> _Division:
     """Find a value of each tensor, digit by digit of the bits, from the highest on."""
-    dtype, device = _find_dtype(parts), parts[0].device
+    dtype, device = find_dtype(parts), parts[0].device
     top = dtype.itemsize * 8
     base = torch.full((len(parts),), -(1 << _DIGIT - 1), device=device)  # the first digit is signed
     above = at = torch.zeros_like(base)
@@ -124,7 +131,7 @@ def _search(parts: Sequence[Part], choose: _Choose, sizes: Sizes) -> _Division:
         base = base + order.gather(1, place)[:, 0]
         top, is_first = shift, False
         base = base << min(top, _DIGIT)
-    return _Division(values=base.to(_INTEGERS[dtype]).view(dtype), above=above, at=at)
+    return _Division(bits=base, above=above, at=at)
 
 
 def _order_digits(base: Tensor, digits: int, *, is_first: bool) -> Tensor:
@@ -183,11 +190,6 @@ def _mark(parts: Sequence[Part], values: Tensor, ties: Tensor, sizes: Sizes) -> 
         for index, of_part in enumerate(chunk.split(mask), chunk.first):
             found[index].append(of_part)
     return [torch.cat(masks) if len(masks) > 1 else masks[0] for masks in found]
-
-
-def _find_dtype(parts: Sequence[Part]) -> torch.dtype:
-    dtypes = {part.dtype for part in parts}
-    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def _send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

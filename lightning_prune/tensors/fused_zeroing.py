@@ -18,7 +18,7 @@ if find_spec("triton") is not None:
     import triton.language as tl
 
     _ELEMENTS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
-    """Whole numbers of which 0 has the bits of +0.0, by the width of a value in bytes."""
+    """Whole numbers as wide as a value, by the width in bytes: a 0 of them has the bits of +0.0."""
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _zero_pruned(  # type: ignore[no-untyped-def]

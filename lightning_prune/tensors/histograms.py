@@ -9,6 +9,7 @@ from lightning_prune.tensors.parts import (
     Part,
     Sizes,
     Threshold,
+    find_dtype,
     reads_at_once,
     to_array,
     to_tensor,
@@ -26,8 +27,7 @@ def search_histograms(pool: Sequence[Part], fits: Fits, sizes: Sizes) -> list[Th
     The histograms are summed over the processes before ``fits`` is asked, so all processes find
     the same.
     """
-    dtypes = (piece.dtype for part in pool for piece in part.read(1 << 40))
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    dtype = find_dtype(pool)
     bits = dtype.itemsize * 8
     known, top = 0, bits  # the bits of the key from `top` on are known
     above = at = torch.zeros(len(pool), dtype=torch.int64, device="cpu")

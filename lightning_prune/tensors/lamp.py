@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.parts import Part, Threshold
+from lightning_prune.tensors.parts import Part, Threshold, find_dtype
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import sum_by_tensor
 
@@ -49,8 +49,7 @@ def find_lamp_thresholds(pool: Sequence[LampPart], fits: Fits) -> list[Threshold
         fits: Whether numbers to keep fit. It must be true of the numbers at +inf, and false of all
             numbers of scores above -inf.
     """
-    dtypes = (piece.dtype for each in pool for piece in each.part.read(1 << 40))
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    dtype = find_dtype([each.part for each in pool])
     fields = [_Field(each, dtype) for each in pool]
     outside = sum_by_tensor([(field.count_outside(), field.shard) for field in fields]).tolist()
     for field, (protected, zeros) in zip(fields, outside, strict=True):

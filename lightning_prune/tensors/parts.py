@@ -174,6 +174,12 @@ class Part:
         )
 
 
+def find_dtype(parts: Sequence[Part]) -> torch.dtype:
+    """Return the precision in which the values of all parts can be compared."""
+    is_double = any(part.dtype == torch.float64 for part in parts)
+    return torch.float64 if is_double else torch.float32
+
+
 def slice_pieces(tensor: Tensor, sizes: Sizes = SIZES) -> Iterator[slice]:
     """Yield slices along the first axis, each with about the number of values of a piece."""
     rows = len(tensor)

@@ -157,7 +157,7 @@ def test_gathered_sums_go_on_in_other_processes(two, four):
 
 
 def make_experts(is_cut):
-    """Return fused experts, of which each process holds some if they are cut."""
+    """Return fused experts; if they are cut, each process holds some of them."""
     torch.manual_seed(0)
     net = Experts(experts=5)
     if is_cut:

@@ -28,7 +28,7 @@ TWO_UPDATES = PolynomialSchedule(begin=0, end=1, every=1, unit="step", initial=8
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Matrices, of which every fourth is as large as the other three together.
+    """Matrices in fours: the fourth is as large as the other three together.
 
     Args:
         weights: Number of weights.
