@@ -75,14 +75,16 @@ def keep_modes(module: nn.Module) -> Iterator[None]:
 def keep_tensors(module: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """Give parameters and buffers the values back that they have now.
 
-    Tensors that the block adds go; tensors that it deletes or gives another shape come back. Only
-    tensors that the block writes into take memory for a copy, when it first does.
+    Tensors that the block adds go; tensors that it deletes or gives another shape come back. This
+    is for blocks that hardly write into parameters: a parameter takes memory for a copy only when
+    torch first writes into it. Then it moves to other memory. Writes past torch, as by a view of
+    numpy, are not undone.
 
     Args:
         module: The module.
         parameters: Whether to keep the parameters, too, or only the buffers.
     """
-    put_back = _remember(module, parameters=parameters)
+    put_back = _remember(module, copy_parameter=_copy_lazily if parameters else None)
     try:
         yield
     finally:
@@ -91,8 +93,11 @@ def keep_tensors(module: nn.Module, *, parameters: bool = True) -> Iterator[None
 
 @contextmanager
 def undo_on_error(module: nn.Module) -> Iterator[None]:
-    """Give parameters and buffers the values back that they have now, if the block raises."""
-    put_back = _remember(module, parameters=True)
+    """Give parameters and buffers the values back that they have now, if the block raises.
+
+    The block may write into all of them: they are copied at once, and keep their place in memory.
+    """
+    put_back = _remember(module, copy_parameter=Tensor.clone)
     try:
         yield
     except BaseException:
@@ -136,14 +141,21 @@ def use_plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
-def _remember(module: nn.Module, *, parameters: bool) -> Callable[[], None]:
-    """Copy the tensors of a module, and return the function that puts the values back."""
+def _remember(
+    module: nn.Module, *, copy_parameter: Callable[[Tensor], Tensor] | None
+) -> Callable[[], None]:
+    """Copy the tensors of a module, and return the function that puts the values back.
+
+    Args:
+        module: The module.
+        copy_parameter: Copies a parameter; None for buffers only, which are copied at once.
+    """
     registers: list[dict[str, Any]] = [part._buffers for part in module.modules()]
-    if parameters:
+    values = {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
+    if copy_parameter is not None:
         registers += [part._parameters for part in module.modules()]
+        values |= {id(each): copy_parameter(each.detach()) for each in module.parameters()}
     before = [(register, dict(register)) for register in registers]
-    tensors = {id(t): t for _, named in before for t in named.values() if t is not None}
-    values = {key: _copy_lazily(tensor.detach()) for key, tensor in tensors.items()}
 
     def put_back() -> None:
         with torch.no_grad():

@@ -183,6 +183,14 @@ def test_tensors_that_nobody_writes_into_are_not_copied(inside):
     assert torch.equal(module.bias, bias)
 
 
+def test_views_of_numpy_see_what_a_block_writes_that_may_be_undone():
+    module = nn.Linear(3, 2)
+    view = module.weight.detach().numpy()
+    with undo_on_error(module), torch.no_grad():
+        module.weight.fill_(2)
+    assert view.tolist() == [[2, 2, 2], [2, 2, 2]]
+
+
 class Sizes(TorchDispatchMode):
     """Notes the number of entries of each tensor that is copied."""
 
