@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lightning_prune import PolynomialSchedule, Pruner
-from lightning_prune.tensors.bits import unpack_mask
+from tests.engine.cut_nets import masks_of
 
 STEPS = 4
 TWICE = PolynomialSchedule(begin=1, end=3, every=2, unit="step", initial=0.5, power=1)
@@ -66,12 +66,6 @@ def by_both(net):
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     by_styles(net, mesh["tensor"])
     return fully_shard(net, mesh=mesh["data"]), (mesh["data"].get_local_rank(), 2)
-
-
-def masks_of(pruner):
-    """Return the whole masks by name, on every process."""
-    state = pruner.state_dict()
-    return {name: unpack_mask(bits, state["shapes"][name]) for name, bits in state["masks"].items()}
 
 
 def train(recipe, layout=whole, first=0, last=STEPS, weights=None, state=None):

@@ -27,13 +27,22 @@ from lightning_prune import (
     UniformAllocation,
 )
 from lightning_prune.engine.scores import ScoreBook
-from lightning_prune.models.torch_floors import TorchFloor
-from lightning_prune.tensors.bits import unpack_mask
 from lightning_prune.tensors.shards import local_part
-from tests.versions import refused_before
+from tests.engine.cut_nets import (
+    BY_BOTH,
+    FOUR_BY_BOTH,
+    FURTHER,
+    SECTION,
+    assert_same,
+    by_fsdp,
+    by_hybrid,
+    by_tensor,
+    make_net,
+    masks_of,
+    pruned_once,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
-SECTION = "Replicas and shards"
 RECIPES = list(
     itertools.product(
         (UniformAllocation(), ERKAllocation(), GlobalAllocation()),
@@ -43,90 +52,10 @@ RECIPES = list(
 )
 
 
-def make_net():
-    """Return a net whose weights are full of ties; 33 rows divide by nothing."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 8, bias=False), nn.Conv1d(8, 2, 1)
-    )
-    for parameter in net.parameters():
-        parameter.data = (parameter.data * 8).round() / 8
-    return net
-
-
-def by_fsdp(net):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    fully_shard(net[0], mesh=mesh)
-    return fully_shard(net, mesh=mesh)
-
-
-def by_tensor(net, mesh=None):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    mesh = mesh or init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for module, axis in ((net[0], 0), (net[2], 1)):
-        cut = distribute_tensor(module.weight.data, mesh, [Shard(axis)])
-        module.weight = nn.Parameter(cut)
-    return net
-
-
-def by_both(net):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    return fully_shard(by_tensor(net, mesh["tensor"]), mesh=mesh["data"])
-
-
-def by_hybrid(net):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    return fully_shard(net, mesh=mesh)
-
-
-def pruned_once(net, allocation, criterion, sparsity, state=None):
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    pruner = Pruner(
-        sparsity=sparsity,
-        schedule=OneShotSchedule(end=0),
-        allocation=allocation,
-        criterion=criterion,
-        keep_zeros=True,
-    )
-    if state is not None:
-        pruner.load_state_dict(state)
-    pruner.attach(net, optimizer, steps=1)
-    for parameter in net.parameters():
-        parameter.grad = torch.cos(3 * parameter.detach())
-    pruner.before_step(optimizer)
-    return pruner
-
-
-def masks_of(pruner):
-    state = pruner.state_dict()
-    return {name: unpack_mask(bits, state["shapes"][name]) for name, bits in state["masks"].items()}
-
-
 def masks_by_recipe(shard=lambda net: net):
     return [masks_of(pruned_once(shard(make_net()), *recipe)) for recipe in RECIPES]
 
 
-def assert_same(recipes, ones, others):
-    for recipe, one, other in zip(recipes, ones, others, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert torch.equal(one[name], other[name]), (recipe, name)
-
-
-REFUSED = refused_before(TorchFloor.UNEVEN_SHARDS)
-BY_BOTH = pytest.param(by_both, marks=REFUSED)
-FOUR_BY_BOTH = pytest.param("four", by_both, marks=REFUSED)
 SHOWS = pytest.mark.works_with(
     SECTION, "FSDP2, tensor parallelism, both, hybrid: the same masks as in one process"
 )
@@ -210,9 +139,6 @@ def test_shards_regrow_the_masks_of_one_process(world, layout, request):
     whole = regrown(lambda net: net)
     for masks in request.getfixturevalue(world)(regrown, layout):
         assert_same(["RigL", "SET"], whole, masks)
-
-
-FURTHER = (GlobalAllocation(), MagnitudeCriterion(), 0.9)
 
 
 def masks_by_budget(shard=lambda net: net):
@@ -392,43 +318,3 @@ def test_shards_of_a_frozen_weight_are_pruned_like_the_whole(two):
     for mask, pruned in two(frozen_pruned, by_fsdp):
         assert torch.equal(mask, expected)
         assert torch.equal(pruned, zeros)
-
-
-def normed_once(layout, norm, index=0):
-    """Return the masks of a net under a norm, or the error that refuses it."""
-    net = make_net()
-    getattr(torch.nn.utils.parametrizations, norm)(net[index])
-    try:
-        return masks_of(pruned_once(layout(net), *FURTHER))
-    except ValueError as error:
-        return str(error)
-
-
-@pytest.mark.works_with(
-    SECTION, "`spectral_norm` and `weight_norm` by rows on shards: the same masks as in one process"
-)
-@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm"])
-def test_a_normed_weight_has_the_masks_of_one_process(norm, two):
-    whole = normed_once(lambda net: net, norm)
-    for masks in two(normed_once, by_fsdp, norm):
-        assert_same([FURTHER], [whole], [masks])
-
-
-def by_columns(net):
-    """Cut the inputs of a weight under `weight_norm`."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    parts = net[2].parametrizations.weight
-    for name, placement in (("original0", Replicate()), ("original1", Shard(1))):
-        cut = distribute_tensor(getattr(parts, name).data, mesh, [placement])
-        parts.register_parameter(name, nn.Parameter(cut))
-    return net
-
-
-@pytest.mark.works_with(SECTION, "`weight_norm` by rows that shards cut", refused=True)
-def test_rows_of_a_weight_norm_that_shards_cut_are_refused(two):
-    for error in two(normed_once, by_columns, "weight_norm", 2):
-        assert "need rows that shards leave whole where the model divides by the norm of" in error
-        assert '"2.parametrizations.weight.original1": null' in error

@@ -26,7 +26,8 @@ from lightning_prune import (
 )
 from lightning_prune.models.torch_floors import TorchFloor
 from tests.conftest import answers
-from tests.engine.sharded import by_both, by_fsdp, by_styles, make_net, masks_of, train
+from tests.engine.cut_nets import masks_of
+from tests.engine.sharded import by_both, by_fsdp, by_styles, make_net, train
 from tests.models.mixtures import Experts
 from tests.versions import refused_before
 
