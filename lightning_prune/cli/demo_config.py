@@ -12,7 +12,7 @@ def write_demo_config() -> str:
     Raises:
         FileExistsError: If another file has this name.
     """
-    text = (files("lightning_prune") / NAME).read_text(encoding="utf-8")
+    text = (files("lightning_prune.cli") / NAME).read_text(encoding="utf-8")
     path = Path(NAME)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise FileExistsError(

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_prune.demo import SHAPES, ShapesClassifier, draw_shapes
+from lightning_prune.cli.demo import SHAPES, ShapesClassifier, draw_shapes
 
 
 @pytest.fixture
