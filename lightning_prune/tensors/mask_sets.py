@@ -54,18 +54,6 @@ def make_launch(masks: Sequence[Mask]) -> "Launch":
 
 
 def lies_alike(mask: Mask, values: Tensor) -> bool:
-    """Whether values lie in memory as the mask does, without gaps, on the same device."""
+    """Whether values lie in memory as the mask does, which has no gaps, on the same device."""
     form = mask.pruned
-    if form is None or form.device != values.device or form.stride() != values.stride():
-        return False
-    return values.is_contiguous() or _has_no_gaps(values)
-
-
-def _has_no_gaps(values: Tensor) -> bool:
-    """Whether a tensor fills its memory, with the axes in any order."""
-    expected = 1
-    for stride, size in sorted(zip(values.stride(), values.shape, strict=True)):
-        if size > 1 and stride != expected:
-            return False
-        expected *= size
-    return True
+    return form is not None and form.device == values.device and form.stride() == values.stride()
