@@ -53,3 +53,16 @@ def test_every_link_leads_to_a_file_of_the_repository(name):
 
 def test_the_picture_is_the_one_that_its_script_draws():
     assert PICTURE.read_text() == draw()
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("README.md", r"^(\S+), alpha"),
+        ("CHANGELOG.md", r"^## (\S+)"),
+        ("CITATION.cff", r"^version: (\S+)"),
+    ],
+)
+def test_a_page_names_the_version_of_the_package(name, line):
+    found = re.search(line, (ROOT / name).read_text(), re.MULTILINE)
+    assert found[1] == lightning_prune.__version__
