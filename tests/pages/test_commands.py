@@ -4,6 +4,7 @@ The commands of a page run in order, in a shell. Pages that need the repository 
 """
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -62,5 +63,5 @@ def test_commands_have_a_single_name_of_a_language(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_note_stands_before_a_block(page):
-    notes = page.read_text().count("<!-- not run:") + page.read_text().count("<!-- file:")
-    assert notes == sum(bool(block.reason or block.file) for block in read_blocks(page))
+    notes = re.findall(r"^ *<!-- (?:not run|file): ", page.read_text(), re.MULTILINE)
+    assert len(notes) == sum(bool(block.reason or block.file) for block in read_blocks(page))
