@@ -1,8 +1,8 @@
 """Makes the page of the package out of the README; hatchling runs it while it builds.
 
-The page lies elsewhere than the files that the README names. If the owner has filled in `repository`
-in `pyproject.toml`, each link and picture is absolute, and `[project.urls]` is filled. If not, links
-are plain words, and pictures are left out.
+The page lies elsewhere than the files that the README names. If the owner has filled in the
+`repository` in `pyproject.toml`, each link and picture is absolute, and `[project.urls]` is filled.
+If not, links are plain words, and pictures are left out.
 """
 
 import re
