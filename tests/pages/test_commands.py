@@ -15,6 +15,7 @@ from tests.commands import ROOT, run_command
 from tests.pages.blocks import COMMANDS, IN_A_CLONE, MINE, PAGES, SHELLS, name_page, read_blocks
 
 QUICK = ("README.md",)  # the other pages take minutes
+SECONDS = 3600  # for all commands of a page, on a busy machine
 FOLDERS = ("benchmarks", "configs", "docs", "examples")
 
 
@@ -46,7 +47,8 @@ def test_the_commands_of_a_page_run_in_an_empty_folder(page, tmp_path):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    run_command("bash", "-euxo", "pipefail", "-c", run, folder=tmp_path, environment=environment)
+    command = "bash", "-euxo", "pipefail", "-c", run
+    run_command(*command, folder=tmp_path, environment=environment, seconds=SECONDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
