@@ -17,7 +17,7 @@ from lightning_prune.engine.candidates import (
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.weight_groups import WeightGroup
 from lightning_prune.models.names import named_parameters
-from lightning_prune.models.sharding import reshard
+from lightning_prune.models.sharding import refuse_flat_parameters, reshard
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
@@ -41,9 +41,11 @@ def select(
         example: For channels, what ``forward`` takes; None for ``example_input_array``.
 
     Raises:
-        ValueError: If a glob matches nothing, nothing can be pruned, an answer does not fit, or
-            rows hold a tensor above a sparsity that no other tensor can make up for.
+        ValueError: If a glob matches nothing, nothing can be pruned, an answer does not fit, FSDP1
+            has flattened the parameters, or rows hold a tensor above a sparsity that no other
+            tensor can make up for.
     """
+    refuse_flat_parameters(model)
     reshard(model)
     if recipe.pattern.couples_tensors:
         selection = _select_coupled(model, optimizers, recipe, example)

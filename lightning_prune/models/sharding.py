@@ -1,4 +1,4 @@
-"""Modules that FSDP2 has sharded."""
+"""Modules that FSDP has sharded."""
 
 from typing import Any
 
@@ -17,6 +17,21 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def refuse_flat_parameters(model: nn.Module) -> None:
+    """Refuse a model whose parameters FSDP1 has flattened.
+
+    Raises:
+        ValueError: If a module is one of FSDP1.
+    """
+    for name, module in model.named_modules():
+        if any(each.__name__ == "FullyShardedDataParallel" for each in type(module).__mro__):
+            raise ValueError(
+                "need parameters that keep their shape, got FullyShardedDataParallel at "
+                f"'{name or 'the model'}', which flattens them; shard by fully_shard (FSDP2), with "
+                "Accelerate by fsdp_version=2"
+            )
 
 
 def check_chunks(parameter: Any) -> None:

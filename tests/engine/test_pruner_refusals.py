@@ -33,6 +33,19 @@ def test_a_step_without_the_pruner_is_an_error():
         pruner.attach(model, optimizer, steps=STEPS)
 
 
+def test_a_step_without_the_pruner_by_learning_rates_of_zero_counts_as_none():
+    model = Net()
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in model.parameters()], lr=0.0)
+    pruner = Pruner()
+    pruner.attach(model, optimizer, steps=STEPS)
+    model(torch.randn(8, 4, 8)).sum().backward()
+    optimizer.step()  # as torch does it, to make an empty state for a distributed checkpoint
+    assert pruner.steps == [0]
+    optimizer.param_groups[-1]["lr"] = 0.1
+    with pytest.raises(RuntimeError, match=r"need before_step\(optimizer\)"):
+        optimizer.step()
+
+
 def test_a_refused_model_leaves_the_pruner_free_for_another():
     model = Net()
     nn.init.zeros_(model[2].weight)

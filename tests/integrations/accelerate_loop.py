@@ -1,14 +1,19 @@
-"""A loop of Accelerate that is saved, killed and resumed; with torchrun, in several processes."""
+"""A loop of Accelerate that is saved, killed and resumed.
+
+With torchrun, it runs in several processes, as replicas or, by the argument ``shards``, by FSDP2.
+"""
 
 import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import GlobalAllocation, PolynomialSchedule, Pruner, TaylorCriterion
 from tests.engine.training import OPTIMIZERS, Net
+from tests.integrations.cpu_shards import allow_shards_on_cpu, cut_each, whole
 
 STEPS, ACCUMULATED, BATCH = 12, 2, 4
 RECIPE = {
@@ -19,9 +24,9 @@ RECIPE = {
 }
 
 
-def train(folder, *, save_at=None, resume_at=None):
+def train(folder, *, shards=None, save_at=None, resume_at=None):
     """Return the model and the pruner; stop after the save, or begin from the saved state."""
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATED)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATED, fsdp_plugin=shards)
     batches = STEPS * ACCUMULATED
     size = batches * BATCH * accelerator.num_processes
     inputs = torch.randn(size, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -51,22 +56,27 @@ def train(folder, *, save_at=None, resume_at=None):
     return net, pruner
 
 
-def compare_resumed(folder):
+def compare_resumed(folder, shards=None):
     """Train without a stop, and with a stop and a resume; both must be the same."""
-    whole, pruner = train(folder)
-    at_stop = train(folder / "state", save_at=5)[1].sparsity
-    resumed, other = train(folder / "state", resume_at=5)
+    net, pruner = train(folder, shards=shards)
+    at_stop = train(folder / "state", shards=shards, save_at=5)[1].sparsity
+    resumed, other = train(folder / "state", shards=shards, resume_at=5)
     assert 0 < at_stop < 0.75 == pruner.sparsity == other.sparsity
     assert pruner.steps == other.steps == [STEPS]
-    for name, weights in whole.state_dict().items():
-        assert torch.equal(weights, resumed.state_dict()[name]), name
-    for name, mask in pruner.masks.items():
-        assert torch.equal(mask, other.masks[name]), name
-    return {"masks": pruner.masks, "weights": whole.state_dict()}
+    assert isinstance(net[0].weight, DTensor) == (shards is not None)
+    weights, masks = whole(net.state_dict()), whole(pruner.masks)
+    for name, values in whole(resumed.state_dict()).items():
+        assert torch.equal(values, weights[name]), name
+    for name, mask in whole(other.masks).items():
+        assert torch.equal(mask, masks[name]), name
+    return {"masks": masks, "weights": weights}
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    found = compare_resumed(folder)
+    folder, plugin = Path(sys.argv[1]), None
+    if "shards" in sys.argv:
+        allow_shards_on_cpu()
+        plugin = cut_each("Linear")
+    found = compare_resumed(folder, plugin)
     torch.save(found, folder / f"{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 import pytest
 
 # Scripts that tests start in processes of their own; they import what may be missing.
-collect_ignore = ["accelerate_loop.py", "launched.py", "yolo_runs.py"]
+collect_ignore = [
+    "accelerate_loop.py",
+    "cpu_shards.py",
+    "launched.py",
+    "sharded_trainer.py",
+    "yolo_runs.py",
+]
 
 
 @pytest.fixture(autouse=True)

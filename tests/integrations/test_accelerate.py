@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from lightning_prune import Pruner
-from tests.commands import run_command
+from tests.commands import run_command, run_python
 from tests.engine.training import OPTIMIZERS, STEPS, Net, pruned_weights
 from tests.hooks import hooks
+from tests.versions import needs_package
 
 if not (find_spec("transformers") and find_spec("accelerate")):
     pytest.skip("needs lightning-prune[transformers]", allow_module_level=True)
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from transformers import BertForSequenceClassification
 
 
 @pytest.mark.parametrize("by_hook", [True, False], ids=["hook", "line"])
@@ -90,3 +92,25 @@ def test_processes_that_accelerate_launches_have_the_same_masks(tmp_path):
         assert kept == 0.2 * sum(mask.numel() for mask in masks)
     assert first["loop"]["steps"] == [6 // 2]
     assert (tmp_path / "checkpoint-6" / "pruning.pt").exists()
+
+
+@pytest.mark.works_with("Other trainers", "Trainer of transformers, FSDP2: resumed bit for bit")
+@needs_package("transformers", "5.0")
+@pytest.mark.slow
+def test_shards_in_the_trainer_of_transformers_resume_bit_for_bit(tmp_path):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    script = ("-m", "tests.integrations.sharded_trainer", tmp_path)
+    run_python(*launch, *script, environment=environment)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for kind, found in first.items():
+        for name, mask in found["masks"].items():
+            assert torch.equal(mask, second[kind]["masks"][name]), (kind, name)
+            assert not found["weights"][name][~mask].any()
+        masks = found["masks"].values()
+        assert sum(int(mask.sum()) for mask in masks) == 0.2 * sum(m.numel() for m in masks)
+    saved = BertForSequenceClassification.from_pretrained(
+        tmp_path / "FULL_STATE_DICT" / "killed" / "checkpoint-6"
+    )
+    for name, values in saved.state_dict().items():
+        assert torch.equal(values, first["FULL_STATE_DICT"]["weights"][name]), name

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.commands import run_python
+from tests.versions import needs_package
 
 if not find_spec("accelerate"):
     pytest.skip("needs accelerate", allow_module_level=True)
@@ -35,15 +36,38 @@ def test_a_state_is_loaded_before_attach(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.works_with(SECTION, "Accelerate, DDP: the same masks on all processes, resumed")
-def test_two_processes_have_the_same_masks_and_resume_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(
+    "ways",
+    [
+        pytest.param(
+            (),
+            marks=pytest.mark.works_with(
+                SECTION, "Accelerate, DDP: the same masks on all processes, resumed"
+            ),
+            id="DDP",
+        ),
+        pytest.param(
+            ("shards",),
+            marks=[
+                needs_package("accelerate", "1.6"),
+                pytest.mark.works_with(
+                    SECTION, "Accelerate, FSDP2: zeros and masks exact, resumed bit for bit"
+                ),
+            ],
+            id="FSDP2",
+        ),
+    ],
+)
+def test_two_processes_have_the_same_masks_and_resume_bit_for_bit(ways, tmp_path):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    script = ("-m", "tests.integrations.accelerate_loop", tmp_path)
+    script = ("-m", "tests.integrations.accelerate_loop", tmp_path, *ways)
     run_python(*launch, *script, environment=environment)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for part, found in first.items():
         for name, values in found.items():
             assert torch.equal(values, second[part][name]), (part, name)
+    for name, mask in first["masks"].items():
+        assert not first["weights"][name][~mask].any()
     kept = sum(int(mask.sum()) for mask in first["masks"].values())
     assert kept == (1 - RECIPE["sparsity"]) * sum(m.numel() for m in first["masks"].values())

@@ -26,37 +26,20 @@ from tests.hooks import hooks
 if not (find_spec("transformers") and find_spec("accelerate")):
     pytest.skip("needs lightning-prune[transformers]", allow_module_level=True)
 
-from transformers import BertForSequenceClassification, TrainerCallback
+from transformers import BertForSequenceClassification
 
 from tests.integrations.transformers_runs import (
     EPOCH,
+    KilledError,
+    Watch,
     checkpoint,
     count_zeros,
+    kill_at,
     make_bert,
     make_trainer,
 )
 
 QUICK = PolynomialSchedule(begin=0.0, end=0.5)
-
-
-class Watch(TrainerCallback):
-    """Calls a function at an event."""
-
-    def __init__(self, **events):
-        for name, function in events.items():
-            setattr(self, name, function)
-
-
-class KilledError(Exception):
-    """Stands for a signal."""
-
-
-def kill_at(step):
-    def on_step_begin(args, state, control, **others):
-        if state.global_step == step:
-            raise KilledError
-
-    return Watch(on_step_begin=on_step_begin)
 
 
 @pytest.mark.works_with("Other trainers", "transformers: exact, saved and loaded with zeros")

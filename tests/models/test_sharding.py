@@ -2,7 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
+from lightning_prune import Pruner
 from lightning_prune.models.sharding import check_chunks
 from lightning_prune.models.torch_floors import TorchFloor
 
@@ -22,3 +25,23 @@ def test_unequal_parts_are_refused_where_torch_gathers_them_in_a_wrong_order(mon
         check_chunks(cut(33))
     monkeypatch.setattr(torch, "__version__", "2.10.0")
     check_chunks(cut(33))
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")  # of one process
+@pytest.mark.works_with(
+    "Replicas and shards", "FSDP1 in a plain loop, or by Accelerate", refused=True
+)
+def test_parameters_that_fsdp1_flattens_are_refused_by_name():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        inner = FullyShardedDataParallel(
+            nn.Linear(4, 4), use_orig_params=True, device_id=torch.device("cpu")
+        )
+        model = nn.Sequential(inner, nn.Linear(4, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(ValueError, match=r"FullyShardedDataParallel at '0'.*FSDP2"):
+            Pruner().attach(model, optimizer, steps=4)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -36,14 +36,22 @@ def choose_each_step(module: Training, stopwatch: Stopwatch) -> list[Callback]:
     return [PruningCallback(sparsity=SPARSITY, schedule=schedule, straight_through=learning)]
 
 
-class CollectingTime(Callback):
-    """Times the moments in which Lightning collects logged values."""
+class TimeInside(Callback):
+    """Times our hooks of the optimizers, and the moments in which Lightning collects logged values.
+
+    The hooks are wrapped where they hang: an optimizer of another class would count as one that may
+    move pruned weights.
+    """
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self.stopwatch = stopwatch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Time the two calls that the loop makes after each batch."""
+        """Time the hooks, and the two calls that the loop makes after each batch."""
+        for optimizer in trainer.optimizers:
+            for hooks in optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks:
+                for key, hook in hooks.items():
+                    hooks[key] = self.stopwatch.wrap("optimizer hook", hook)
         connector = trainer._logger_connector
         for name in ("on_batch_end", "update_train_step_metrics"):
             call = getattr(connector, name)
@@ -52,18 +60,9 @@ class CollectingTime(Callback):
 
 def prune_once_and_time(module: Training, stopwatch: Stopwatch) -> list[Callback]:
     """Prune in the first step, and time every call that pruning needs."""
-
-    class TimedAdamW(torch.optim.AdamW):
-        def register_step_post_hook(self, hook: Any) -> Any:
-            return super().register_step_post_hook(stopwatch.wrap("optimizer hook", hook))
-
-        def register_step_pre_hook(self, hook: Any) -> Any:
-            return super().register_step_pre_hook(stopwatch.wrap("optimizer hook", hook))
-
-    module.make_optimizer = lambda: TimedAdamW(module.parameters(), fused=True)
     callbacks = prune_once(module, stopwatch)
     stopwatch.time_hooks(callbacks[0])
-    return [*callbacks, CollectingTime(stopwatch)]
+    return [*callbacks, TimeInside(stopwatch)]
 
 
 def use_model_pruning(module: Training, stopwatch: Stopwatch) -> list[Callback]:
