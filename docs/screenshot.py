@@ -18,7 +18,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-CHARTS = ("target and achieved", "per layer", "accuracy and sparsity")
+CHARTS = ("val_acc and sparsity", "sparsity and target", "sparsity by layer: net")
 _TIMEOUT = 60  # seconds to wait for a page
 _DRAWING = 3  # seconds that the curves take
 _STOPPING = 10  # seconds that TensorBoard may take to stop
