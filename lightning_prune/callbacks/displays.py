@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from lightning_prune.callbacks.charts import arrange
@@ -17,6 +18,8 @@ from lightning_prune.reporting.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_BINS = 64  # the default of wandb
 
 Weights = Iterable[tuple[str, Tensor]]
 
@@ -158,7 +161,8 @@ class WandbDisplay(Display):
         """Log the histograms of all tensors at once."""
         from wandb import Histogram
 
-        logged = {f"{name}/{tensor}": Histogram(v.cpu().numpy()) for tensor, v in weights}
+        counts = ((tensor, np.histogram(v.cpu().numpy(), bins=_BINS)) for tensor, v in weights)
+        logged = {f"{name}/{tensor}": Histogram(np_histogram=count) for tensor, count in counts}
         self.logger.log_metrics(logged, step)
 
 
