@@ -27,7 +27,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-CHARTS = ("target and achieved", "per layer", "accuracy and sparsity")
+CHARTS = ("val_acc and sparsity", "sparsity and target", "sparsity by layer: net")
 PAGES = {  # name of the picture: page, texts to wait for, tags
     "tensorboard": ("custom_scalars", CHARTS, ""),
     "scalars": ("timeseries", ("sparsity", "2 cards"), "^(sparsity|val_acc)$"),
