@@ -36,7 +36,11 @@ Precision = Literal["fp32", "fp16"]
 
 _TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 _LARGEST = 2**31 - 1  # bytes in a protobuf
-_WARNED = (r"`isinstance\(treespec", "The tensor attributes? .* assigned during export")
+_WARNED = (  # by torch, of its own code
+    r"`isinstance\(treespec",
+    "The tensor attributes? .* assigned during export",
+    "_check_is_size will be removed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
