@@ -1,4 +1,13 @@
-"""Photographs TensorBoard's pages of a run: `python docs/screenshot.py --logdir lightning_logs`."""
+"""Photographs TensorBoard's pages: `python docs/screenshot.py --logdir lightning_logs`.
+
+`scalars` shows three runs, so its curves have three colors. The other pages show a single run:
+
+    for s in 0.8 0.9 0.98; do
+        lightning-prune fit --config configs/digits.yaml --pruning.sparsity $s \
+            --trainer.logger.save_dir sparsities --trainer.logger.version sparsity_$s
+    done
+    python docs/screenshot.py --logdir sparsities/lightning_logs --pages scalars
+"""
 
 import argparse
 import shutil
@@ -19,6 +28,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 CHARTS = ("target and achieved", "per layer", "accuracy and sparsity")
+PAGES = {  # name of the picture: page, texts to wait for, tags
+    "tensorboard": ("custom_scalars", CHARTS, ""),
+    "scalars": ("timeseries", ("sparsity", "2 cards"), "^(sparsity|val_acc)$"),
+    "picture": ("images", ("over_sparsity",), ""),
+    "table": ("text", ("tensor", "sparsity"), ""),
+}
 _TIMEOUT = 60  # seconds to wait for a page
 _DRAWING = 3  # seconds that the curves take
 _STOPPING = 10  # seconds that TensorBoard may take to stop
@@ -118,17 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--logdir", type=Path, required=True, help="folder of the event files")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images")
+    parser.add_argument("--pages", nargs="+", choices=PAGES, default=[*PAGES])
     parser.add_argument("--chromium", help="path of the browser, if it is not on the search path")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     window = browser(width=1560, height=680, chromium=arguments.chromium)
     with tensorboard(arguments.logdir) as url, window as driver:
-        for name, page, texts, tags in (
-            ("tensorboard", "custom_scalars", CHARTS, ""),
-            ("scalars", "timeseries", ("sparsity", "2 cards"), "^(sparsity|val_acc)$"),
-            ("picture", "images", ("over_sparsity",), ""),
-            ("table", "text", ("tensor", "sparsity"), ""),
-        ):
+        for name in arguments.pages:
+            page, texts, tags = PAGES[name]
             open_page(driver, url, page, *texts, tags=tags)
             time.sleep(_DRAWING)
             driver.save_screenshot(str(arguments.output / f"{name}.png"))

@@ -1,4 +1,4 @@
-"""Writes the table of versions into the README, from the results of the tests.
+"""Writes the versions into the README, and a table of them into the docs, from results of tests.
 
     .ci/versions && python docs/versions.py .venv-versions/*.xml
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).with_name("works_with.md")
 PLACE = re.compile(r"(<!-- versions -->\n)(.*?)(<!-- end of versions -->)", re.DOTALL)
 PACKAGES = (
     *("python", "torch", "lightning", "torchmetrics", "jsonargparse", "tensorboard", "rich"),
@@ -72,6 +73,15 @@ def describe(run: Run) -> str:
     return ", ".join(f"{count:,} {words}" for words, count in counts)
 
 
+def summary(runs: list[Run]) -> str:
+    """Return a Markdown list with a line for each run."""
+    lines = [
+        f"- torch {run.versions['torch']}, Python {run.versions['python']}: {describe(run)}"
+        for run in runs
+    ]
+    return "\n".join(["", *lines, "", ""])
+
+
 def table(runs: list[Run]) -> str:
     """Return a Markdown table with a column for each run, and name what was not run."""
     lines = [
@@ -98,14 +108,20 @@ def missing(runs: list[Run]) -> str:
 
 
 def main() -> None:
-    """Write the table."""
+    """Write the list and the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", help="JUnit XML of .ci/versions")
-    parser.add_argument("--page", type=Path, default=README, help="the page with the place")
+    parser.add_argument("--readme", type=Path, default=README, help="the place of the list")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the place of the table")
     arguments = parser.parse_args()
-    text = table(read_runs(arguments.results))
-    page = arguments.page.read_text()
-    arguments.page.write_text(PLACE.sub(lambda place: place[1] + text + place[3], page))
+    runs = read_runs(arguments.results)
+    write(arguments.readme, summary(runs))
+    write(arguments.page, table(runs))
+
+
+def write(page: Path, text: str) -> None:
+    """Write a text into the place of a page."""
+    page.write_text(PLACE.sub(lambda place: place[1] + text + place[3], page.read_text()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _import_lazily, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -40,6 +40,12 @@ def write_task(task: Task, results: Sequence[Result], sparsities: Sequence[float
     unit = "bits a byte, less is better" if task.judge == "bits" else "test accuracy, points"
     yield f"### {task.name}: {task.about}\n"
     yield f"{task.steps} steps of {task.batch} samples; {unit}; mean ± sd of 3 seeds, or (n).\n"
+    yield from write_arms(task, results, sparsities)
+    yield ""
+
+
+def write_arms(task: Task, results: Sequence[Result], sparsities: Sequence[float]) -> Iterator[str]:
+    """Yield the table of a task: a row for each arm."""
     yield write_markdown_header("arm", *(f"{at:g}" for at in sparsities), "CPU seconds")
     for result in results:
         if result.runs:
@@ -49,7 +55,6 @@ def write_task(task: Task, results: Sequence[Result], sparsities: Sequence[float
             cells = (write_summary(task, values) for values in scores)
             seconds = statistics.median(run.seconds for run in result.runs)
             yield write_markdown_row(result.case.name, *cells, f"{seconds:.1f}")
-    yield ""
 
 
 def write_tuning(results: Sequence[Result]) -> Iterator[str]:
