@@ -1,4 +1,4 @@
-"""Writes the tables of `recipes.md` and `learning_rates.md` from `benchmarks/results/recipes.csv`.
+"""Writes the tables of `recipes.md` and `learning_rates.md` from `benchmarks/results`.
 
     python docs/recipe_tables.py
 
@@ -13,7 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.kit.recording import write_markdown_header, write_markdown_row
+from benchmarks.fine_tuning_rates import RUNS as TUNED, SHARES, Run as TunedRun
+from benchmarks.kit.judging import summarize
+from benchmarks.kit.recording import read_runs, write_markdown_header, write_markdown_row
 from benchmarks.parts.recipes.arms import ARMS, DENSE, GRADUAL
 from benchmarks.parts.recipes.plan import Case
 from benchmarks.parts.recipes.results import Result, collect
@@ -51,7 +53,25 @@ def compare_ramps(file: RunFile) -> Iterator[str]:
         yield ""
 
 
-TABLES = {"recipes.md": ("compared", compare_arms), "learning_rates.md": ("ramps", compare_ramps)}
+def compare_rates(_: RunFile) -> Iterator[str]:
+    """Yield the table of learning rates after one-shot pruning."""
+    runs = read_runs(TUNED, TunedRun)
+    names = ("not trained on", *(f"{share:g} × the peak" for share in SHARES))
+    yield write_markdown_header("sparsity", *names)
+    for sparsity in dict.fromkeys(run.sparsity for run in runs):
+        cells = (
+            summarize([run.accuracy for run in runs if run[:2] == (sparsity, share)])
+            for share in (0.0, *SHARES)
+        )
+        yield write_markdown_row(f"{sparsity:g}", *cells)
+    yield ""
+
+
+TABLES = (
+    ("recipes.md", "compared", compare_arms),
+    ("learning_rates.md", "ramps", compare_ramps),
+    ("learning_rates.md", "rates", compare_rates),
+)
 
 
 def main() -> None:
@@ -60,7 +80,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     arguments = parser.parse_args()
     file = RunFile(RUNS)
-    for page, (mark, write) in TABLES.items():
+    for page, mark, write in TABLES:
         path = DOCS / page
         before = path.read_text()
         place = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
@@ -71,7 +91,7 @@ def main() -> None:
         if not arguments.check:
             path.write_text(after)
         elif after != before:
-            sys.exit(f"need the tables of {page} as in {RUNS.name}; run {Path(__file__).name}")
+            sys.exit(f"need the tables of {page} as in the results; run {Path(__file__).name}")
 
 
 def _of_task(results: Sequence[Result], task: Task) -> list[Result]:

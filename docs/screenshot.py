@@ -10,6 +10,7 @@
 """
 
 import argparse
+import base64
 import shutil
 import socket
 import subprocess
@@ -18,8 +19,9 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from selenium import webdriver
@@ -27,16 +29,44 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-CHARTS = ("target and achieved", "per layer", "accuracy and sparsity")
-PAGES = {  # name of the picture: page, texts to wait for, tags
-    "tensorboard": ("custom_scalars", CHARTS, ""),
-    "scalars": ("timeseries", ("sparsity", "2 cards"), "^(sparsity|val_acc)$"),
-    "picture": ("images", ("over_sparsity",), ""),
-    "table": ("text", ("tensor", "sparsity"), ""),
-}
+CHARTS = ("val_acc and sparsity", "sparsity and target", "sparsity by layer: net")
 _TIMEOUT = 60  # seconds to wait for a page
+_SHARPNESS = 2  # pixels of a picture for each pixel of the window
 _DRAWING = 3  # seconds that the curves take
 _STOPPING = 10  # seconds that TensorBoard may take to stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A part of a page of TensorBoard.
+
+    Args:
+        page: Name of the page.
+        texts: What the page says once it is there.
+        tags: Regular expression of the tags; empty for all.
+        window: Width and height of the window, in pixels.
+        part: Left, top, width and height of the part, in pixels; None for the whole window.
+    """
+
+    page: str
+    texts: Sequence[str]
+    tags: str = ""
+    window: tuple[int, int] = (1090, 1500)
+    part: tuple[int, int, int, int] | None = None
+
+
+PICTURES = {
+    "tensorboard": Picture(page="custom_scalars", texts=CHARTS, part=(282, 72, 805, 690)),
+    "scalars": Picture(
+        page="timeseries",
+        texts=("sparsity", "2 cards"),
+        tags="^(sparsity|val_acc)$",
+        window=(1560, 760),
+        part=(316, 156, 980, 440),
+    ),
+    "picture": Picture(page="images", texts=("over_sparsity",), part=(282, 126, 385, 345)),
+    "table": Picture(page="text", texts=("tensor", "sparsity"), part=(282, 742, 805, 400)),
+}
 
 
 @contextmanager
@@ -133,17 +163,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--logdir", type=Path, required=True, help="folder of the event files")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images")
-    parser.add_argument("--pages", nargs="+", choices=PAGES, default=[*PAGES])
+    parser.add_argument("--pages", nargs="+", choices=PICTURES, default=[*PICTURES])
     parser.add_argument("--chromium", help="path of the browser, if it is not on the search path")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    window = browser(width=1560, height=680, chromium=arguments.chromium)
-    with tensorboard(arguments.logdir) as url, window as driver:
+    with (
+        tensorboard(arguments.logdir) as url,
+        browser(chromium=arguments.chromium) as driver,
+    ):
         for name in arguments.pages:
-            page, texts, tags = PAGES[name]
-            open_page(driver, url, page, *texts, tags=tags)
+            picture = PICTURES[name]
+            driver.set_window_size(*picture.window)
+            open_page(driver, url, picture.page, *picture.texts, tags=picture.tags)
             time.sleep(_DRAWING)
-            driver.save_screenshot(str(arguments.output / f"{name}.png"))
+            (arguments.output / f"{name}.png").write_bytes(_photograph(driver, picture.part))
+
+
+def _photograph(driver: webdriver.Chrome, part: tuple[int, int, int, int] | None) -> bytes:
+    if part is None:
+        return driver.get_screenshot_as_png()
+    clip = dict(zip(("x", "y", "width", "height"), part, strict=True)) | {"scale": _SHARPNESS}
+    found = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
+    return base64.b64decode(found["data"])
 
 
 def _answers(url: str) -> bool:

@@ -160,10 +160,11 @@ class SparsityCheckpoint(LightningCheckpoint):
 def _find_highest_target(pruner: Pruner) -> float:
     """Return the final target; the highest target if dense parameters may join later.
 
-    Under a budget the final sparsity is known when training ends.
+    Under a budget the final sparsity is known when training ends. Without an example, the tensors
+    are known in the first step.
     """
     if pruner.recipe.budgets:
         return 1.0
-    if not pruner.may_grow:
+    if pruner.tensors and not pruner.may_grow:
         return pruner.final_sparsity
     return max(target for target in pruner.recipe.targets.values() if target is not None)

@@ -1,6 +1,5 @@
 """Sparsity curves, plots and tables for all loggers of the Trainer."""
 
-import importlib.util
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,20 +7,16 @@ from typing import TYPE_CHECKING, Any
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.arguments.words import suggest
 from lightning_prune.callbacks.beside import find_pruner
+from lightning_prune.callbacks.charts import name_quality_chart, read_charts
 from lightning_prune.callbacks.clock import read_logged_step
-from lightning_prune.callbacks.namespace import (
-    LightningCallback,
-    LightningModule,
-    Trainer,
-    is_lightning,
-)
+from lightning_prune.callbacks.displays import Display, find_displays, log_by_tensor
+from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
+from lightning_prune.callbacks.plots import plot_quality, refuse_missing_matplotlib
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
 from lightning_prune.reporting.pruning import pruning_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from lightning_prune.reporting.records import Report
 
 
@@ -31,21 +26,22 @@ class SparsityMonitor(LightningCallback):
     At each mask update the monitor logs ``sparsity/…``, ``sparsity_target/…`` and ``mask_change/…``
     (the fraction of the mask that the update changed) for every tensor and ``overall``. With
     channels, the monitor logs each group under the name of the first weight that makes the
-    channels. TensorBoard also gets the recipe as YAML, weight histograms and a Custom Scalars
-    layout. When training ends, it gets a table and a plot of the quality over the sparsity, and
-    over each cost that a budget limits.
+    channels. TensorBoard, Weights & Biases and MLflow also get the recipe as YAML and weight
+    histograms. When training ends, they get a table and a plot of the quality over the sparsity,
+    and over each cost that a budget limits. In TensorBoard the page of custom scalars shows charts
+    with a color for each curve: every curve is a run, in a folder inside of the logger's folder.
 
     Args:
         quality: Name of a metric that validation logs (without validation: training), such as
             ``"val_acc"``. The monitor records the metric at each sparsity. The plot needs the extra
             ``lightning-prune[plots]``.
-        histograms_every: Number of epochs between weight histograms; null for no histograms.
+        histograms_every: Number of epochs between weight histograms; null for no histograms. In
+            MLflow they are pictures, which need the same extra.
         report: Whether to measure, when training ends, the size, multiplications, memory and
             latency that pruning has saved (see `lightning_prune.report`). The measurement takes
             seconds, or longer for a large model, and other processes wait. All loggers get scalars,
-            and TensorBoard's text page gets tables. The input is the model's
-            ``example_input_array``; without it, a single sample of the first call of ``forward``
-            during validation.
+            and those that show texts get tables. The input is the model's ``example_input_array``;
+            without it, a single sample of the first call of ``forward`` during validation.
 
     Attributes:
         quality_curve: The pairs of sparsity and quality, in the order of recording.
@@ -74,6 +70,8 @@ class SparsityMonitor(LightningCallback):
         self.cost_curves: dict[str, list[tuple[float, float]]] = {}
         self._logged_updates = 0
         self._recorder: CallRecorder | None = None
+        self._displays: list[Display] = []
+        self._has_layout = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a new curve; refuse a Trainer without pruning, or a plot without matplotlib."""
@@ -82,15 +80,12 @@ class SparsityMonitor(LightningCallback):
         find_pruner(self, trainer)
         self.quality_curve, self.cost_curves = [], {}
         self._recorder = None
-        if (
-            self.quality
-            and _find_boards(trainer)
-            and importlib.util.find_spec("matplotlib") is None
-        ):
-            raise ModuleNotFoundError(
-                f"need matplotlib to draw the plot in TensorBoard, got quality={self.quality!r} "
-                "without matplotlib; run pip install 'lightning-prune[plots]'"
-            )
+        self._displays, self._has_layout = find_displays(trainer), False
+        if self.quality and self._displays:
+            refuse_missing_matplotlib("the plot", f"quality={self.quality!r}")
+        if self.histograms_every and any(each.draws_histograms for each in self._displays):
+            found = f"histograms_every={self.histograms_every} with MLflow"
+            refuse_missing_matplotlib("histograms", found)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recorded qualities."""
@@ -108,22 +103,11 @@ class SparsityMonitor(LightningCallback):
         self.cost_curves = {unit: _read_points(points) for unit, points in curves.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay out the Custom Scalars page, and write the recipe."""
+        """Write the recipe."""
         self._logged_updates = 0
-        recipe = find_pruner(self, trainer).recipe
-        quality = f"^{self.quality}$" if self.quality else ".*acc.*"
-        charts = {
-            "target and achieved": ["Multiline", ["^sparsity$", "^sparsity_target$"]],
-            "per layer": ["Multiline", ["^sparsity/(?!overall$)"]],
-            "accuracy and sparsity": ["Multiline", [quality, "^sparsity$"]],
-        }
-        for budget in recipe.budgets:
-            unit = budget.unit
-            charts[f"{unit} and target"] = ["Multiline", [f"^{unit}$", f"^{unit}_target$"]]
-        for board in _find_boards(trainer):
-            board.experiment.add_custom_scalars({"pruning": charts})
-            text = f"```yaml\n{recipe.to_yaml()}```"
-            board.experiment.add_text("recipe", text, read_logged_step(trainer))
+        step, recipe = read_logged_step(trainer), find_pruner(self, trainer).recipe
+        for display in self._displays:
+            display.write_text("recipe.yaml", recipe.to_yaml(), step)
 
     def on_train_batch_end(
         self,
@@ -150,7 +134,8 @@ class SparsityMonitor(LightningCallback):
             scalars[f"sparsity_target/{group.name}"] = pruner.target(group)
             scalars[f"mask_change/{group.name}"] = pruner.changed.get(group.name, 0.0)
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=read_logged_step(trainer))
+            log_by_tensor(logger, scalars, read_logged_step(trainer))
+        self._draw_charts(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the first call of the model, as an example for the report."""
@@ -171,16 +156,14 @@ class SparsityMonitor(LightningCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table and the plot."""
-        for board in _find_boards(trainer):
-            step = read_logged_step(trainer)
-            board.experiment.add_text(
-                "sparsity", pruning_table(find_pruner(self, trainer)).to_markdown(), step
-            )
-            if self.quality and self.quality_curve:
-                curves = {"sparsity": self.quality_curve, **self.cost_curves}
-                for name, curve in curves.items():
-                    figure = _plot_quality(self.quality, name, curve)
-                    board.experiment.add_figure(f"{self.quality}_over_{name}", figure, step)
+        step = read_logged_step(trainer)
+        curves = {"sparsity": self.quality_curve, **self.cost_curves}
+        for display in self._displays:
+            display.write_table("sparsity", pruning_table(find_pruner(self, trainer)), step)
+            for name, curve in curves.items():
+                if self.quality and curve:
+                    figure = plot_quality(self.quality, name, curve)
+                    display.write_figure(f"{self.quality}_over_{name}", figure, step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report, after all other callbacks have changed the weights."""
@@ -190,9 +173,14 @@ class SparsityMonitor(LightningCallback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Stop recording the input."""
+        """Stop recording the input, and write out the charts."""
         if self._recorder is not None:
             self._recorder.stop()
+        self._close_displays()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write out the charts."""
+        self._close_displays()
 
     def _log_report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from lightning_prune.reporting.report import report
@@ -209,19 +197,35 @@ class SparsityMonitor(LightningCallback):
         except Exception as error:  # A failing report must not end the training.
             warnings.warn(f"no report: {error}", stacklevel=2)
             return
-        for board in _find_boards(trainer):
-            board.experiment.add_text("report", measured.to_markdown(), read_logged_step(trainer))
+        for display in self._displays:
+            display.write_text("report.md", measured.to_markdown(), read_logged_step(trainer))
         for logger in trainer.loggers:
             logger.log_metrics(_collect_scalars(measured), step=read_logged_step(trainer))
 
+    def _draw_charts(self, trainer: Trainer) -> None:
+        """Continue the curves of all charts, which are laid out once the layers are known."""
+        if not self._displays:
+            return
+        charts = read_charts(find_pruner(self, trainer))
+        tags = [name_quality_chart(self.quality)] if self.quality else []
+        for display in self._displays:
+            if not self._has_layout:
+                display.lay_out([*tags, *charts])
+            for tag, values in charts.items():
+                display.draw(tag, values, read_logged_step(trainer))
+        self._has_layout = True
+
     def _draw_histograms(self, trainer: Trainer) -> None:
-        for board in _find_boards(trainer):
-            for tensor in find_pruner(self, trainer).tensors:
-                if tensor.is_scored:
-                    kept = tensor.weights[tensor.mask.kept].float()
-                    board.experiment.add_histogram(
-                        f"kept_weights/{tensor.name}", kept, read_logged_step(trainer)
-                    )
+        step = read_logged_step(trainer)
+        scored = [tensor for tensor in find_pruner(self, trainer).tensors if tensor.is_scored]
+        for display in self._displays if scored else ():
+            kept = ((each.name, each.weights[each.mask.kept].float()) for each in scored)
+            display.write_histograms("kept_weights", kept, step)
+
+    def _close_displays(self) -> None:
+        for display in self._displays:
+            display.close()
+        self._displays = []
 
     def _record_quality(self, trainer: Trainer, *, is_validated: bool) -> None:
         if self.quality is None or trainer.state.fn != "fit":
@@ -237,15 +241,11 @@ class SparsityMonitor(LightningCallback):
             value = float(trainer.callback_metrics[self.quality])
             pruner = find_pruner(self, trainer)
             self.quality_curve.append((pruner.sparsity, value))
+            for display in self._displays:
+                pair = {self.quality: value, "sparsity": pruner.sparsity}
+                display.draw(name_quality_chart(self.quality), pair, read_logged_step(trainer))
             for expense in pruner.spending:
                 self.cost_curves.setdefault(expense.unit, []).append((expense.share, value))
-
-
-def _find_boards(trainer: Trainer) -> list[Any]:
-    """Return the TensorBoard loggers; ranks other than the first get an empty list."""
-    if not trainer.is_global_zero:
-        return []
-    return [logger for logger in trainer.loggers if is_lightning(logger, "TensorBoardLogger")]
 
 
 def _collect_scalars(measured: "Report") -> dict[str, float]:
@@ -262,15 +262,3 @@ def _collect_scalars(measured: "Report") -> dict[str, float]:
 
 def _read_points(points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
     return [(point[0], point[1]) for point in points]
-
-
-def _plot_quality(quality: str, name: str, curve: list[tuple[float, float]]) -> "Figure":
-    """Return a plot over the sparsity, or over a cost as a fraction of the dense cost."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(*zip(*curve, strict=True), marker="o", markersize=4)
-    axes.set(xlabel=name, ylabel=quality, title=f"{quality} over {name}", xlim=(0, 1))
-    axes.grid(alpha=0.3)
-    return figure

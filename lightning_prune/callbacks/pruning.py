@@ -1,7 +1,6 @@
 """Pruning inside a Lightning Trainer."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,15 +8,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
+from lightning_prune.callbacks.attaching import attach_to_trainer
 from lightning_prune.callbacks.averages import find_averages
-from lightning_prune.callbacks.chosen_steering import choose_steering
-from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.cost_check import CostCheck
+from lightning_prune.callbacks.logged_recipe import log_recipe, write_recipe
 from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
 from lightning_prune.callbacks.old_statistics import OldStatistics
 from lightning_prune.callbacks.printing import print_table
-from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
-from lightning_prune.callbacks.seen_example import SeenExample
+from lightning_prune.callbacks.seen_example import SeenExample, may_wait
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
 from lightning_prune.callbacks.steering import Steering
 from lightning_prune.callbacks.unsupported import refuse_unsupported
@@ -26,7 +24,6 @@ from lightning_prune.engine.host import Host
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget
-from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.penalty import GrowingPenalty
@@ -76,7 +73,8 @@ class PruningCallback(LightningCallback):
             the due points, each ``log_every_n_steps`` batches and at the end.
         example: For `ChannelPattern` and most budgets, the arguments of the module's ``forward``: a
             tensor, a tuple, or a dict of names. By default the ``example_input_array``, or else the
-            first sample of the sanity check.
+            first sample of the sanity check, or else of the first training step. In the last case
+            pruning starts within this step, before the optimizer moves weights.
         table: Whether the tables are ``"short"``, ``"full"`` or ``"off"``. A short table has at
             most 30 lines: tensors whose names differ in numbers only share a row. A Trainer with
             ``enable_model_summary=False`` prints no table.
@@ -218,38 +216,39 @@ class PruningCallback(LightningCallback):
         """Look no longer."""
         self._seen.stop()
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the recipe into the hyperparameters of all loggers."""
+        log_recipe(trainer, pl_module, self.recipe)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin; under every strategy, weights, optimizers and restored states exist only now."""
-        is_resumed = bool(self._restored_state)
-        clocks: Callable[[Schedule], Clock]
-        clocks = partial(make_trainer_clock, trainer, is_resumed=is_resumed)
-        steering = choose_steering(self.pruner, trainer, self._restored_state)
-        if steering is not None:
-            clocks = steering.make_clock
+        """Begin; under every strategy, weights, optimizers and restored states exist only now.
+
+        Without an example, the first step of the training shows one, and pruning begins there.
+        """
         if self._restored_state:
             if trainer.ckpt_path:  # Lightning has restored the weights too.
                 refuse_other_weights(self._restored_state, pl_module)
-            self.pruner.load_state_dict(self._restored_state)
             self._seen.load_state_dict(self._restored_state)
         example = self._seen.share(trainer) if self.example is None else self.example
-        costs = CostCheck(self.pruner, trainer, pl_module, example)
-        self.pruner.attach(
+        if example is None and may_wait(self.recipe, pl_module):
+            self._seen.watch(pl_module)
+        else:
+            self._attach(trainer, pl_module, example)
+
+    def _attach(self, trainer: Trainer, pl_module: LightningModule, example: Any) -> None:
+        """Begin to prune."""
+        self._steering, self._costs = attach_to_trainer(
+            self.pruner,
+            trainer,
             pl_module,
-            trainer.optimizers,
-            clocks=clocks,
-            is_trial_step=self._make_trial_check(trainer),
+            callback=self,
             example=example,
-            latencies=costs.find_table,
+            state=self._restored_state,
         )
-        self._costs = costs
-        if steering is not None:
-            steering.begin()
-        self._steering = steering
         self._restored_state, self._is_training = None, True
         self._statistics = OldStatistics(self.pruner)
         self._host.forget()
         self._host.mask_copies(find_averages(trainer))
-        warn_of_saves_at_epoch_ends(trainer)
         print_table(trainer, self.pruner, "To be pruned", self.table)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -276,6 +275,10 @@ class PruningCallback(LightningCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Pass the step to the engine: the gradients are complete and not yet clipped."""
+        if not self._is_training:
+            example = self._seen.take_from_first_step(trainer, pl_module)
+            self._attach(trainer, pl_module, example)
+            self.pruner.begin_step(optimizer)  # `step` calls the closure that we are in
         self.pruner.follow(trainer.optimizers)
         if will_be_skipped(trainer, optimizer):
             self.pruner.skip_step(optimizer)
@@ -291,6 +294,8 @@ class PruningCallback(LightningCallback):
         batch_idx: int,
     ) -> None:
         """Log sparsity and target after each update; Lightning repeats them between updates."""
+        if not self._is_training:  # the first step is still to come
+            return
         self._host.mask_copies(find_averages(trainer))
         self._statistics.note_batch()
         batches = trainer.fit_loop.total_batch_idx + 1
@@ -307,11 +312,18 @@ class PruningCallback(LightningCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Mask averaged copies, so that other callbacks save them with the present masks."""
+        """Mask averaged copies, so that other callbacks save them with the present masks.
+
+        Write the recipe beside the checkpoints.
+        """
         self._host.mask_copies(find_averages(trainer))
+        write_recipe(trainer, self.recipe)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks; the pruned weights stay zero."""
+        if not self._is_training:  # no step was made
+            self._seen.stop()
+            return
         self._is_training = False
         if self._steering is not None:
             self._steering.end(pl_module)
@@ -329,12 +341,3 @@ class PruningCallback(LightningCallback):
         self._seen.stop()
         self.pruner.forget_state()
         self.pruner.detach(completed=False)
-
-    def _make_trial_check(self, trainer: Trainer) -> Callable[[Optimizer], bool]:
-        """Return the function that recognizes a step outside training, or a skipped step."""
-
-        def is_trial_step(optimizer: Optimizer) -> bool:
-            is_finder = self not in trainer.callbacks  # type: ignore[union-attr]
-            return is_finder or will_be_skipped(trainer, optimizer)
-
-        return is_trial_step

@@ -1,5 +1,7 @@
 """Steps that a gradient scaler skips."""
 
+from collections.abc import Callable
+
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
@@ -17,3 +19,18 @@ def will_be_skipped(trainer: Trainer, optimizer: Optimizer) -> bool:
             return True  # Without a loss, Lightning neither unscales nor steps.
         scaler.unscale_(optimizer)  # A fused optimizer would unscale later than this check.
     return any(bool(value.item()) for value in state["found_inf_per_device"].values())
+
+
+def make_trial_check(callback: object, trainer: Trainer) -> Callable[[Optimizer], bool]:
+    """Return the function that recognizes a step outside training, or a skipped step.
+
+    Args:
+        callback: The callback that prunes; finders take it out of the Trainer for their trials.
+        trainer: The Trainer.
+    """
+
+    def is_trial_step(optimizer: Optimizer) -> bool:
+        is_finder = callback not in trainer.callbacks  # type: ignore[union-attr]
+        return is_finder or will_be_skipped(trainer, optimizer)
+
+    return is_trial_step

@@ -1,19 +1,19 @@
 """Smaller checkpoints and sparse files, validated by the user's own validation."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import RenderableType
 from torch import nn
 
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.channels.adoption import shrunk_state
 from lightning_prune.channels.shrink import shrink
 from lightning_prune.cli.example import find_example
+from lightning_prune.cli.formats import RECIPE, find_recipe
 from lightning_prune.cli.loading import choose_output, load_weights
+from lightning_prune.cli.saying import Say
 from lightning_prune.cli.validation import has_validation, validate_if_possible
 from lightning_prune.deploy.checkpoints import read_checkpoint, write_checkpoint
 from lightning_prune.deploy.compression import file_size
@@ -31,9 +31,14 @@ _KEPT_KEYS = (  # the keys of a checkpoint that describe the model, not the trai
     "datamodule_hyper_parameters",
 )
 
-NOT_VALIDATED = "the model has no validation_step, or nothing has a val_dataloader"
+# Lightning's `load_from_checkpoint` makes the model by a function of this name. It refuses unknown
+# names in an error that repeats them. Without it, the error would only say that shapes differ.
+_INSTEAD = {
+    "_instantiator": "none: lightning_prune has shrunk this checkpoint. Make the model, and then "
+    "call lightning_prune.adopt(model, torch.load(path, weights_only=True))"
+}
 
-Say = Callable[[RenderableType], None]
+NOT_VALIDATED = "the model has no validation_step, or nothing has a val_dataloader"
 
 
 def write_shrunk(
@@ -79,6 +84,10 @@ def write_shrunk(
 def _write_shrunk_checkpoint(smaller: nn.Module, source: str, output: Path) -> None:
     checkpoint = read_checkpoint(source)
     kept = {key: checkpoint[key] for key in _KEPT_KEYS if key in checkpoint}
+    if kept.get("hparams_name", "kwargs") == "kwargs":  # the arguments of the model, by name
+        kept["hyper_parameters"] = {**kept.get("hyper_parameters", {}), **_INSTEAD}
+    if recipe := find_recipe(checkpoint):
+        kept[RECIPE] = recipe
     start = {"epoch": 0, "global_step": 0, "optimizer_states": [], "lr_schedulers": []}
     write_checkpoint(kept | start | {"callbacks": {}} | shrunk_state(smaller), output)
 

@@ -1,9 +1,5 @@
 """The subcommand ``export``."""
 
-from collections.abc import Callable
-
-from rich.console import RenderableType
-
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
 from lightning_prune.cli.deployment import write_sparse
 from lightning_prune.cli.formats import (
@@ -11,8 +7,11 @@ from lightning_prune.cli.formats import (
     Precision,
     check_precision,
     name_beside,
+    read_dynamic,
+    read_facts,
 )
 from lightning_prune.cli.loading import load_weights
+from lightning_prune.cli.saying import Say
 from lightning_prune.cli.traced_files import write_executorch, write_onnx
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 from lightning_prune.deploy.executorch_runtime import EXTRA, LIBRARY
@@ -32,7 +31,8 @@ def export_and_write(
     precision: Precision,
     batches: int,
     reduce_range: bool | None,
-    say: Callable[[RenderableType], None],
+    dynamic: str | None,
+    say: Say,
 ) -> None:
     """Check all arguments, load the checkpoint, and write the file.
 
@@ -46,13 +46,15 @@ def export_and_write(
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         batches: Number of validation batches to compare and calibrate with.
         reduce_range: Whether 8-bit weights use 7 bits; by default if this machine needs it.
+        dynamic: Dimensions of any size, such as ``"ids:1"``; None for none.
         say: Prints a text or a table.
     """
     check_batches(batches)
     check_precision(format, precision, reduce_range)
+    dynamic_shapes = read_dynamic(dynamic, format)
     check_one_process(trainer, "to export")
     _check_libraries(format)
-    read_lightning_checkpoint(ckpt_path)
+    facts = read_facts(read_lightning_checkpoint(ckpt_path))
     beside = name_beside(ckpt_path, format, precision)
     target = check_output_file(output or beside, ckpt_path=ckpt_path)
     load_weights(model, ckpt_path)
@@ -69,6 +71,8 @@ def export_and_write(
             precision=precision,
             batches=batches,
             reduce_range=reduce_range,
+            dynamic_shapes=dynamic_shapes,
+            facts=facts,
             say=say,
         )
 

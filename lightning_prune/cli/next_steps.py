@@ -57,6 +57,9 @@ def _list_steps(
         following = {"prune": "fit", "reestimate": "test", "report": "export"}.get(
             command, "report"
         )
+        if command == "shrink":
+            loaded = f"torch.load('{_shorten(path)}', weights_only=True)"
+            yield f"lightning_prune.adopt(model, {loaded}) in Python"
         yield _write_command(following, *kept, "--ckpt_path", _shorten(path))
 
 

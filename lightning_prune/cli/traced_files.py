@@ -1,6 +1,6 @@
 """ONNX and ExecuTorch files, written from a model and validated by the user's own validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from rich.progress import track
-from torch import Size
 
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
-from lightning_prune.cli.deployment import NOT_VALIDATED, Say, describe_file
+from lightning_prune.cli.deployment import NOT_VALIDATED, describe_file
 from lightning_prune.cli.file_forward import FileForward, MisfitError, Run, run_in_pieces
+from lightning_prune.cli.saying import Say
 from lightning_prune.cli.validation import has_validation
 from lightning_prune.deploy.executorch import export_executorch
 from lightning_prune.deploy.executorch_runtime import open_program, run_program
@@ -21,6 +21,7 @@ from lightning_prune.deploy.onnx_runtime import open_session, run_call
 from lightning_prune.deploy.quantization import quantize_onnx, saturates
 from lightning_prune.models.calls import Call, make_call, refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
+from lightning_prune.models.free_sizes import DynamicShapes, find_free_sizes, fixed_sizes
 from lightning_prune.post_training.calibration import validate
 from lightning_prune.post_training.held_fits import quiet
 from lightning_prune.reporting.pruning import change_table
@@ -35,6 +36,8 @@ def write_onnx(
     precision: Literal["fp32", "fp16", "int8"],
     batches: int,
     reduce_range: bool | None,
+    dynamic_shapes: DynamicShapes,
+    facts: Mapping[str, str],
     say: Say,
 ) -> None:
     """Write an ONNX file and validate it in the place of the model's ``forward``.
@@ -50,6 +53,8 @@ def write_onnx(
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         batches: Number of calls of ``forward`` to compare and calibrate with.
         reduce_range: Whether 8-bit weights use 7 bits; by default if this machine needs it.
+        dynamic_shapes: Dimensions of any size, by the name of the input.
+        facts: Facts for the metadata of the file, by name.
         say: Called with each line and table for the user.
     """
     before, recorded = _validate_and_record(trainer, model, datamodule, batches)
@@ -59,15 +64,25 @@ def write_onnx(
             "need a validation_step that calls forward (as self(...)) to calibrate int8, got "
             f"{type(model).__name__}.validation_step without such a call"
         )
-    items = _items(make_call(model, example))
-    inputs = [call for call in recorded if _items(call) == items]
+    call = make_call(model, example)
+    free = find_free_sizes(model, call, dynamic_shapes)
+    items = fixed_sizes(call, 1, free)
+    inputs = [each for each in recorded if fixed_sizes(each, 1, free) == items]
+    write = partial(
+        export_onnx,
+        model,
+        example=example,
+        inputs=inputs,
+        dynamic_shapes=dynamic_shapes,
+        metadata=facts,
+    )
     if precision == "int8" and reduce_range is None:
         reduce_range = saturates()
     say("writing the ONNX file and comparing it with the model")
     if precision == "int8":
-        file = _write_int8(trainer, model, output, example, inputs, reduce_range)
+        file = _write_int8(trainer, write, output, inputs, reduce_range)
     else:
-        file = export_onnx(model, output, example=example, inputs=inputs, precision=precision)
+        file = write(output, precision=precision)
     _describe_onnx(say, file, precision, reduce_range)
     session = open_session(file.path)
     shapes = [node.shape for node in session.get_inputs()]
@@ -121,9 +136,8 @@ def write_executorch(
 
 def _write_int8(
     trainer: Trainer,
-    model: LightningModule,
+    write: Callable[[Path], OnnxFile],
     output: Path,
-    example: Any,
     inputs: Sequence[Call],
     reduce_range: bool | None,
 ) -> OnnxFile:
@@ -135,7 +149,7 @@ def _write_int8(
         disable=trainer.progress_bar_callback is None,
     )
     with TemporaryDirectory() as folder:
-        floats = export_onnx(model, Path(folder) / "floats", example=example, inputs=inputs)
+        floats = write(Path(folder) / "floats")
         return quantize_onnx(floats.path, output, calls, reduce_range=reduce_range)
 
 
@@ -194,11 +208,6 @@ def _validate_file(
         say(f"the quality of the file was not measured: {misfit}")
     else:
         say(change_table(before, after, f"as {path.name}"))
-
-
-def _items(call: Call) -> list[Size]:
-    """Return the shapes without the first dimension, which a traced file requires."""
-    return [tensor.shape[1:] for tensor in call.tensors]
 
 
 def _validate_and_record(

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console, RenderableType
-
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, TrainerBase
 from lightning_prune.cli.formats import Format, Precision
+from lightning_prune.cli.saying import say
 from lightning_prune.post_training.defaults import (
     BATCHES,
     SEARCH_SPARSITIES,
@@ -61,7 +60,7 @@ class PruneTrainer(TrainerBase):
             datamodule,
             ckpt_path=ckpt_path,
             output=output,
-            say=_say,
+            say=say,
             batches=batches,
             train_mode=train_mode,
             statistics=statistics,
@@ -115,7 +114,7 @@ class PruneTrainer(TrainerBase):
             folder=Path(output),
             tolerance=tolerance,
             plot=plot,
-            say=_say,
+            say=say,
             monitor=monitor,
             mode=mode,
             ckpt_path=ckpt_path,
@@ -178,7 +177,7 @@ class PruneTrainer(TrainerBase):
             datamodule,
             folder=Path(output),
             plot=plot,
-            say=_say,
+            say=say,
             monitor=monitor,
             mode=mode,
             tolerance=tolerance,
@@ -231,7 +230,7 @@ class PruneTrainer(TrainerBase):
             ckpt_path=ckpt_path,
             batch_size=batch_size,
             output=None if output is None else Path(output),
-            say=_say,
+            say=say,
             latency=latency,
             threads=threads,
             blocks=blocks,
@@ -268,7 +267,7 @@ class PruneTrainer(TrainerBase):
             datamodule,
             ckpt_path=ckpt_path,
             output=output,
-            say=_say,
+            say=say,
             statistics=statistics,
             train_mode=train_mode,
         )
@@ -296,7 +295,7 @@ class PruneTrainer(TrainerBase):
         """
         from lightning_prune.cli.deployment import write_shrunk
 
-        write_shrunk(self, model, datamodule, ckpt_path=ckpt_path, output=output, say=_say)
+        write_shrunk(self, model, datamodule, ckpt_path=ckpt_path, output=output, say=say)
 
     def export(
         self,
@@ -309,6 +308,7 @@ class PruneTrainer(TrainerBase):
         precision: Precision = "fp32",
         batches: int = BATCHES,
         reduce_range: bool | None = None,
+        dynamic: str | None = None,
     ) -> None:
         """Write a checkpoint as a file to deploy, compare the file with the model, and validate it.
 
@@ -328,6 +328,7 @@ class PruneTrainer(TrainerBase):
             batches: Number of validation batches to compare a file and to calibrate int8 with.
             reduce_range: Whether int8 weights use 7 of the 8 bits, which x86 processors without
                 VNNI need; by default if this machine needs it.
+            dynamic: Dimensions of any size in an ONNX file, such as 'ids:1,mask:1' for texts.
         """
         from lightning_prune.cli.exporting import export_and_write
 
@@ -341,9 +342,6 @@ class PruneTrainer(TrainerBase):
             precision=precision,
             batches=batches,
             reduce_range=reduce_range,
-            say=_say,
+            dynamic=dynamic,
+            say=say,
         )
-
-
-def _say(message: RenderableType) -> None:
-    Console().print(message, soft_wrap=isinstance(message, str))

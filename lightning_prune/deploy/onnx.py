@@ -1,11 +1,12 @@
 """ONNX files of pruned modules: checked against the module, with their zeros counted."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, need_libraries, replace_file
+from lightning_prune.deploy.onnx_names import describe_model, name_outputs
 from lightning_prune.deploy.onnx_runtime import open_session, run_call
 from lightning_prune.deploy.parity import (
     choose_tolerance,
@@ -25,6 +27,7 @@ from lightning_prune.deploy.parity import (
 from lightning_prune.models.calls import make_call
 from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.errors import describe_error
+from lightning_prune.models.free_sizes import DynamicShapes, find_free_sizes
 from lightning_prune.models.names import named_modules
 from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.tracing import trace_any_batch
@@ -74,16 +77,20 @@ def export_onnx(
     inputs: Iterable[Any] = (),
     precision: Precision = "fp32",
     tolerance: float | None = None,
+    dynamic_shapes: DynamicShapes | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> OnnxFile:
     r"""Write a module's ``forward`` in eval mode as an ONNX file, if it answers as the module does.
 
     A copy of the module on the CPU is traced (``torch.export``), so the module itself, its buffers,
     hooks and mode, and the state of random number generators stay as they are. The first dimension
-    of the inputs may then be of any size, if the module allows it. Normalizations are merged into
-    convolutions. The zeros of weights stay zeros: the function counts them. It then runs the file
-    in ONNX Runtime on random inputs like the example (of the same range, and in batches of 1 and
-    other sizes), on the example and on ``inputs``. With :math:`y` an output of the module and
-    :math:`y'` the same output of the file, the difference is
+    of the inputs may then be of any size, if the module allows it; for texts of any length name
+    more dimensions in ``dynamic_shapes``. The inputs of the file have the names of the arguments,
+    and the outputs those in the result of ``forward``. Normalizations are merged into convolutions.
+    The zeros of weights stay zeros: the function counts them. It then runs the file in ONNX Runtime
+    on random inputs like the example (of the same range, and in batches of 1 and other sizes), on
+    the example and on ``inputs``. With :math:`y` an output of the module and :math:`y'` the same
+    output of the file, the difference is
 
     .. math:: \max_{\text{outputs}} \frac{\max |y' - y|}{\max |y|}
 
@@ -101,11 +108,17 @@ def export_onnx(
             and outputs of the file are float32 in both.
         tolerance: The largest difference allowed; by default 1e-4, and 1e-2 in ``"fp16"``, which is
             about twenty roundings of :math:`2^{-11}` that add up.
+        dynamic_shapes: More dimensions of any size, by the name of the input, such as
+            ``{"ids": [1], "mask": [1]}``; dimensions that the module needs equal stay so. The file
+            is compared in another size, too.
+        metadata: More facts for the metadata of the file, which holds the version of this package
+            and the sparsity. Each name gets the prefix ``"lightning_prune."``.
 
     Raises:
-        ValueError: If there is no example, the module cannot be traced or has operators that ONNX
-            lacks, the file would be larger than ONNX allows (2 GB) or cannot be written, the
-            tolerance is negative, or if the outputs differ or zeros are lost.
+        ValueError: If there is no example, the module cannot be traced (for any size where
+            ``dynamic_shapes`` asks for it) or has operators that ONNX lacks, the file would be
+            larger than ONNX allows (2 GB) or cannot be written, the tolerance is negative, or if
+            the outputs differ or zeros are lost.
         ModuleNotFoundError: If a library is missing.
     """
     need_libraries(*LIBRARIES)
@@ -115,10 +128,11 @@ def export_onnx(
     call = move_to_cpu(make_call(module, example))
     with keep_generators(), torch.no_grad(), quiet_export():
         copied = copy_uncompiled(module).cpu().float().eval()
-        program, any_batch = trace_any_batch(copied, call)
-        calls = collect_calls(copied, call, inputs, any_batch)
+        free = find_free_sizes(copied, call, dynamic_shapes or {})
+        program, any_batch = trace_any_batch(copied, call, free)
+        calls = collect_calls(copied, call, inputs, any_batch, free)
         with replace_file(path) as file:
-            write_program(program, file, precision)
+            write_program(program, file, precision, metadata or {})
             with _refusing_overflow(copied, precision):
                 run = partial(run_call, open_session(file))
                 difference = compare_answers(copied, run, calls, limit)
@@ -136,9 +150,18 @@ def export_onnx(
 
 
 def write_program(
-    program: torch.export.ExportedProgram, file: Path, precision: Precision = "fp32"
+    program: torch.export.ExportedProgram,
+    file: Path,
+    precision: Precision = "fp32",
+    facts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a traced module as an ONNX file.
+
+    Args:
+        program: The graph.
+        file: The file.
+        precision: As in `export_onnx`.
+        facts: More metadata of the file, by name.
 
     Raises:
         ValueError: If ONNX lacks an operator, or torch is too old for the outputs.
@@ -159,6 +182,8 @@ def write_program(
         ) from error
     assert translated is not None
     ClearMetadataAndDocStringPass()(translated.model)  # it names folders of this machine
+    name_outputs(program, translated.model)
+    translated.model.metadata_props.update(describe_model(program, facts))
     if precision == "fp32":
         translated.save(file, external_data=False)
     else:

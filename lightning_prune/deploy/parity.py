@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.comparison import relative_difference
 from lightning_prune.models.examples import make_random_calls
+from lightning_prune.models.free_sizes import FreeSizes, change_free_sizes, fixed_sizes
 from lightning_prune.models.names import named_parameters, plain_name
 from lightning_prune.models.prunable import prunable_weights
 from lightning_prune.models.trees import find_tensors, move_to_cpu
@@ -30,19 +31,26 @@ def choose_tolerance(tolerance: float | None, default: float) -> float:
 
 
 def collect_calls(
-    module: nn.Module, example: Call, inputs: Iterable[Any], any_batch: bool
+    module: nn.Module,
+    example: Call,
+    inputs: Iterable[Any],
+    any_batch: bool,
+    free: FreeSizes = (),
 ) -> list[Call]:
     """Return the calls to compare outputs for: random ones, the example and the given inputs.
 
     Random batches have the size of the example; if any size will do, also 1 and one more sample.
+    If other dimensions are free, a random batch has another size there.
     """
     sizes: list[int | None] = [example.batch_size]
     if any_batch and example.batch_size is not None:
         sizes = list(dict.fromkeys([example.batch_size, 1, example.batch_size + 1]))
     calls = [*make_random_calls(example, sizes), example]
+    if any(free):
+        calls += make_random_calls(change_free_sizes(example, free), [None])
     for given in inputs:
         calls.append(move_to_cpu(make_call(module, given)))
-        _refuse_other_shapes(example, calls[-1], any_batch)
+        _refuse_other_shapes(example, calls[-1], any_batch, free)
     return calls
 
 
@@ -111,13 +119,13 @@ def refuse_lost_zeros(zeros: int, needed: int) -> None:
         )
 
 
-def _refuse_other_shapes(example: Call, call: Call, any_batch: bool) -> None:
+def _refuse_other_shapes(example: Call, call: Call, any_batch: bool, free: FreeSizes) -> None:
     start = 1 if any_batch else 0
     shapes = [[list(tensor.shape) for tensor in given.tensors] for given in (example, call)]
-    here, there = ([shape[start:] for shape in each] for each in shapes)
+    here, there = (fixed_sizes(given, start, free) for given in (example, call))
     if here != there:
-        free = " but for the first dimension" if any_batch else ""
+        but = " but for the first dimension" if any_batch else ""
         raise ValueError(
-            f"need inputs of the example's shapes{free}, {shapes[0]}, got {shapes[1]}; the module "
+            f"need inputs of the example's shapes{but}, {shapes[0]}, got {shapes[1]}; the module "
             "does not take others when traced"
         )

@@ -110,7 +110,9 @@ def _quantize(source: Path, output: Path, batches: _Batches, reduce_range: bool)
     model = onnx.load(source)
     # The exporter has inferred shapes and merged normalizations; without this mark, the quantizer
     # asks for both.
-    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    facts = {each.key: each.value for each in model.metadata_props}
+    facts["onnx.quant.pre_process"] = "onnxruntime.quant"
+    onnx.helper.set_model_props(model, facts)
     prepared = output.with_suffix(".prepared")
     onnx.save(model, prepared)
     quantize_static(

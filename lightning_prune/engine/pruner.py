@@ -210,6 +210,14 @@ class Pruner(Readings):
             )
         self._training.before_step(unwrap_optimizer(optimizer))
 
+    def begin_step(self, optimizer: Optimizer) -> None:
+        """Note that a step has begun before `attach`: a closure of ``step`` attaches.
+
+        Args:
+            optimizer: The optimizer that is stepping.
+        """
+        self._training.begin_step(unwrap_optimizer(optimizer))
+
     def skip_step(self, optimizer: Optimizer) -> None:
         """Forget the inputs seen for a step that will not be made, or not as a step of training.
 

@@ -65,7 +65,7 @@ class Training:
         self._optimizers: list[Optimizer] = []
         self._is_untrained: Callable[[Optimizer], bool]  # changes no weight, or is a trial
         self._ownerships: list[Ownership] = []
-        self._hooks = StepHooks(self._begin_step, self._after_step)
+        self._hooks = StepHooks(self.begin_step, self._after_step)
         self._zeros = ZeroWatch(recipe.on_revival)
         self._gradients = GradientGuard(recipe)
         self._copies = DenseCopies(recipe)
@@ -298,7 +298,8 @@ class Training:
         if renews or points.is_due(index):
             self._update(optimizer, renews=renews)
 
-    def _begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def begin_step(self, optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> None:
+        """Note that ``optimizer.step`` begins."""
         if self.calls_before_step:
             refuse_incomplete_gradients(self.recipe, args, kwargs)
             (self.skip_step if self._is_untrained(optimizer) else self.before_step)(optimizer)

@@ -100,6 +100,16 @@ def bind_call(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[s
     return Call(bound.args, bound.kwargs)
 
 
+def bind_arguments(module: nn.Module, call: Call) -> dict[str, Any]:
+    """Return the arguments of a call by name; those of ``**batch`` by their own names."""
+    forward = inspect.signature(unwrap_compiled(module).forward)
+    named = dict(forward.bind(*call.arguments, **call.keywords).arguments)
+    for name, parameter in forward.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named |= named.pop(name, {})
+    return named
+
+
 def refuse_missing_example(module: nn.Module, found: str, otherwise: str = "") -> NoReturn:
     """Raise ValueError, and say how to give an example of the arguments of ``forward``.
 

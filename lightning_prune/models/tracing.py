@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules import transformer
 from torch.utils._pytree import tree_map
 
-from lightning_prune.models.calls import Call
+from lightning_prune.models.calls import Call, bind_arguments
 from lightning_prune.models.compiled import unwrap_compiled
 from lightning_prune.models.errors import describe_error
+from lightning_prune.models.free_sizes import FreeSizes, name_tensors
 from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.undisturbed import keep_generators, keep_quiet, use_plain_kernels
 
@@ -63,27 +64,45 @@ def trace(module: nn.Module, call: Call, *, shapes: Any = None) -> torch.export.
             raise
 
 
-def trace_any_batch(module: nn.Module, call: Call) -> tuple[torch.export.ExportedProgram, bool]:
+def trace_any_batch(
+    module: nn.Module, call: Call, free: FreeSizes = ()
+) -> tuple[torch.export.ExportedProgram, bool]:
     """Trace a module for batches of any size, or else for the size of the call.
 
     Args:
         module: As in `trace`.
         call: The arguments of ``forward``.
+        free: Other dimensions that must be free, for each tensor; by default none.
 
     Returns:
         The graph, and whether the first dimension of the inputs with samples is free in it.
 
     Raises:
-        ValueError: If `torch.export` cannot trace the module.
+        ValueError: If `torch.export` cannot trace the module, or the other dimensions are not free.
     """
+    must = [set(dimensions) for dimensions in free] or [set() for _ in call.tensors]
+    may = [
+        {*dimensions, 0} if call.has_samples(tensor) else dimensions
+        for tensor, dimensions in zip(call.tensors, must, strict=True)
+    ]
     if call.batch_size is not None:
         try:
-            program = _trace_free_batch(module, call)
+            program = _trace_free(module, call.double_single_sample(), may)
         except Exception:  # of the model's own code; the size of the call may still work
             program = None
         if program is not None:
             return program, True
-    return trace_one_batch(module, call), False
+    if not any(must):
+        return trace_one_batch(module, call), False
+    with _explaining(module):
+        program = _trace_free(module, call, must)
+    if program is None:
+        named = {n: sorted(d) for n, d in zip(name_tensors(module, call), must, strict=True) if d}
+        raise ValueError(
+            f"need a forward that takes any size for dynamic_shapes={named}, got a "
+            f"{type(module).__name__} that turns a size into a constant"
+        )
+    return program, False
 
 
 def trace_one_batch(module: nn.Module, call: Call) -> torch.export.ExportedProgram:
@@ -96,8 +115,15 @@ def trace_one_batch(module: nn.Module, call: Call) -> torch.export.ExportedProgr
     Raises:
         ValueError: If `torch.export` cannot trace the module.
     """
-    try:
+    with _explaining(module):
         return trace(module, call)
+
+
+@contextmanager
+def _explaining(module: nn.Module) -> Iterator[None]:
+    """Raise ValueError with the reason if `torch.export` cannot trace a module."""
+    try:
+        yield
     except Exception as error:
         raise ValueError(
             f"need a module that torch.export can trace, got a {type(module).__name__}: "
@@ -149,23 +175,56 @@ def _hide_graphs() -> Iterator[None]:
     sys.stderr.write(printed.getvalue())  # of the module's own code
 
 
-def _trace_free_batch(module: nn.Module, call: Call) -> torch.export.ExportedProgram | None:
-    """Return the graph for batches of any size; None if the size has become a constant."""
+def _trace_free(
+    module: nn.Module, call: Call, free: FreeSizes
+) -> torch.export.ExportedProgram | None:
+    """Return the graph with free dimensions; None if the size of one has become a constant."""
     from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-    forward = unwrap_compiled(module).forward
-    bound = inspect.signature(forward).bind(*call.arguments, **call.keywords)
+    dimensions = iter(free)
 
-    def free(leaf: Any) -> dict[int, Any] | None:
-        is_free = isinstance(leaf, Tensor) and call.has_samples(leaf)
-        return {0: torch.export.Dim.AUTO} if is_free else None
+    def mark(leaf: Any) -> dict[int, Any] | None:
+        if not isinstance(leaf, Tensor):
+            return None
+        return dict.fromkeys(next(dimensions), torch.export.Dim.AUTO) or None
 
-    shapes = tree_map(free, dict(bound.arguments))
-    program = trace(module, call.double_single_sample(), shapes=shapes)
+    with _name_keywords(unwrap_compiled(module), call):
+        program = trace(module, call, shapes=tree_map(mark, bind_arguments(module, call)))
     names = program.graph_signature.user_inputs
     inputs = [node.meta["val"] for node in program.graph.nodes if node.name in names]
     traced = [value for value in inputs if isinstance(value, Tensor)]
-    for given, value in zip(call.tensors, traced, strict=True):
-        if call.has_samples(given) and (value.ndim == 0 or is_concrete_int(value.shape[0])):
+    for value, marked in zip(traced, free, strict=True):
+        if any(value.ndim <= each or is_concrete_int(value.shape[each]) for each in marked):
             return None
     return program
+
+
+@contextmanager
+def _name_keywords(module: nn.Module, call: Call) -> Iterator[None]:
+    """Show ``forward(**batch)`` with the names of a call, by which `torch.export` takes shapes."""
+    forward = module.forward
+    signature = inspect.signature(forward)
+    kinds = {each.kind: each for each in signature.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        yield
+        return
+    own = vars(module).get("forward")
+    known = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+        for name in call.keywords
+        if name not in signature.parameters
+    ]
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    named.__signature__ = signature.replace(parameters=[*known, *more])  # type: ignore[attr-defined]
+    module.forward = named
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

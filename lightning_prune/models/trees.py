@@ -1,6 +1,6 @@
 """Nested tuples, lists and mappings with tensors in them: arguments and outputs of ``forward``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -48,3 +48,33 @@ def move_to_cpu(tree: Tree) -> Tree:
         return tensor.detach().to("cpu", dtype)
 
     return map_tensors(move, tree)
+
+
+def name_leaves(tree: object, name: str = "") -> list[tuple[str, object]]:
+    """Return the leaves of a tree in order, each with the way to it as a name.
+
+    Args:
+        tree: The tree.
+        name: The name of the whole tree; empty if the names of the parts say enough.
+
+    Examples:
+        >>> name_leaves({"logits": 1, "states": (2, None)})
+        [('logits', 1), ('states_0', 2), ('states_1', None)]
+        >>> name_leaves([1], "output")
+        [('output_0', 1)]
+    """
+    if isinstance(tree, Mapping):
+        parts: Iterable[tuple[object, object]] = tree.items()
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        parts = zip(tree._fields, tree, strict=True)
+    elif isinstance(tree, tuple | list):
+        parts = enumerate(tree)
+    elif (leaves := tree_leaves(tree)) == [tree] or not leaves:
+        return [(name, tree)]
+    else:  # of a class that torch knows how to take apart
+        parts = enumerate(leaves)
+    return [
+        leaf
+        for key, part in parts
+        for leaf in name_leaves(part, f"{name}_{key}" if name else str(key))
+    ]

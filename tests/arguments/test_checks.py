@@ -181,6 +181,16 @@ def test_attach_refuses_a_wrong_argument(arguments, message):
             "need precision as 'fp32' or",
         ),
         (
+            "export_onnx",
+            {"module": NET, "path": "x", "dynamic_shapes": {"ids": 1}},
+            "need dynamic_shapes as",
+        ),
+        (
+            "export_onnx",
+            {"module": NET, "path": "x", "metadata": {"step": 3}},
+            "need metadata as a mapping",
+        ),
+        (
             "export_executorch",
             {"module": NET, "path": "x", "tolerance": "small"},
             "need tolerance as a number or None",

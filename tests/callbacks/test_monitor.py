@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,11 +67,41 @@ def test_tensorboard_gets_layout_histograms_table_and_picture(events):
     assert "class_path: lightning_prune.PolynomialSchedule" in recipe
     summary = [tag for tag in tags["tensors"] if tag.startswith("custom_scalars__config__")]
     layout = str(events.Tensors(summary[0])[0].tensor_proto)
-    for chart in ("target and achieved", "per layer", "accuracy and sparsity"):
+    for chart in ("val_acc and sparsity", "sparsity and target", "sparsity by layer: net"):
         assert chart in layout
+    assert "^sparsity_by_layer/net$" in layout
     text = str(events.Tensors("sparsity/text_summary")[0].tensor_proto)
     assert "net.0.weight" in text
     assert "| all |" in " ".join(text.split())
+
+
+def test_each_curve_of_a_chart_is_a_run_and_so_has_a_color(events):
+    def read(run):
+        accumulator = EventAccumulator(str(Path(events.path) / run))
+        accumulator.Reload()
+        scalars = accumulator.Tags()["scalars"]
+        return {tag: accumulator.Scalars(tag)[-1].value for tag in scalars}
+
+    folders = {folder.name for folder in Path(events.path).iterdir() if folder.is_dir()}
+    assert folders == {"0", "2", "sparsity", "target", "val_acc"}
+    assert read("target") == {"sparsity_and_target": 0.75}
+    assert read("sparsity") == {"sparsity_and_target": 0.75, "val_acc_and_sparsity": 0.75}
+    assert read("val_acc") == {"val_acc_and_sparsity": last(events, "val_acc")}
+    for layer in "02":
+        logged = last(events, f"sparsity/net.{layer}.weight")
+        assert read(layer) == {"sparsity_by_layer/net": logged}
+
+
+def test_the_names_of_a_chart_are_matched_literally(make_model, make_trainer, loader, tmp_path):
+    model, logger = make_model(), TensorBoardLogger(tmp_path)
+    model.validation_step = lambda batch, batch_idx: model.log("acc(top.1)", torch.zeros(()))
+    monitor = SparsityMonitor(quality="acc(top.1)", histograms_every=None)
+    make_trainer(monitor, PruningCallback(), logger=logger).fit(model, loader, loader)
+    accumulator = EventAccumulator(logger.log_dir)
+    accumulator.Reload()
+    (config,) = (tag for tag in accumulator.Tags()["tensors"] if "custom_scalars" in tag)
+    layout = accumulator.Tensors(config)[0].tensor_proto.string_val[0]
+    assert rb"^acc\(top\.1\)_and_sparsity$" in layout
 
 
 def test_any_logger_gets_the_scalars(make_model, make_trainer, loader, tmp_path):

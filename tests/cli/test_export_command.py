@@ -226,6 +226,18 @@ def test_a_validation_of_other_shapes_measures_nothing_and_says_so(name, export,
     )
 
 
+@pytest.mark.slow
+def test_a_file_for_any_length_is_validated_and_holds_the_recipe(export, capsys):
+    checkpoint = torch.load("best.ckpt", weights_only=True)
+    torch.save(checkpoint | {"callbacks": {"P": {"recipe": "sparsity: 0.5\n"}}}, "best.ckpt")
+    export("--model", "deployed.LengthsWithExample", "--dynamic", "images:1")
+    printed = capsys.readouterr().out
+    assert "val_mean" in printed
+    assert "not measured" not in printed
+    facts = onnxruntime.InferenceSession("best.onnx").get_modelmeta().custom_metadata_map
+    assert facts["lightning_prune.recipe"] == "sparsity: 0.5\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -239,6 +251,12 @@ def test_a_validation_of_other_shapes_measures_nothing_and_says_so(name, export,
         (
             ["--format", "executorch", "--reduce_range", "true"],
             "need int8 for reduce_range=True, got precision=fp32",
+        ),
+        (["--dynamic", "images"], "need names and dimensions, such as ids:1,mask:1, got dynamic="),
+        (["--dynamic", "image:1"], "got 'image'; the inputs are images"),
+        (
+            ["--format", "sparse", "--dynamic", "images:1"],
+            "need format=onnx for dynamic=images:1, got format=sparse",
         ),
         (["--precision", "int4"], "int4"),
         (["--outptu", "x"], "did you mean 'output'?"),

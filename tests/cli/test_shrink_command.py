@@ -115,6 +115,17 @@ def test_what_was_saved_is_adopted_in_python(command):
     torch.testing.assert_close(fresh.eval()(values), model(values))
 
 
+def test_load_from_checkpoint_says_how_a_shrunk_checkpoint_is_loaded(command, capsys):
+    from shrunk_by_command import Model
+
+    checkpoint(zero_channels=8)
+    command("shrink", "--ckpt_path", "model.ckpt")
+    step = "now: lightning_prune.adopt(model, torch.load('model-shrunk.ckpt', weights_only=True))"
+    assert f"{step} in Python" in capsys.readouterr().out
+    with pytest.raises((ModuleNotFoundError, ValueError), match=r"lightning_prune\.adopt\(model"):
+        Model.load_from_checkpoint("model-shrunk.ckpt")
+
+
 def test_other_checkpoints_are_left_to_lightning(command, monkeypatch):
     import shrunk_by_command
 
