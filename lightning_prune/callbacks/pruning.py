@@ -275,7 +275,7 @@ class PruningCallback(LightningCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Pass the step to the engine: the gradients are complete and not yet clipped."""
-        if not self._is_training:
+        if self._seen.is_watching:
             example = self._seen.take_from_first_step(trainer, pl_module)
             self._attach(trainer, pl_module, example)
             self.pruner.begin_step(optimizer)  # `step` calls the closure that we are in
@@ -294,7 +294,7 @@ class PruningCallback(LightningCallback):
         batch_idx: int,
     ) -> None:
         """Log sparsity and target after each update; Lightning repeats them between updates."""
-        if not self._is_training:  # the first step is still to come
+        if self._seen.is_watching:  # the first step is still to come
             return
         self._host.mask_copies(find_averages(trainer))
         self._statistics.note_batch()
@@ -321,7 +321,7 @@ class PruningCallback(LightningCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks; the pruned weights stay zero."""
-        if not self._is_training:  # no step was made
+        if self._seen.is_watching:  # no step was made
             self._seen.stop()
             return
         self._is_training = False

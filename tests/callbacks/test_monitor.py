@@ -83,12 +83,12 @@ def test_each_curve_of_a_chart_is_a_run_and_so_has_a_color(events):
         return {tag: accumulator.Scalars(tag)[-1].value for tag in scalars}
 
     folders = {folder.name for folder in Path(events.path).iterdir() if folder.is_dir()}
-    assert folders == {"0", "2", "sparsity", "target", "val_acc"}
+    assert folders == {"net.0", "net.2", "sparsity", "target", "val_acc"}
     assert read("target") == {"sparsity_and_target": 0.75}
     assert read("sparsity") == {"sparsity_and_target": 0.75, "val_acc_and_sparsity": 0.75}
     assert read("val_acc") == {"val_acc_and_sparsity": last(events, "val_acc")}
-    for layer in "02":
-        logged = last(events, f"sparsity/net.{layer}.weight")
+    for layer in ("net.0", "net.2"):
+        logged = last(events, f"sparsity/{layer}.weight")
         assert read(layer) == {"sparsity_by_layer/net": logged}
 
 
