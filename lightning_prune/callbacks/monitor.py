@@ -15,9 +15,9 @@ from lightning_prune.callbacks.namespace import (
     Trainer,
     is_lightning,
 )
+from lightning_prune.engine.overview import pruning_table
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
-from lightning_prune.reporting.pruning import pruning_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from lightning_prune.engine.groups import Group
 from lightning_prune.post_training.trials import TrialBar, TrialValidator
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import OneShotSchedule
-from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.tables.table import Column, Table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from lightning_prune.post_training.layer_turns import (
 )
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.repair import Repair
-from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.tables.table import Column, Table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from lightning_prune.post_training.joint_trials import JointTrial
 from lightning_prune.post_training.sensitivity_report import Mode, check_tolerance
 from lightning_prune.recipe.budgets import Budget, Unit
 from lightning_prune.recipe.targets import format_target
-from lightning_prune.reporting.tables import Cell, Column, Table
+from lightning_prune.tables.table import Cell, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

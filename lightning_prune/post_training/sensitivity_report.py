@@ -14,7 +14,7 @@ from rich.text import Text
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, replace_files
 from lightning_prune.recipe.targets import format_target
-from lightning_prune.reporting.tables import Cell, Column, Table
+from lightning_prune.tables.table import Cell, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from lightning_prune.reporting.tables import Cell, Column, Table
+from lightning_prune.tables.table import Cell, Column, Table
 
 Verdict = Literal["faster", "no faster", "slower"]
 

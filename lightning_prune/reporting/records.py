@@ -13,8 +13,8 @@ from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, replace_files
 from lightning_prune.models.names import list_names
 from lightning_prune.reporting.latency import Latency, describe_latency, latency_table
-from lightning_prune.reporting.tables import Column, Table
 from lightning_prune.reporting.tensorrt import describe_tensorrt
+from lightning_prune.tables.table import Column, Table
 
 _LISTED_NAMES = 8
 _SIZE = (

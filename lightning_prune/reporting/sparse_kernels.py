@@ -26,7 +26,7 @@ from lightning_prune.reporting.latency import (
     Latency,
     measure_latency,
 )
-from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.tables.table import Column, Table
 
 _TOLERANCE = 0.01  # sums in another order, in half precision
 _Measure = Callable[[Contest], Latency]
