@@ -23,6 +23,7 @@ from lightning_prune.callbacks.steering import Steering
 from lightning_prune.callbacks.unsupported import refuse_unsupported
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.host import Host
+from lightning_prune.engine.overview import describe
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget
@@ -176,6 +177,9 @@ class PruningCallback(LightningCallback):
     def sparsity(self) -> float:
         """Fraction of zeros in the pruned tensors together, counted from the masks."""
         return self.pruner.sparsity
+
+    def _repr_html_(self) -> str:
+        return describe(self.pruner).to_html()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer that pruning does not support."""

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from rich.text import Text
+
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.readings import Readings
 from lightning_prune.models.name_groups import group_names
 from lightning_prune.models.names import list_names
 from lightning_prune.models.prunable import ADAPTER
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.tables.sheet import Sheet
 from lightning_prune.tables.table import Cell, Column, Table
 
 _LINES, _ROWS, _DIGITS = 30, 10, 4
@@ -35,6 +38,17 @@ _BRANCH_COLUMNS = (
     Column(heading="branches"),
     *_NUMBERS,
 )
+
+
+def describe(pruner: Readings) -> Sheet:
+    """Return the recipe, and the table of the tensors once they are chosen.
+
+    Args:
+        pruner: An engine, attached or not.
+    """
+    if not pruner.groups:
+        return Sheet([pruner.recipe.table(), Text("The tensors are chosen when training starts.")])
+    return Sheet([pruner.recipe.table(), pruning_table(pruner, "Sparsity", is_short=True)])
 
 
 def pruning_table(pruner: Readings, title: str = "", *, is_short: bool = False) -> Table:

@@ -11,6 +11,7 @@ from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.checkpoint import VERSION, copy_state
 from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_early_end
+from lightning_prune.engine.overview import describe
 from lightning_prune.engine.readings import Readings
 from lightning_prune.engine.training import Training
 from lightning_prune.engine.wrappers import unwrap_optimizer
@@ -117,6 +118,9 @@ class Pruner(Readings):
         pruner = cls.__new__(cls)
         pruner._begin(recipe)
         return pruner
+
+    def _repr_html_(self) -> str:
+        return describe(self).to_html()
 
     def _begin(self, recipe: Recipe) -> None:
         self._training = Training(recipe)

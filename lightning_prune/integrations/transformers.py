@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.host import Host, Progress, make_host_clock, refuse_going_back
+from lightning_prune.engine.overview import describe
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.wrappers import unwrap_model
 from lightning_prune.models.names import named_parameters
@@ -135,6 +136,9 @@ class PruningTrainerCallback(TrainerCallback):
     def sparsity(self) -> float:
         """Fraction of zeros in the pruned tensors together, counted from the masks."""
         return self.pruner.sparsity
+
+    def _repr_html_(self) -> str:
+        return describe(self.pruner).to_html()
 
     def add_to(self, trainer: Any) -> None:
         """Add the callback to a Trainer, before the loggers of ``report_to``.

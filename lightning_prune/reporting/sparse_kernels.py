@@ -70,7 +70,7 @@ class SparseKernels:
     difference: float = 0.0
 
     def table(self) -> Table:
-        """Return a row for each layer, for a terminal."""
+        """Return a row for each layer, for a terminal or a notebook."""
         rows = [
             [
                 layer.name,
@@ -92,6 +92,9 @@ class SparseKernels:
             rows=rows,
             notes=[f"the whole model: {times}, outputs differ by {self.difference:.2g}"],
         )
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
 
 @check_arguments

@@ -1,7 +1,6 @@
 import csv
 import io
 import re
-from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
@@ -9,6 +8,7 @@ from rich.text import Text
 
 from lightning_prune.tables.sheet import Sheet
 from lightning_prune.tables.table import Column, Table
+from tests.pages import Page
 
 
 def table_of(*cells, **arguments):
@@ -92,7 +92,7 @@ def test_a_narrow_terminal_folds_a_name_and_drops_none_of_it():
 
 def test_html_holds_the_same_cells_and_the_title_and_the_notes():
     table = table_of(("encoder", 12), ("all", 12), has_total=True, title="Zeros", notes=("kept",))
-    read = TextOf(table.to_html())
+    read = Page(table.to_html())
     assert read.texts == ["Zeros", "layer", "zeros", "encoder", "12", "all", "12", "kept"]
     assert read.tags.count("tr") == 3
     assert read.tags.count("th") == 2
@@ -101,10 +101,10 @@ def test_html_holds_the_same_cells_and_the_title_and_the_notes():
 def test_html_shows_names_and_titles_letter_by_letter():
     name = '<script>alert("&amp;")</script>'
     table = table_of((name, 1), title=name, notes=(name,))
-    read = TextOf(table.to_html())
+    read = Page(table.to_html())
     assert read.texts.count(name) == 3
     assert "script" not in read.tags
-    assert TextOf(Sheet([Text(name)]).to_html()).texts == [name]
+    assert Page(Sheet([Text(name)]).to_html()).texts == [name]
 
 
 def test_html_aligns_numbers_right_and_keeps_styles():
@@ -114,19 +114,3 @@ def test_html_aligns_numbers_right_and_keeps_styles():
     assert "color: #7f7f7f" in cell  # neither too dark nor too bright on any page
     assert "text-align: right" in number
     assert "font-weight: bold" in total
-
-
-class TextOf(HTMLParser):
-    """Reads the tags and the texts of HTML."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.texts = [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_data(self, data):
-        if data.strip():
-            self.texts.append(data)
