@@ -15,7 +15,7 @@ from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.cost_check import CostCheck
 from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
 from lightning_prune.callbacks.old_statistics import OldStatistics
-from lightning_prune.callbacks.printing import print_table
+from lightning_prune.callbacks.printing import print_table, shows_progress
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.seen_example import SeenExample
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
@@ -244,6 +244,7 @@ class PruningCallback(LightningCallback):
             is_trial_step=self._make_trial_check(trainer),
             example=example,
             latencies=costs.find_table,
+            progress=shows_progress(trainer),
         )
         self._costs = costs
         if steering is not None:
@@ -305,7 +306,7 @@ class PruningCallback(LightningCallback):
         if self._costs is not None:
             self._costs.check()
         for name, value in self._host.read_values().items():
-            is_shown = trainer.progress_bar_callback is not None and name == "sparsity"
+            is_shown = shows_progress(trainer) and name == "sparsity"
             pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(

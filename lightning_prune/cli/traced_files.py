@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from rich.progress import track
 from torch import Size
 
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.cli.deployment import NOT_VALIDATED, Say, describe_file
 from lightning_prune.cli.file_forward import FileForward, MisfitError, Run, run_in_pieces
 from lightning_prune.cli.validation import has_validation
@@ -64,10 +64,13 @@ def write_onnx(
     if precision == "int8" and reduce_range is None:
         reduce_range = saturates()
     say("writing the ONNX file and comparing it with the model")
+    progress = shows_progress(trainer)
     if precision == "int8":
-        file = _write_int8(trainer, model, output, example, inputs, reduce_range)
+        file = _write_int8(model, output, example, inputs, reduce_range, progress)
     else:
-        file = export_onnx(model, output, example=example, inputs=inputs, precision=precision)
+        file = export_onnx(
+            model, output, example=example, inputs=inputs, precision=precision, progress=progress
+        )
     _describe_onnx(say, file, precision, reduce_range)
     session = open_session(file.path)
     shapes = [node.shape for node in session.get_inputs()]
@@ -104,7 +107,8 @@ def write_executorch(
     samples = [each.take_samples(call.batch_size or 0) for each in recorded]
     inputs = [each for each in samples if [tensor.shape for tensor in each.tensors] == shapes]
     say("writing the ExecuTorch file and comparing it with the model")
-    file = export_executorch(model, output, example=example, inputs=inputs)
+    progress = shows_progress(trainer)
+    file = export_executorch(model, output, example=example, inputs=inputs, progress=progress)
     describe_file(say, file.path, file.zeros, file.entries)
     _describe_difference(say, file.difference, "the model")
     say(f"the file takes batches of {file.batch_size} only, the size of the example")
@@ -120,23 +124,21 @@ def write_executorch(
 
 
 def _write_int8(
-    trainer: Trainer,
     model: LightningModule,
     output: Path,
     example: Any,
     inputs: Sequence[Call],
     reduce_range: bool | None,
+    progress: bool,
 ) -> OnnxFile:
     """Write a file in 32 bits to a temporary folder, and quantize it."""
-    calls = track(
-        inputs,
-        "calibrating 8 bits",
-        transient=True,
-        disable=trainer.progress_bar_callback is None,
-    )
     with TemporaryDirectory() as folder:
-        floats = export_onnx(model, Path(folder) / "floats", example=example, inputs=inputs)
-        return quantize_onnx(floats.path, output, calls, reduce_range=reduce_range)
+        floats = export_onnx(
+            model, Path(folder) / "floats", example=example, inputs=inputs, progress=progress
+        )
+        return quantize_onnx(
+            floats.path, output, inputs, reduce_range=reduce_range, progress=progress
+        )
 
 
 def _choose_example(model: LightningModule, recorded: Sequence[Call]) -> Any:

@@ -26,6 +26,7 @@ from lightning_prune.models.calls import make_call
 from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.errors import describe_error
 from lightning_prune.models.names import named_modules
+from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.tracing import trace_any_batch
 from lightning_prune.models.trees import find_tensors, move_to_cpu
@@ -70,6 +71,7 @@ def export_onnx(
     inputs: Iterable[Any] = (),
     precision: Precision = "fp32",
     tolerance: float | None = None,
+    progress: bool = True,
 ) -> OnnxFile:
     r"""Write a module's ``forward`` in eval mode as an ONNX file, if it answers as the module does.
 
@@ -97,6 +99,7 @@ def export_onnx(
             and outputs of the file are float32 in both.
         tolerance: The largest difference allowed; by default 1e-4, and 1e-2 in ``"fp16"``, which is
             about twenty roundings of :math:`2^{-11}` that add up.
+        progress: Whether to show a progress bar in a terminal.
 
     Raises:
         ValueError: If there is no example, the module cannot be traced or has operators that ONNX
@@ -109,11 +112,13 @@ def export_onnx(
     _refuse_larger_than_onnx(module)
     limit = choose_tolerance(tolerance, _TOLERANCES[precision])
     call = move_to_cpu(make_call(module, example))
-    with keep_generators(), torch.no_grad(), quiet_export():
+    with keep_generators(), torch.no_grad(), quiet_export(), show_progress(progress):
+        note_progress("tracing the model", 0, 1)
         copied = copy_uncompiled(module).cpu().float().eval()
         program, any_batch = trace_any_batch(copied, call)
         calls = collect_calls(copied, call, inputs, any_batch)
         with replace_file(path) as file:
+            note_progress("writing the ONNX file", 0, 1)
             write_program(program, file, precision)
             with _refusing_overflow(copied, precision):
                 run = partial(run_call, open_session(file))

@@ -186,6 +186,7 @@ class PruningTrainerCallback(TrainerCallback):
             clocks=lambda schedule: make_host_clock(progress, schedule),
             hook=True,
             example=self.example if is_example_known else getattr(model, "dummy_inputs", None),
+            progress=not args.disable_tqdm,
         )
         if state.global_step:
             self._refuse_other_weights(nonzeros, file)
