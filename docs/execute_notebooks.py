@@ -49,9 +49,8 @@ def _convert(file: File, stem: str) -> tuple[str, dict[str, bytes]]:
     page, resources = MarkdownExporter().from_notebook_node(notebook, resources=names)
     page = _LINK.sub(r"](\1.md)", page)
     download = f"[Download this notebook]({stem}.ipynb), or read the results of the last build:"
-    return _TITLE.sub(lambda title: f"{title[0]}\n\n{download}", page, count=1), resources[
-        "outputs"
-    ]
+    page = _TITLE.sub(lambda title: f"{title[0]}\n\n{download}", page, count=1)
+    return page, resources["outputs"]
 
 
 def _drop_messages(notebook: nbformat.NotebookNode) -> None:
