@@ -14,13 +14,14 @@ from lightning_prune.callbacks.cost_check import CostCheck
 from lightning_prune.callbacks.logged_recipe import log_recipe, write_recipe
 from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
 from lightning_prune.callbacks.old_statistics import OldStatistics
-from lightning_prune.callbacks.printing import print_table
+from lightning_prune.callbacks.printing import print_table, shows_progress
 from lightning_prune.callbacks.seen_example import SeenExample, may_wait
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
 from lightning_prune.callbacks.steering import Steering
 from lightning_prune.callbacks.unsupported import refuse_unsupported
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.host import Host
+from lightning_prune.engine.overview import describe
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget
@@ -175,6 +176,9 @@ class PruningCallback(LightningCallback):
         """Fraction of zeros in the pruned tensors together, counted from the masks."""
         return self.pruner.sparsity
 
+    def _repr_html_(self) -> str:
+        return describe(self.pruner).to_html()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer that pruning does not support."""
         refuse_unsupported(trainer, PruningCallback)
@@ -306,7 +310,7 @@ class PruningCallback(LightningCallback):
         if self._costs is not None:
             self._costs.check()
         for name, value in self._host.read_values().items():
-            is_shown = trainer.progress_bar_callback is not None and name == "sparsity"
+            is_shown = shows_progress(trainer) and name == "sparsity"
             pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(
