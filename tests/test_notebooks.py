@@ -23,7 +23,7 @@ from lightning_prune import (
     search_sparsities,
 )
 from lightning_prune.engine.overview import pruning_table
-from tests.pages import cells_of, draw, texts_of
+from tests.notebook_tables import cells_of, draw, texts_of
 from tests.post_training.models import Model, trainer_with
 
 

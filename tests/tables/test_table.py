@@ -8,7 +8,7 @@ from rich.text import Text
 
 from lightning_prune.tables.sheet import Sheet
 from lightning_prune.tables.table import Column, Table
-from tests.pages import Page
+from tests.notebook_tables import Page
 
 
 def table_of(*cells, **arguments):
