@@ -56,7 +56,7 @@ def compare_ramps(file: RunFile) -> Iterator[str]:
 def compare_rates(_: RunFile) -> Iterator[str]:
     """Yield the table of learning rates after one-shot pruning."""
     runs = read_runs(TUNED, TunedRun)
-    names = ("not trained on", *(f"{share:g} x the peak" for share in SHARES))
+    names = ("not trained on", *(f"{share:g} times the peak" for share in SHARES))
     yield write_markdown_header("sparsity", *names)
     for sparsity in dict.fromkeys(run.sparsity for run in runs):
         cells = (

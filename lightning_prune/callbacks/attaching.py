@@ -8,6 +8,7 @@ from lightning_prune.callbacks.chosen_steering import choose_steering
 from lightning_prune.callbacks.clock import make_trainer_clock
 from lightning_prune.callbacks.cost_check import CostCheck
 from lightning_prune.callbacks.namespace import LightningModule, Trainer
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.callbacks.saved_steps import warn_of_saves_at_epoch_ends
 from lightning_prune.callbacks.skipped_steps import make_trial_check
 from lightning_prune.callbacks.steering import Steering
@@ -53,6 +54,7 @@ def attach_to_trainer(
         is_trial_step=make_trial_check(callback, trainer),
         example=example,
         latencies=costs.find_table,
+        progress=shows_progress(trainer),
     )
     if steering is not None:
         steering.begin()

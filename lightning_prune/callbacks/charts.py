@@ -74,7 +74,7 @@ def divide_names(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
     Examples:
         >>> divide_names(["net.0.weight", "net.2.weight"])
-        {'net': {'0': 'net.0.weight', '2': 'net.2.weight'}}
+        {'net': {'net.0': 'net.0.weight', 'net.2': 'net.2.weight'}}
         >>> names = [f"layers.{i}.{part}.weight" for i in (0, 1) for part in "abcdef"]
         >>> list(divide_names(names)), list(divide_names(names)["layers.1"])
         (['layers.0', 'layers.1'], ['a', 'b', 'c', 'd', 'e', 'f'])
@@ -84,9 +84,16 @@ def divide_names(names: Sequence[str]) -> dict[str, dict[str, str]]:
         title = prefix.removesuffix(".") or "model"
         number = sum(each.partition(" (")[0] == title for each in charts)
         charts[f"{title} ({number + 1})" if number else title] = {
-            name.removeprefix(prefix).removesuffix(".weight"): name for name in members
+            _name_curve(name, prefix): name for name in members
         }
     return charts
+
+
+def _name_curve(name: str, prefix: str) -> str:
+    """Return the name inside of the block; of a numbered layer with the name of the block."""
+    curve = name.removeprefix(prefix).removesuffix(".weight")
+    block = prefix.removesuffix(".").rpartition(".")[2]
+    return f"{block}.{curve}" if curve.isdecimal() and block else curve
 
 
 def _divide(names: Sequence[str], prefix: str) -> Iterator[tuple[str, Sequence[str]]]:

@@ -9,6 +9,7 @@ from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.beside import find_pruner
 from lightning_prune.callbacks.namespace import LightningCheckpoint, LightningModule, Trainer
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.tables.table import Column, Table
 
 _ROUNDING = 1e-9  # a mean of targets is a sum of floats
 
@@ -68,6 +69,19 @@ class SparsityCheckpoint(LightningCheckpoint):
         """The key of the state in a checkpoint; each demand on the models has a different key."""
         budget_met = "" if self.budget_met is None else f", 'budget_met': {self.budget_met}"
         return f"{super().state_key}{{'sparsity': {self.sparsity}{budget_met}}}"
+
+    def _repr_html_(self) -> str:
+        scores = sorted(self.best_k_models.items(), key=lambda each: float(each[1]))
+        score = Column(heading=self.monitor or "score")
+        return Table(
+            title="The best models that are sparse enough",
+            columns=[Column(heading="file", align="left"), score],
+            rows=[
+                [path, f"{float(value):.4f}"]
+                for path, value in (reversed(scores) if self.mode == "max" else scores)
+            ],
+            notes=[f"to resume: {self.last_model_path}"] if self.last_model_path else [],
+        ).to_html()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer without pruning."""

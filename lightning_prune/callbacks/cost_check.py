@@ -16,6 +16,7 @@ from lightning_prune.engine.limits import Expense
 from lightning_prune.engine.measured_bytes import measure_bytes
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.errors import describe_error
+from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.budgets import BytesBudget, LatencyBudget
 from lightning_prune.reporting.latency_widths import measure_latency_table
 from lightning_prune.reporting.measured_spending import measure_spending
@@ -86,7 +87,7 @@ class CostCheck:
         """Measure a cost in the first process; correct it if the prediction is off."""
         found = None
         if self._trainer.is_global_zero:
-            with _go_on_after_errors():
+            with _go_on_after_errors(), show_progress(False):  # the bar of the training is there
                 found = self._measure(expense)
         shared: Any = self._trainer.strategy.broadcast(found)
         if shared is None:
@@ -118,7 +119,7 @@ class CostCheck:
         is_sharded = any(tensor.shard is not None for tensor in self._pruner.tensors)
         if not (self._trainer.is_global_zero or is_sharded):
             return
-        with _go_on_after_errors():
+        with _go_on_after_errors(), show_progress(False):
             lines = measure_spending(self._pruner, self._module, self._example, self.measured_ms)
             if self._trainer.is_global_zero:
                 for line in lines:

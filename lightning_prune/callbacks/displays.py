@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_prune.callbacks.charts import arrange
 from lightning_prune.callbacks.namespace import Trainer, is_lightning
 from lightning_prune.callbacks.plots import plot_histograms
-from lightning_prune.reporting.tables import Table
+from lightning_prune.tables.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.arguments.words import suggest
 from lightning_prune.callbacks.beside import find_pruner
@@ -12,9 +14,11 @@ from lightning_prune.callbacks.clock import read_logged_step
 from lightning_prune.callbacks.displays import Display, find_displays, log_by_tensor
 from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
 from lightning_prune.callbacks.plots import plot_quality, refuse_missing_matplotlib
+from lightning_prune.engine.overview import pruning_table
 from lightning_prune.models.calls import refuse_missing_example
 from lightning_prune.models.examples import CallRecorder
-from lightning_prune.reporting.pruning import pruning_table
+from lightning_prune.tables.sheet import Sheet
+from lightning_prune.tables.table import Column, Table
 
 if TYPE_CHECKING:
     from lightning_prune.reporting.records import Report
@@ -101,6 +105,20 @@ class SparsityMonitor(LightningCallback):
         self.quality_curve = _read_points(state_dict["quality_curve"])
         curves = state_dict.get("cost_curves", {})
         self.cost_curves = {unit: _read_points(points) for unit, points in curves.items()}
+
+    def _repr_html_(self) -> str:
+        curves = {"sparsity": self.quality_curve, **self.cost_curves}
+        if self.quality is None or not self.quality_curve:
+            return Sheet([Text("No quality was recorded.")]).to_html()
+        tables = [
+            Table(
+                title=f"{self.quality} over {name}",
+                columns=[Column(heading=name), Column(heading=self.quality)],
+                rows=[[f"{value:.4f}" for value in point] for point in curve],
+            )
+            for name, curve in curves.items()
+        ]
+        return Sheet(tables).to_html()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the recipe."""

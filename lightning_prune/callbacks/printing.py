@@ -1,8 +1,13 @@
-"""The table of a pruning, in the terminal of a Trainer."""
+"""The table of a pruning and the bars of long work, in the terminal of a Trainer."""
 
 from lightning_prune.callbacks.namespace import Trainer, is_lightning
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.reporting.pruning import TableSize, print_pruning_table
+
+
+def shows_progress(trainer: Trainer) -> bool:
+    """Whether a Trainer shows progress bars, so that ours are welcome, too."""
+    return trainer.progress_bar_callback is not None
 
 
 def print_table(trainer: Trainer, pruner: Pruner, title: str, size: TableSize) -> None:

@@ -14,13 +14,14 @@ from lightning_prune.callbacks.cost_check import CostCheck
 from lightning_prune.callbacks.logged_recipe import log_recipe, write_recipe
 from lightning_prune.callbacks.namespace import LightningCallback, LightningModule, Trainer
 from lightning_prune.callbacks.old_statistics import OldStatistics
-from lightning_prune.callbacks.printing import print_table
+from lightning_prune.callbacks.printing import print_table, shows_progress
 from lightning_prune.callbacks.seen_example import SeenExample, may_wait
 from lightning_prune.callbacks.skipped_steps import will_be_skipped
 from lightning_prune.callbacks.steering import Steering
 from lightning_prune.callbacks.unsupported import refuse_unsupported
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
 from lightning_prune.engine.host import Host
+from lightning_prune.engine.overview import describe
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget
@@ -175,6 +176,9 @@ class PruningCallback(LightningCallback):
         """Fraction of zeros in the pruned tensors together, counted from the masks."""
         return self.pruner.sparsity
 
+    def _repr_html_(self) -> str:
+        return describe(self.pruner).to_html()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer that pruning does not support."""
         refuse_unsupported(trainer, PruningCallback)
@@ -275,7 +279,7 @@ class PruningCallback(LightningCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Pass the step to the engine: the gradients are complete and not yet clipped."""
-        if not self._is_training:
+        if self._seen.is_watching:
             example = self._seen.take_from_first_step(trainer, pl_module)
             self._attach(trainer, pl_module, example)
             self.pruner.begin_step(optimizer)  # `step` calls the closure that we are in
@@ -294,7 +298,7 @@ class PruningCallback(LightningCallback):
         batch_idx: int,
     ) -> None:
         """Log sparsity and target after each update; Lightning repeats them between updates."""
-        if not self._is_training:  # the first step is still to come
+        if self._seen.is_watching:  # the first step is still to come
             return
         self._host.mask_copies(find_averages(trainer))
         self._statistics.note_batch()
@@ -306,7 +310,7 @@ class PruningCallback(LightningCallback):
         if self._costs is not None:
             self._costs.check()
         for name, value in self._host.read_values().items():
-            is_shown = trainer.progress_bar_callback is not None and name == "sparsity"
+            is_shown = shows_progress(trainer) and name == "sparsity"
             pl_module.log(name, value, prog_bar=is_shown, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(
@@ -321,7 +325,7 @@ class PruningCallback(LightningCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hooks; the pruned weights stay zero."""
-        if not self._is_training:  # no step was made
+        if self._seen.is_watching:  # no step was made
             self._seen.stop()
             return
         self._is_training = False

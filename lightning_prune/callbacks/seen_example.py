@@ -25,6 +25,11 @@ class SeenExample:
         self.call: Call | None = None
         self._recorder: CallRecorder | None = None
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether the next call is recorded, or the recorded call waits to be taken."""
+        return self._recorder is not None
+
     def watch(self, model: LightningModule) -> None:
         """Record the next call, unless the model has an example."""
         self.call = None

@@ -24,9 +24,12 @@ _BATCHES = 3
 
 
 @check_arguments
-@show_progress()
 def shrink(
-    module: Smaller, example: Any = None, *, statistics: Iterable[Any] | None = None
+    module: Smaller,
+    example: Any = None,
+    *,
+    statistics: Iterable[Any] | None = None,
+    progress: bool = True,
 ) -> Smaller:
     r"""Return a copy of a module without the channels and residual branches that are zero.
 
@@ -59,6 +62,7 @@ def shrink(
             the images of ``(images, labels)``, or the names of a dict that ``example`` has. Where
             several processes run, each calls this, and the mean is over the batches of all. By
             default the statistics stay.
+        progress: Whether to show a progress bar in a terminal.
 
     Raises:
         ValueError: If there is no example, the module cannot be traced with it, or ``statistics``
@@ -74,9 +78,10 @@ def shrink(
         (Linear(in_features=4, out_features=2, bias=True), {})
     """
     call = make_call(module, example)
-    smaller = _remove_zeros(module, call)
-    if statistics is not None:
-        measure_statistics(smaller, statistics, call)
+    with show_progress(progress):
+        smaller = _remove_zeros(module, call)
+        if statistics is not None:
+            measure_statistics(smaller, statistics, call)
     return smaller
 
 
@@ -148,7 +153,7 @@ def _choose_channel(group: CoupledChannels) -> Tensor:
 def _record(smaller: Smaller, left: dict[str, str]) -> Smaller:
     """Note the zero channels that are left in a module on the module itself."""
     if left:
-        warnings.warn(_describe_left(left), stacklevel=6)  # over both decorators
+        warnings.warn(_describe_left(left), stacklevel=5)  # over the decorator
     unwrap_compiled(smaller).zero_channels_left = left  # type: ignore[assignment]
     return smaller
 

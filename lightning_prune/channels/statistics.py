@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import run_uncompiled, unwrap_compiled
+from lightning_prune.models.progress import note_progress
 from lightning_prune.models.statistics import (
     find_statistics,
     gather_statistics,
@@ -42,7 +44,10 @@ def measure_statistics(module: nn.Module, batches: Iterable[Any], example: Call)
             module.eval()
             for norm in norms:
                 norm.train()
-            for batch in batches:
+            for done, batch in enumerate(batches):
+                note_progress(
+                    "reading batches for new statistics", done, length_hint(batches) or None
+                )
                 call = take_arguments(module, batch, example)
                 module(*call.arguments, **call.keywords)
                 seen += 1

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.channels.adoption import shrunk_state
 from lightning_prune.channels.shrink import shrink
 from lightning_prune.cli.example import find_example
@@ -66,7 +67,7 @@ def write_shrunk(
     before = validate_if_possible(trainer, model, datamodule)
     example = find_example(trainer, model, datamodule, samples=2)
     say("finding which channels go together, and comparing the smaller model with the model")
-    smaller = shrink(model, example)
+    smaller = shrink(model, example, progress=shows_progress(trainer))
     dense, left = (sum(p.numel() for p in each.parameters()) for each in (model, smaller))
     if dense == left:
         raise ValueError(

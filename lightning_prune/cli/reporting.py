@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.cli.example import find_example
 from lightning_prune.cli.loading import load_weights
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
@@ -52,7 +53,7 @@ def report_and_write(
         model.to(trainer.strategy.root_device),
         example,
         dense=dense if is_shrunk else None,
-        progress=trainer.progress_bar_callback is not None,
+        progress=shows_progress(trainer),
         **options,
     )
     say(found.table())

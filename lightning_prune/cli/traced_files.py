@@ -7,9 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from rich.progress import track
-
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.cli.deployment import NOT_VALIDATED, describe_file
 from lightning_prune.cli.file_forward import FileForward, MisfitError, Run, run_in_pieces
 from lightning_prune.cli.saying import Say
@@ -68,6 +67,7 @@ def write_onnx(
     free = find_free_sizes(model, call, dynamic_shapes)
     items = fixed_sizes(call, 1, free)
     inputs = [each for each in recorded if fixed_sizes(each, 1, free) == items]
+    progress = shows_progress(trainer)
     write = partial(
         export_onnx,
         model,
@@ -75,12 +75,13 @@ def write_onnx(
         inputs=inputs,
         dynamic_shapes=dynamic_shapes,
         metadata=facts,
+        progress=progress,
     )
     if precision == "int8" and reduce_range is None:
         reduce_range = saturates()
     say("writing the ONNX file and comparing it with the model")
     if precision == "int8":
-        file = _write_int8(trainer, write, output, inputs, reduce_range)
+        file = _write_int8(write, output, inputs, reduce_range, progress)
     else:
         file = write(output, precision=precision)
     _describe_onnx(say, file, precision, reduce_range)
@@ -119,7 +120,8 @@ def write_executorch(
     samples = [each.take_samples(call.batch_size or 0) for each in recorded]
     inputs = [each for each in samples if [tensor.shape for tensor in each.tensors] == shapes]
     say("writing the ExecuTorch file and comparing it with the model")
-    file = export_executorch(model, output, example=example, inputs=inputs)
+    progress = shows_progress(trainer)
+    file = export_executorch(model, output, example=example, inputs=inputs, progress=progress)
     describe_file(say, file.path, file.zeros, file.entries)
     _describe_difference(say, file.difference, "the model")
     say(f"the file takes batches of {file.batch_size} only, the size of the example")
@@ -135,22 +137,18 @@ def write_executorch(
 
 
 def _write_int8(
-    trainer: Trainer,
     write: Callable[[Path], OnnxFile],
     output: Path,
     inputs: Sequence[Call],
     reduce_range: bool | None,
+    progress: bool,
 ) -> OnnxFile:
     """Write a file in 32 bits to a temporary folder, and quantize it."""
-    calls = track(
-        inputs,
-        "calibrating 8 bits",
-        transient=True,
-        disable=trainer.progress_bar_callback is None,
-    )
     with TemporaryDirectory() as folder:
         floats = write(Path(folder) / "floats")
-        return quantize_onnx(floats.path, output, calls, reduce_range=reduce_range)
+        return quantize_onnx(
+            floats.path, output, inputs, reduce_range=reduce_range, progress=progress
+        )
 
 
 def _choose_example(model: LightningModule, recorded: Sequence[Call]) -> Any:

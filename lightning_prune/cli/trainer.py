@@ -11,6 +11,7 @@ from lightning_prune.post_training.defaults import (
     SEARCH_SPARSITIES,
     SPARSITIES,
     STATISTICS,
+    TOLERANCE,
     TRIALS,
 )
 from lightning_prune.recipe.budgets import Budget
@@ -76,7 +77,7 @@ class PruneTrainer(TrainerBase):
         mode: Literal["max", "min"],
         datamodule: LightningDataModule | None = None,
         sparsities: tuple[float, ...] = SPARSITIES,
-        tolerance: float = 0.01,
+        tolerance: float = TOLERANCE,
         batches: int = BATCHES,
         train_mode: bool = False,
         statistics: int = STATISTICS,

@@ -24,6 +24,7 @@ from lightning_prune.deploy.parity import (
 from lightning_prune.models.calls import make_call
 from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.errors import describe_error
+from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.models.tracing import trace_one_batch
 from lightning_prune.models.trees import move_to_cpu
 from lightning_prune.models.undisturbed import keep_generators, keep_quiet
@@ -63,6 +64,7 @@ def export_executorch(
     example: Any = None,
     inputs: Iterable[Any] = (),
     tolerance: float | None = None,
+    progress: bool = True,
 ) -> ExecutorchFile:
     r"""Write a module's ``forward`` in eval mode as an ExecuTorch file, for phones and boards.
 
@@ -87,6 +89,7 @@ def export_executorch(
             keyword arguments, or the only argument. By default ``module.example_input_array``.
         inputs: More examples of the same shapes to compare the outputs for, such as real data.
         tolerance: The largest difference allowed; by default 1e-4.
+        progress: Whether to show a progress bar in a terminal.
 
     Raises:
         ValueError: If there is no example, the module cannot be traced or has operators that
@@ -98,12 +101,14 @@ def export_executorch(
     check_output_file(path, argument="path")
     limit = choose_tolerance(tolerance, _TOLERANCE)
     call = move_to_cpu(make_call(module, example))
-    with keep_generators(), torch.no_grad(), quiet_export():
+    with keep_generators(), torch.no_grad(), quiet_export(), show_progress(progress):
+        note_progress("tracing the model", 0, 1)
         copied = copy_uncompiled(module).cpu().float().eval()
         program = trace_one_batch(copied, call)
         calls = collect_calls(copied, call, inputs, any_batch=False)
         needed = count_needed_zeros(copied, program)
         with replace_file(path) as file:
+            note_progress("writing the ExecuTorch file", 0, 1)
             file.write_bytes(_lower(program))
             run = partial(run_program, open_program(file), call)
             difference = compare_answers(copied, run, calls, limit)

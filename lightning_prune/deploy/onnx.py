@@ -29,6 +29,7 @@ from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.errors import describe_error
 from lightning_prune.models.free_sizes import DynamicShapes, find_free_sizes
 from lightning_prune.models.names import named_modules
+from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.tracing import trace_any_batch
 from lightning_prune.models.trees import find_tensors, move_to_cpu
@@ -39,7 +40,11 @@ Precision = Literal["fp32", "fp16"]
 
 _TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 _LARGEST = 2**31 - 1  # bytes in a protobuf
-_WARNED = (r"`isinstance\(treespec", "The tensor attributes? .* assigned during export")
+_WARNED = (  # by torch, of its own code
+    r"`isinstance\(treespec",
+    "The tensor attributes? .* assigned during export",
+    "_check_is_size will be removed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,7 @@ def export_onnx(
     tolerance: float | None = None,
     dynamic_shapes: DynamicShapes | None = None,
     metadata: Mapping[str, str] | None = None,
+    progress: bool = True,
 ) -> OnnxFile:
     r"""Write a module's ``forward`` in eval mode as an ONNX file, if it answers as the module does.
 
@@ -109,6 +115,7 @@ def export_onnx(
             is compared in another size, too.
         metadata: More facts for the metadata of the file, which holds the version of this package
             and the sparsity. Each name gets the prefix ``"lightning_prune."``.
+        progress: Whether to show a progress bar in a terminal.
 
     Raises:
         ValueError: If there is no example, the module cannot be traced (for any size where
@@ -122,12 +129,14 @@ def export_onnx(
     _refuse_larger_than_onnx(module)
     limit = choose_tolerance(tolerance, _TOLERANCES[precision])
     call = move_to_cpu(make_call(module, example))
-    with keep_generators(), torch.no_grad(), quiet_export():
+    with keep_generators(), torch.no_grad(), quiet_export(), show_progress(progress):
+        note_progress("tracing the model", 0, 1)
         copied = copy_uncompiled(module).cpu().float().eval()
         free = find_free_sizes(copied, call, dynamic_shapes or {})
         program, any_batch = trace_any_batch(copied, call, free)
         calls = collect_calls(copied, call, inputs, any_batch, free)
         with replace_file(path) as file:
+            note_progress("writing the ONNX file", 0, 1)
             write_program(program, file, precision, metadata or {})
             with _refusing_overflow(copied, precision):
                 run = partial(run_call, open_session(file))

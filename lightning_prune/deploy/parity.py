@@ -13,6 +13,7 @@ from lightning_prune.models.comparison import relative_difference
 from lightning_prune.models.examples import make_random_calls
 from lightning_prune.models.free_sizes import FreeSizes, change_free_sizes, fixed_sizes
 from lightning_prune.models.names import named_parameters, plain_name
+from lightning_prune.models.progress import track_progress
 from lightning_prune.models.prunable import prunable_weights
 from lightning_prune.models.trees import find_tensors, move_to_cpu
 
@@ -57,7 +58,7 @@ def collect_calls(
 def compare_answers(
     module: nn.Module,
     run: Callable[[Call], Sequence[Tensor]],
-    calls: Iterable[Call],
+    calls: Sequence[Call],
     tolerance: float,
 ) -> float:
     """Return the largest difference of a file's outputs from the module's.
@@ -72,7 +73,7 @@ def compare_answers(
         ValueError: If an output differs by more.
     """
     largest = 0.0
-    for call in calls:
+    for call in track_progress(calls, "comparing with the model"):
         expected = find_tensors(module(*call.arguments, **call.keywords))
         found = run(call)
         for place, (here, there) in enumerate(zip(expected, found, strict=True)):

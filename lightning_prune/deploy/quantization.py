@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import chain
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_prune.deploy.files import check_output_file, need_libraries, repl
 from lightning_prune.deploy.onnx import LIBRARIES, OnnxFile, count_zeros, quiet_export
 from lightning_prune.deploy.onnx_runtime import open_session, run_session
 from lightning_prune.models.comparison import largest_difference
+from lightning_prune.models.progress import note_progress, show_progress, track_progress
 from lightning_prune.models.torch_floors import TorchFloor
 from lightning_prune.models.trees import find_tensors, move_to_cpu
 
@@ -24,6 +26,7 @@ def quantize_onnx(
     batches: Iterable[Any],
     *,
     reduce_range: bool | None = None,
+    progress: bool = True,
 ) -> OnnxFile:
     """Write an ONNX file with weights and activations in 8 bits (static quantization, QDQ format).
 
@@ -40,6 +43,7 @@ def quantize_onnx(
         reduce_range: Whether weights use 7 of the 8 bits. x86 processors without VNNI instructions
             add products of 8 bits up in 16 bits, which saturates; products of 7 bits do not. By
             default, 7 bits if this machine has such a processor: say it if the file is for another.
+        progress: Whether to show a progress bar in a terminal.
 
     Returns:
         The content of the file; its difference is that from the file of floats on ``batches``.
@@ -56,13 +60,14 @@ def quantize_onnx(
     if first is None:
         raise ValueError("need at least one batch to calibrate with, got batches=[]")
     floats = open_session(path)
-    shown = _Batches([node.name for node in floats.get_inputs()], chain([first], remaining))
-    with replace_file(output) as file, quiet_export():
+    names = [node.name for node in floats.get_inputs()]
+    shown = _Batches(names, chain([first], remaining), length_hint(batches) or None)
+    with replace_file(output) as file, quiet_export(), show_progress(progress):
         _quantize(Path(path), file, shown, saturates() if reduce_range is None else reduce_range)
         integers = open_session(file)
         difference = max(
             largest_difference(run_session(floats, batch), run_session(integers, batch))
-            for batch in shown.seen
+            for batch in track_progress(shown.seen, "comparing 8 bits with floats")
         )
         (zeros, entries), (needed, _) = count_zeros(file), count_zeros(Path(path))
         if zeros < needed:
@@ -89,14 +94,15 @@ def saturates() -> bool:
 class _Batches:
     """Hands batches to ONNX Runtime one by one, and keeps them."""
 
-    def __init__(self, names: list[str], batches: Iterable[Any]) -> None:
-        self.names = names
+    def __init__(self, names: list[str], batches: Iterable[Any], total: int | None) -> None:
+        self.names, self.total = names, total
         self.batches = iter(batches)
         self.seen: list[list[Tensor]] = []
 
     def get_next(self) -> dict[str, Any] | None:
         """Return the next batch by the names of the file's inputs; None after the last."""
         for batch in self.batches:
+            note_progress("calibrating 8 bits", len(self.seen), self.total)
             self.seen.append(find_tensors(move_to_cpu(batch)))
             arrays = [tensor.numpy() for tensor in self.seen[-1]]
             return dict(zip(self.names, arrays, strict=True))

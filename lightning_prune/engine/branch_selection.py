@@ -20,7 +20,6 @@ from lightning_prune.engine.candidates import (
 from lightning_prune.engine.channel_selection import wait_for_shapes
 from lightning_prune.engine.extents import Axis, Product
 from lightning_prune.models.calls import make_call
-from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.targets import format_target, format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -28,7 +27,6 @@ from lightning_prune.recipe.tensor import PrunedTensor
 _OUTSIDE = "in no residual branch that can be left out"
 
 
-@show_progress()
 def select_branches(
     module: nn.Module,
     optimizers: Sequence[Optimizer],

@@ -19,13 +19,11 @@ from lightning_prune.engine.candidates import (
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.engine.extents import describe_products
 from lightning_prune.models.calls import make_call
-from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.targets import UNCAPPED, format_target, format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
 
 
-@show_progress()
 def select_channels(
     module: nn.Module,
     optimizers: Sequence[Optimizer],

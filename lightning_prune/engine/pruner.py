@@ -11,9 +11,11 @@ from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.checkpoint import VERSION, copy_state
 from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.notices import warn_of_early_end
+from lightning_prune.engine.overview import describe
 from lightning_prune.engine.readings import Readings
 from lightning_prune.engine.training import Training
 from lightning_prune.engine.wrappers import unwrap_optimizer
+from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.budgets import Budget, Unit
 from lightning_prune.recipe.clocks import Clock, make_clock
@@ -118,6 +120,9 @@ class Pruner(Readings):
         pruner._begin(recipe)
         return pruner
 
+    def _repr_html_(self) -> str:
+        return describe(self).to_html()
+
     def _begin(self, recipe: Recipe) -> None:
         self._training = Training(recipe)
         self._pending: dict[str, Any] | None = None  # the state that the next attach() restores
@@ -135,6 +140,7 @@ class Pruner(Readings):
         hook: bool = False,
         example: Any = None,
         latencies: Latencies | None = None,
+        progress: bool = True,
     ) -> None:
         """Choose the tensors, restore the state that `load_state_dict` was given, and begin.
 
@@ -158,6 +164,7 @@ class Pruner(Readings):
                 arguments, or a dict of named ones; by default its ``example_input_array``.
             latencies: For `LatencyBudget`, a `LatencyTable`, or a function that measures it for the
                 groups that are pruned (a `Selection`), as `measure_latency_table` does.
+            progress: Whether to show a bar in a terminal, as the search for channels takes long.
 
         Raises:
             ValueError: If a glob matches nothing, nothing can be pruned, a tensor does not fit the
@@ -167,16 +174,17 @@ class Pruner(Readings):
         if self._training.is_running:
             raise RuntimeError("need a detached Pruner, got one that is attached; call detach()")
         training = Training(self.recipe)
-        training.begin(
-            model,
-            [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers),
-            clocks=clocks or partial(make_clock, steps=steps, steps_per_epoch=steps_per_epoch),
-            is_trial_step=is_trial_step,
-            calls_before_step=hook,
-            example=example,
-            latencies=latencies,
-            state=self._pending,
-        )
+        with show_progress(progress):
+            training.begin(
+                model,
+                [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers),
+                clocks=clocks or partial(make_clock, steps=steps, steps_per_epoch=steps_per_epoch),
+                is_trial_step=is_trial_step,
+                calls_before_step=hook,
+                example=example,
+                latencies=latencies,
+                state=self._pending,
+            )
         self._training, self._pending = training, None
 
     def follow(self, optimizers: Sequence[Optimizer]) -> None:

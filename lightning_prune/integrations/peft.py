@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.models.names import list_names
 from lightning_prune.models.undisturbed import keep_quiet
-from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.tables.table import Column, Table
 
 _PREFIX = "base_model.model."
 _LISTED_NAMES = 5

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.host import Host, Progress, make_host_clock, refuse_going_back
+from lightning_prune.engine.overview import describe
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.wrappers import unwrap_model
 from lightning_prune.models.names import named_parameters
@@ -136,6 +137,9 @@ class PruningTrainerCallback(TrainerCallback):
         """Fraction of zeros in the pruned tensors together, counted from the masks."""
         return self.pruner.sparsity
 
+    def _repr_html_(self) -> str:
+        return describe(self.pruner).to_html()
+
     def add_to(self, trainer: Any) -> None:
         """Add the callback to a Trainer, before the loggers of ``report_to``.
 
@@ -182,6 +186,7 @@ class PruningTrainerCallback(TrainerCallback):
             clocks=lambda schedule: make_host_clock(progress, schedule),
             hook=True,
             example=self.example if is_example_known else getattr(model, "dummy_inputs", None),
+            progress=not args.disable_tqdm,
         )
         if state.global_step:
             self._refuse_other_weights(nonzeros, file)

@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.engine.host import Host, Progress, make_host_clock, refuse_going_back
+from lightning_prune.engine.overview import describe
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import SparsityTargets
@@ -108,6 +109,9 @@ class PruningYoloCallbacks:
     def sparsity(self) -> float:
         """Fraction of zeros in the pruned tensors together, counted from the masks."""
         return self.pruner.sparsity
+
+    def _repr_html_(self) -> str:
+        return describe(self.pruner).to_html()
 
     def add_to(self, model: Any) -> None:
         """Add the callbacks to a model of Ultralytics.

@@ -15,9 +15,11 @@ from lightning_prune.callbacks.namespace import (
     Trainer,
     is_overridden,
 )
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.models.undisturbed import (
     keep_generators,
     keep_modes,
@@ -184,7 +186,8 @@ def calibrate(
     calibration = _Calibration(callback, shown)
     try:
         with stay_on_device(model):
-            with _unchanging(model, callback.pruner):
+            bar = show_progress(shows_progress(trainer))
+            with _unchanging(model, callback.pruner), bar:
                 model.train(train_mode)
                 fitting = similar_trainer(
                     trainer,
@@ -295,6 +298,7 @@ class _Calibration(LightningCallback):
     ) -> None:
         """Count the batch, and stop after the last."""
         self.seen += 1
+        note_progress("showing batches to the criterion", self.seen, self.batches)
         if self.seen == self.batches:
             self._conclude(trainer)
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lightning_prune.deploy.files import replace_file
 from lightning_prune.engine.groups import Group
+from lightning_prune.models.progress import track_progress
 from lightning_prune.post_training.trials import TrialBar, TrialValidator
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import OneShotSchedule
-from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.tables.table import Column, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ def outline_curves(validator: TrialValidator, sparsities: Sequence[float]) -> tu
             ),
             kept=tuple(_count_kept(validator, together, sparsity) for sparsity in levels),
         )
-        for together in _join(validator.groups)
+        for together in track_progress(_join(validator.groups), "counting what groups keep")
     )
 
 

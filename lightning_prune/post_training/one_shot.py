@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.namespace import (
@@ -35,6 +35,7 @@ from lightning_prune.post_training.repairing import RepairReport, check_repair, 
 from lightning_prune.post_training.statistics import check_statistics, reestimate_statistics
 from lightning_prune.recipe.repair import Repair
 from lightning_prune.reporting.pruning import change_table
+from lightning_prune.tables.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,12 @@ class OneShotReport:
     after: Mapping[str, float]
     repaired: RepairReport = field(default_factory=RepairReport)
 
-    def table(self) -> RenderableType:
-        """Return the metrics before and after, side by side, for a terminal."""
+    def table(self) -> Table:
+        """Return the metrics before and after, side by side, for a terminal or a notebook."""
         return change_table(self.before, self.after, f"at sparsity {self.pruner.sparsity:.4f}")
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
 
 @check_arguments

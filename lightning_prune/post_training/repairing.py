@@ -1,7 +1,6 @@
 """The repair of a pruned model: the layers in turn, on the inputs of training batches."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from lightning_prune.callbacks.namespace import (
     LightningModule,
     Trainer,
 )
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.repairing import (
     DenseTwin,
@@ -22,7 +22,7 @@ from lightning_prune.engine.repairing import (
     RepairedLayer,
     plan_repairs,
 )
-from lightning_prune.models.progress import note_progress, show_progress
+from lightning_prune.models.progress import show_progress, track_progress
 from lightning_prune.models.undisturbed import keep_generators, keep_modes, keep_tensors
 from lightning_prune.post_training.calibration import describe_shortage
 from lightning_prune.post_training.held_fits import hold_weights, quiet, similar_trainer
@@ -35,7 +35,7 @@ from lightning_prune.post_training.layer_turns import (
 )
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.repair import Repair
-from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.tables.table import Column, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def repair_layers(
     repairs, skipped = plan_repairs(model, pruner.tensors, twin, groups)
     operation = _Operation(repairs, repair, batches, twin)
     keep_buffers = keep_tensors(model, parameters=False)
-    bar = nullcontext() if trainer.progress_bar_callback is None else show_progress()
+    bar = show_progress(shows_progress(trainer))
     try:
         with keep_generators(), keep_modes(model), keep_buffers, quiet(".*"), bar:
             model.train(train_mode)
@@ -181,8 +181,7 @@ class _Operation(LightningCallback):
             return
         self._remove_hooks()
         turns = find_turns([calls for _, calls in self.seen])
-        for number, turn in enumerate(turns):
-            note_progress("repair", number, len(turns))
+        for turn in track_progress(turns, "repairing layers"):
             self._operate(trainer, pl_module, turn)
         called = {layer.name for layer in self.done}
         for layer in self.repairs:

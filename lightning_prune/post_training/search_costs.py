@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.count_costs import make_parameter_cost
 from lightning_prune.engine.pricing import make_cost as price
@@ -41,7 +42,14 @@ def make_cost(budget: Budget | None, validator: TrialValidator, example: Any) ->
         return make_parameter_cost(selection)
     if isinstance(budget, LatencyBudget):
         say = partial(Console(stderr=True).print, soft_wrap=True)
-        table = measure_latency_table(validator.model, example, selection, budget, announce=say)
+        table = measure_latency_table(
+            validator.model,
+            example,
+            selection,
+            budget,
+            announce=say,
+            progress=shows_progress(validator.trainer),
+        )
         return price(budget, validator.model, selection, example, table)
     return price(budget, validator.model, selection, example)
 

@@ -6,8 +6,6 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
-
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, replace_files
 from lightning_prune.post_training.curves import Curve
@@ -15,7 +13,7 @@ from lightning_prune.post_training.joint_trials import JointTrial
 from lightning_prune.post_training.sensitivity_report import Mode, check_tolerance
 from lightning_prune.recipe.budgets import Budget, Unit
 from lightning_prune.recipe.targets import format_target
-from lightning_prune.reporting.tables import Cell, Column, Table
+from lightning_prune.tables.table import Cell, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,8 +78,8 @@ class SearchReport:
             if all(trial.loss < cheaper.loss for cheaper in ordered[:place])
         )
 
-    def table(self) -> RenderableType:
-        """Return a row for each tensor, and the measurement of all together, for a terminal."""
+    def table(self) -> Table:
+        """Return a row for each tensor, and the measurement of all together."""
         rows: list[list[Cell]] = [
             [
                 ", ".join(curve.producers),
@@ -104,6 +102,9 @@ class SearchReport:
                 f"{len(self.trials) - 1} trials with all together were measured.",
             ],
         )
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
     def figure(self) -> "Figure":
         """Return a plot of the metric over the cost, with the Pareto front. It needs matplotlib."""

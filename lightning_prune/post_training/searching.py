@@ -9,9 +9,11 @@ from rich.console import Console
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.callbacks.namespace import LightningDataModule, LightningModule, Trainer
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.callbacks.pruning import PruningCallback
 from lightning_prune.deploy.files import check_output_file
 from lightning_prune.engine.costs import Cost
+from lightning_prune.models.progress import show_progress
 from lightning_prune.post_training.calibration import find_pruning_callback
 from lightning_prune.post_training.curves import (
     Curve,
@@ -133,7 +135,8 @@ def search_sparsities(
         statistics=statistics,
     )
     cost = make_cost(budget, validator, callback.example if example is None else example)
-    outline = outline_curves(validator, grid)
+    with show_progress(shows_progress(trainer)):
+        outline = outline_curves(validator, grid)
     plan = _Plan(
         validator=validator,
         outline=outline,

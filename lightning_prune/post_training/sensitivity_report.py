@@ -8,13 +8,13 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import RenderableType
 from rich.text import Text
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, replace_files
+from lightning_prune.post_training.defaults import TOLERANCE
 from lightning_prune.recipe.targets import format_target
-from lightning_prune.reporting.tables import Cell, Column, Table
+from lightning_prune.tables.table import Cell, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ class Sensitivity:
         change = self.metrics[name][sparsity] - self.dense
         return -change if self.mode == "max" else change
 
-    def targets(self, tolerance: float) -> dict[str, float | None]:
+    def targets(self, tolerance: float = TOLERANCE) -> dict[str, float | None]:
         """Return the largest sparsity of each tensor within a tolerance, as ``sparsity`` globs.
 
         Args:
@@ -85,8 +85,8 @@ class Sensitivity:
             for name, by_sparsity in self.metrics.items()
         }
 
-    def table(self, tolerance: float) -> RenderableType:
-        """Return a row for each tensor and a column for each sparsity, for a terminal.
+    def table(self, tolerance: float = TOLERANCE) -> Table:
+        """Return a row for each tensor and a column for each sparsity.
 
         Args:
             tolerance: Largest allowed loss. Cells beyond it are dim.
@@ -104,7 +104,10 @@ class Sensitivity:
             ],
         )
 
-    def figure(self, tolerance: float) -> "Figure":
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+    def figure(self, tolerance: float = TOLERANCE) -> "Figure":
         """Return a plot of the metric over the sparsity, with a line for each tensor.
 
         It needs matplotlib.
@@ -124,7 +127,7 @@ class Sensitivity:
         return figure
 
     @check_arguments
-    def write(self, folder: Path, tolerance: float, *, plot: bool = True) -> list[Path]:
+    def write(self, folder: Path, tolerance: float = TOLERANCE, *, plot: bool = True) -> list[Path]:
         """Write ``sensitivity.csv``, ``sensitivity.yaml`` and ``sensitivity.png``.
 
         Args:

@@ -14,7 +14,9 @@ from lightning_prune.callbacks.namespace import (
     Trainer,
     refuse_mixed,
 )
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.models.compiled import run_uncompiled
+from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.models.statistics import (
     find_statistics,
     gather_statistics,
@@ -86,7 +88,8 @@ def reestimate_statistics(
         return Reestimation(0, 0)
     batches = _FirstBatches(statistics)
     try:
-        with _undisturbed(model), run_uncompiled(model), gather_statistics(norms) as sums:
+        bar = show_progress(shows_progress(trainer))
+        with _undisturbed(model), run_uncompiled(model), gather_statistics(norms) as sums, bar:
             model.train(train_mode)
             for norm in norms:
                 norm.train()
@@ -150,6 +153,7 @@ class _FirstBatches(LightningCallback):
     ) -> None:
         """Count the batch, and stop after the last."""
         self.seen += 1
+        note_progress("showing batches to the normalizations", self.seen, self.batches)
         trainer.should_stop = self.seen >= self.batches
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

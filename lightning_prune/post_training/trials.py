@@ -7,14 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from lightning_prune.arguments.words import suggest
@@ -25,11 +17,13 @@ from lightning_prune.callbacks.namespace import (
     is_lightning,
     refuse_mixed,
 )
+from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.engine.scores import TensorScores
 from lightning_prune.engine.update import prune_pool
+from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.models.statistics import find_statistics
 from lightning_prune.models.undisturbed import keep_tensors
 from lightning_prune.post_training.calibration import (
@@ -216,27 +210,26 @@ def check_grid(sparsities: Sequence[float], pattern: Pattern) -> tuple[float, ..
 def many_trials(trainer: Trainer, model: LightningModule, trials: int) -> "Iterator[TrialBar]":
     """Give the model back as it was after many trials, and show a single bar for all of them."""
     # Validation has already warned about the dense model.
-    with unchanged(model), quiet(".*"), _one_bar(trainer, trials) as (progress, task):
-        yield TrialBar(progress, task)
+    with unchanged(model), quiet(".*"), _one_bar(trainer):
+        yield TrialBar(trials)
 
 
 class TrialBar:
     """A bar that shows how many trials are done.
 
     Args:
-        progress: The display.
-        task: The task of the bar.
+        trials: Number of trials.
     """
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, trials: int) -> None:
+        self._trials, self._done = trials, 0
 
     @contextmanager
     def step(self, description: str) -> Iterator[None]:
         """Describe the trial of the block, and count it at the end."""
-        self._progress.update(self._task, description=description)
+        note_progress("validating", self._done, self._trials, description)
         yield
-        self._progress.advance(self._task)
+        self._done += 1
 
 
 def _check_monitor(monitor: str, logged: Mapping[str, float]) -> None:
@@ -275,19 +268,12 @@ def _masked(pruned: Sequence[Group]) -> Iterator[None]:
 
 
 @contextmanager
-def _one_bar(trainer: Trainer, trials: int) -> Iterator[tuple[Progress, TaskID]]:
+def _one_bar(trainer: Trainer) -> Iterator[None]:
     """Show one bar for all validations in the place of a bar for each."""
-    callbacks, is_shown = trainer.callbacks, trainer.progress_bar_callback is not None  # type: ignore[union-attr]
+    callbacks, is_shown = trainer.callbacks, shows_progress(trainer)  # type: ignore[union-attr]
     trainer.callbacks = [c for c in callbacks if not is_lightning(c, "ProgressBar")]  # type: ignore[union-attr]
     try:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            transient=True,
-            disable=not is_shown,
-        ) as bar:
-            yield bar, bar.add_task("", total=trials)
+        with show_progress(is_shown):
+            yield
     finally:
         trainer.callbacks = callbacks  # type: ignore[union-attr]

@@ -1,8 +1,7 @@
 """All answers together, as a frozen record."""
 
-from abc import ABCMeta
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import yaml
@@ -18,8 +17,16 @@ from lightning_prune.recipe.regrowth import Regrow
 from lightning_prune.recipe.rewind import Rewind
 from lightning_prune.recipe.schedules import PolynomialSchedule, Schedule
 from lightning_prune.recipe.straight_through import StraightThrough
-from lightning_prune.recipe.targets import DEFAULT_SPARSITY, SparsityTargets, check_targets
+from lightning_prune.recipe.targets import (
+    DEFAULT_SPARSITY,
+    UNCAPPED,
+    SparsityTargets,
+    check_targets,
+    format_target,
+)
 from lightning_prune.recipe.tolerance import MOST_TRIED, Tolerance
+from lightning_prune.recipe.writing import describe_answer
+from lightning_prune.tables.table import Column, Table
 
 _MAGNITUDE = MagnitudeCriterion()
 
@@ -181,8 +188,26 @@ class Recipe:
             tolerance: null
             on_revival: error
         """
-        answers = {field.name: _describe(getattr(self, field.name)) for field in fields(self)}
+        answers = {field.name: describe_answer(getattr(self, field.name)) for field in fields(self)}
         return yaml.safe_dump(answers, sort_keys=False)
+
+    def table(self) -> Table:
+        """Return each answer that is in use, the defaults too, for a terminal or a notebook."""
+        capped = {glob: each for glob, each in self.targets.items() if each != UNCAPPED}
+        targets = [f"{glob}: {format_target(target)}" for glob, target in capped.items()]
+        answers = {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "sparsity": ", ".join(targets),
+            "allocation": self.chosen_allocation,
+            "criterion": self.chosen_criterion,
+        }
+        return Table(
+            title="Recipe",
+            columns=[Column(heading=heading, align="left") for heading in ("question", "answer")],
+            rows=[[name, str(answer)] for name, answer in answers.items() if answer],
+        )
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
     def _check_most(self) -> None:
         """Raise ValueError if ``most`` is out of range, or less than a sparsity asks for."""
@@ -313,27 +338,3 @@ def _refuse_budget(budget: Budget, pattern: Pattern) -> None:
             "zeros in place make neither this file smaller nor a kernel faster; use "
             "ChannelPattern(), or MacsBudget, ParameterBudget or BytesBudget(file='sparse')"
         )
-
-
-def _describe(value: Any) -> Any:
-    """Return an answer as YAML writes it: a class as a path, a record as fields."""
-    if isinstance(value, Mapping):
-        return {key: _describe(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_describe(inner) for inner in value]
-    if isinstance(type(value), ABCMeta):
-        arguments = fields(value) if is_dataclass(value) else ()
-        return {
-            "class_path": _find_path(type(value)),
-            "init_args": {each.name: _describe(getattr(value, each.name)) for each in arguments},
-        }
-    if is_dataclass(value):
-        return {each.name: _describe(getattr(value, each.name)) for each in fields(value)}
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
-def _find_path(kind: type) -> str:
-    """Return the path from which users import a class; this package exports every answer."""
-    package = "lightning_prune"
-    is_ours = kind.__module__.startswith(f"{package}.")
-    return f"{package if is_ours else kind.__module__}.{kind.__qualname__}"

@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from lightning_prune.reporting.tables import Cell, Column, Table
+from lightning_prune.models.progress import track_progress
+from lightning_prune.tables.table import Cell, Column, Table
 
 Verdict = Literal["faster", "no faster", "slower"]
 
@@ -139,13 +140,12 @@ class Contest:
     pruned: Callable[[], object]
 
 
-def measure_latency(contest: Contest, blocks: int, on_block: Callable[[], object]) -> Latency:
+def measure_latency(contest: Contest, blocks: int) -> Latency:
     """Let two callables take turns. The first of a pair of blocks alternates, too.
 
     Args:
         contest: The two callables.
         blocks: Number of pairs of blocks, at least 6.
-        on_block: Called after each pair.
     """
     both = (contest.dense, contest.pruned)
     for call in both * WARM_UP:
@@ -154,10 +154,10 @@ def measure_latency(contest: Contest, blocks: int, on_block: Callable[[], object
     calls = max(1, math.ceil(_BLOCK_SECONDS / max(fastest, 1e-9)))
     times: tuple[list[float], list[float]] = ([], [])
     with _no_garbage_collection():
-        for block in range(blocks):
+        stage = f"dense and pruned in turns, {contest.runtime}"
+        for block in track_progress(range(blocks), stage):
             for index in (0, 1) if block % 2 == 0 else (1, 0):
                 times[index].append(_time(both[index], calls))
-            on_block()
     return compare_times(contest, times[0], times[1], calls)
 
 

@@ -14,7 +14,7 @@ from lightning_prune.deploy.latency_table import WHOLE, LatencyTable
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.engine.channel_layers import ChannelLayer, find_layers
-from lightning_prune.models.progress import note_progress, show_progress
+from lightning_prune.models.progress import note_progress, show_progress, track_progress
 from lightning_prune.recipe.budgets import LatencyBudget
 from lightning_prune.reporting.latency import Latency
 from lightning_prune.reporting.stopwatch import Stopwatch
@@ -29,7 +29,6 @@ _CHOICES = ((0.75, 0.5, 0.25), (0.5, 0.25), (0.5,))  # fractions that a group ke
 
 
 @check_arguments
-@show_progress()
 def measure_latency_table(
     module: nn.Module,
     example: Any,
@@ -40,6 +39,7 @@ def measure_latency_table(
     blocks: int = WIDTH_BLOCKS,
     announce: Callable[[str], object] | None = None,
     timer: Callable[[nn.Module], Latency] | None = None,
+    progress: bool = True,
 ) -> LatencyTable:
     """Measure how long the model takes when single groups, and all groups, keep fewer channels.
 
@@ -59,6 +59,7 @@ def measure_latency_table(
         announce: Called with a sentence that says how many widths are measured, and about how long
             it takes.
         timer: Measures a module in turns with the dense module; by default a `Stopwatch`.
+        progress: Whether to show a progress bar in a terminal.
 
     Raises:
         ValueError: If the module cannot be traced or exported, ``seconds`` is not positive, or the
@@ -67,27 +68,27 @@ def measure_latency_table(
     """
     if not seconds > 0:
         raise ValueError(f"need seconds > 0, got seconds={seconds}")
-    note_progress("preparing to measure latencies", 0, 1)
-    groups = _list_channels(selection)
-    narrower = Narrower(module, example, {group.name: group.places for group in groups})
-    measure = timer or Stopwatch(module, example, budget, blocks)
-    start = time.perf_counter()
-    dense = measure(narrower.narrow({}))
-    each = time.perf_counter() - start
-    kin = find_kin(groups, find_layers(module, selection, example))
-    widths = _plan(kin, seconds, each)
-    if announce is not None:
-        announce(_describe_plan(len(widths), len(groups), dense, len(widths) * each))
-    everything = sum(group.total for group in groups)
-    dense_ms = 1000 * dense.dense.median
-    ms: dict[str, dict[float, float]] = {WHOLE: {everything: dense_ms}}
-    ms |= {group.name: {group.total: dense_ms} for group in groups}
-    for done, width in enumerate(widths):
-        note_progress("measuring the latency of narrower models", done, len(widths))
-        latency = measure(narrower.narrow(width.kept))
-        for name, channels in width.rows.items():
-            ms[name][channels] = dense_ms * (1 - (1 - 1 / latency.speedup) / width.shares)
-    return LatencyTable(ms=ms, note=_describe_place(dense, budget))
+    with show_progress(progress):
+        note_progress("preparing to measure latencies", 0, 1)
+        groups = _list_channels(selection)
+        narrower = Narrower(module, example, {group.name: group.places for group in groups})
+        measure = timer or Stopwatch(module, example, budget, blocks)
+        start = time.perf_counter()
+        dense = measure(narrower.narrow({}))
+        each = time.perf_counter() - start
+        kin = find_kin(groups, find_layers(module, selection, example))
+        widths = _plan(kin, seconds, each)
+        if announce is not None:
+            announce(_describe_plan(len(widths), len(groups), dense, len(widths) * each))
+        everything = sum(group.total for group in groups)
+        dense_ms = 1000 * dense.dense.median
+        ms: dict[str, dict[float, float]] = {WHOLE: {everything: dense_ms}}
+        ms |= {group.name: {group.total: dense_ms} for group in groups}
+        for width in track_progress(widths, "measuring the latency of narrower models"):
+            latency = measure(narrower.narrow(width.kept))
+            for name, channels in width.rows.items():
+                ms[name][channels] = dense_ms * (1 - (1 - 1 / latency.speedup) / width.shares)
+        return LatencyTable(ms=ms, note=_describe_place(dense, budget))
 
 
 def _list_channels(selection: Selection) -> tuple[ChannelGroup, ...]:

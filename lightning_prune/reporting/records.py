@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lightning_prune.arguments.checks import check_arguments
 from lightning_prune.deploy.files import check_output_file, replace_files
 from lightning_prune.models.names import list_names
 from lightning_prune.reporting.latency import Latency, describe_latency, latency_table
-from lightning_prune.reporting.tables import Column, Table
 from lightning_prune.reporting.tensorrt import describe_tensorrt
+from lightning_prune.tables.sheet import Sheet
+from lightning_prune.tables.table import Column, Table
 
 _LISTED_NAMES = 8
 _SIZE = (
@@ -130,15 +130,19 @@ class Report:
         """The row of the whole model: the peak of memory, and the sums of all other numbers."""
         return _sum_up(self.model, self.layers, self.peak_bytes)
 
-    def table(self) -> RenderableType:
-        """Return tables of size, work and latency, and the findings below, for a terminal."""
-        return Group(
+    def table(self) -> Sheet:
+        """Return tables of size, work and latency, and the findings, for terminal and notebook."""
+        parts: list[Table | Text] = [
             Text(f"{self.model} on {self.example}", style="bold"),
             *_tables(self),
             *map(Text, _findings(self)),
             *(Text(f"warning: {line}", style="yellow") for line in _warnings(self)),
             *(Text(f"note: {line}", style="dim") for line in self.notes),
-        )
+        ]
+        return Sheet(parts)
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
     def to_markdown(self) -> str:
         """Return the findings and the tables as Markdown."""

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from lightning_prune.arguments.checks import check_arguments
@@ -16,6 +14,7 @@ from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.counting import Pass, Work, count
 from lightning_prune.models.names import named_modules, owner_of, plain_name
+from lightning_prune.models.progress import note_progress, show_progress, track_progress
 from lightning_prune.models.prunable import as_matrix, prunable_weights
 from lightning_prune.models.undisturbed import keep_generators
 from lightning_prune.reporting.latency import BLOCKS, LEAST_BLOCKS, THREADS, Latency
@@ -77,13 +76,14 @@ def report(
     call = make_call(module, example)
     latencies: tuple[Latency, ...] = ()
     failures: tuple[str, ...] = ()
-    with keep_generators(), torch.no_grad(), _progress_bar(progress) as bar:
+    with keep_generators(), torch.no_grad(), show_progress(progress):
         pruned = _copy(module)
         full = _copy_without_zeros(pruned) if dense is None else _copy(dense)
+        note_progress("counting multiplications", 0, 1)
         counted, counted_dense = count(pruned, call), count(full, make_call(full, call))
-        layers = _report_layers(module, full, counted, counted_dense, bar)
+        layers = _report_layers(module, full, counted, counted_dense)
         if latency:
-            latencies, failures = measure_latencies(full, pruned, call, threads, blocks, bar)
+            latencies, failures = measure_latencies(full, pruned, call, threads, blocks)
     sparsity, emptied = _count_zeros(module)
     return Report(
         model=type(module).__name__,
@@ -121,17 +121,8 @@ def _count_zeros(module: nn.Module) -> tuple[float, tuple[str, ...]]:
     return 1 - sum(kept.values()) / entries if entries else 0.0, emptied
 
 
-def _progress_bar(is_wanted: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    is_shown = is_wanted and Console().is_terminal
-    console = Console(quiet=not is_shown)  # older versions of rich end a disabled bar with a line
-    return Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not is_shown
-    )
-
-
 def _report_layers(
-    module: nn.Module, dense: nn.Module, counted: Pass, counted_dense: Pass, bar: Progress
+    module: nn.Module, dense: nn.Module, counted: Pass, counted_dense: Pass
 ) -> tuple[LayerReport, ...]:
     """Return a row for each module that holds parameters or multiplies, in the model's order."""
     held, held_dense = _parameters_by_owner(module), _parameters_by_owner(dense)
@@ -149,7 +140,7 @@ def _report_layers(
             work=counted.work.get(name, Work()),
             dense_work=counted_dense.work.get(name, Work()),
         )
-        for name in bar.track(names, description="compressing")
+        for name in track_progress(names, "compressing")
     )
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 from torch import nn
 
 from lightning_prune.deploy.onnx import LIBRARIES, quiet_export, write_program
@@ -16,13 +15,14 @@ from lightning_prune.deploy.onnx_runtime import open_session
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import unwrap_compiled
 from lightning_prune.models.errors import describe_error
+from lightning_prune.models.progress import note_progress
 from lightning_prune.models.tracing import trace
 from lightning_prune.models.trees import move_to_cpu
 from lightning_prune.reporting.latency import Contest, Latency, measure_latency
 
 
 def measure_latencies(
-    dense: nn.Module, pruned: nn.Module, call: Call, threads: int, blocks: int, bar: Progress
+    dense: nn.Module, pruned: nn.Module, call: Call, threads: int, blocks: int
 ) -> tuple[tuple[Latency, ...], tuple[str, ...]]:
     """Measure both modules in each runtime.
 
@@ -32,31 +32,26 @@ def measure_latencies(
         call: The call of both.
         threads: Threads that an operation may use, on CPU.
         blocks: Pairs of blocks of calls.
-        bar: Shows how many blocks are done.
 
     Returns:
         The latencies, and notes on why a runtime is missing.
     """
     latencies: list[Latency] = []
-    task = bar.add_task("", total=2 * blocks)
-
-    def measure(contest: Contest) -> None:
-        bar.update(task, description=f"dense and pruned in turns, {contest.runtime}")
-        latencies.append(measure_latency(contest, blocks, lambda: bar.advance(task)))
-
     device = call.tensors[0].device.type if call.tensors else "cpu"
     modules = (dense, pruned)
     with torch.inference_mode(), use_threads(threads):
         calls = [open_in_torch(module, make_call(module, call)) for module in modules]
-        measure(_make_contest("torch", device, threads, *calls))
+        contest = _make_contest("torch", device, threads, *calls)
+        latencies.append(measure_latency(contest, blocks))
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         note = f"need {' and '.join(missing)}: pip install 'lightning-prune[export]'"
         return tuple(latencies), (f"not measured in ONNX Runtime: {note}",)
-    bar.update(task, description="writing ONNX files")
+    note_progress("writing ONNX files", 0, 1)
     try:
         calls = [open_in_onnx_runtime(module, call, threads) for module in modules]
-        measure(_make_contest("ONNX Runtime", "cpu", threads, *calls))
+        contest = _make_contest("ONNX Runtime", "cpu", threads, *calls)
+        latencies.append(measure_latency(contest, blocks))
     except Exception as error:  # of the exporter, or of the model's own code
         return tuple(latencies), (f"not measured in ONNX Runtime: {describe_error(error)}",)
     return tuple(latencies), ()

@@ -17,6 +17,7 @@ from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.comparison import largest_difference, relative_difference
 from lightning_prune.models.errors import describe_error
 from lightning_prune.models.names import named_modules
+from lightning_prune.models.progress import show_progress, track_progress
 from lightning_prune.models.trees import find_tensors
 from lightning_prune.models.undisturbed import keep_generators, keep_modes
 from lightning_prune.reporting.latency import (
@@ -26,7 +27,7 @@ from lightning_prune.reporting.latency import (
     Latency,
     measure_latency,
 )
-from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.tables.table import Column, Table
 
 _TOLERANCE = 0.01  # sums in another order, in half precision
 _Measure = Callable[[Contest], Latency]
@@ -70,7 +71,7 @@ class SparseKernels:
     difference: float = 0.0
 
     def table(self) -> Table:
-        """Return a row for each layer, for a terminal."""
+        """Return a row for each layer, for a terminal or a notebook."""
         rows = [
             [
                 layer.name,
@@ -93,6 +94,9 @@ class SparseKernels:
             notes=[f"the whole model: {times}, outputs differ by {self.difference:.2g}"],
         )
 
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
 
 @check_arguments
 def use_sparse_kernels(
@@ -102,6 +106,7 @@ def use_sparse_kernels(
     compiled: bool = False,
     tolerance: float = _TOLERANCE,
     blocks: int = BLOCKS,
+    progress: bool = True,
 ) -> SparseKernels:
     """Give each 2:4 Linear a kernel for sparse tensor cores, where the kernel is faster.
 
@@ -122,6 +127,7 @@ def use_sparse_kernels(
             so; an eager call of a kernel costs the host much more.
         tolerance: Largest difference of outputs, as a fraction of the largest output.
         blocks: Number of pairs of blocks of calls, at least 6.
+        progress: Whether to show a progress bar in a terminal.
 
     Returns:
         The kernel of each layer, or the reason why it stays dense.
@@ -139,9 +145,9 @@ def use_sparse_kernels(
     if blocks < LEAST_BLOCKS:
         raise ValueError(f"need blocks >= {LEAST_BLOCKS}, got blocks={blocks}")
     call = make_call(model, example)
-    measure = partial(measure_latency, blocks=blocks, on_block=lambda: None)
+    measure = show_progress(False)(partial(measure_latency, blocks=blocks))  # layers share a bar
     trial = KernelTrial(find_sparse_kernels(), measure, tolerance=tolerance, compiled=compiled)
-    with torch.no_grad(), keep_generators(), keep_modes(model):
+    with torch.no_grad(), keep_generators(), keep_modes(model), show_progress(progress):
         return trial.convert(model.eval(), call)
 
 
@@ -181,7 +187,7 @@ class KernelTrial:
         with _seeing_inputs(linears) as seen:
             expected = find_tensors(model(*call.arguments, **call.keywords))
         layers, weights = [], {}
-        for name, layer in linears.items():
+        for name, layer in track_progress(list(linears.items()), "trying kernels"):
             reason = explain_linear(layer, owners)
             if reason is None and name not in seen:
                 reason = "not called with this example"

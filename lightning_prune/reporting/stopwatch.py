@@ -11,6 +11,7 @@ from lightning_prune.deploy.onnx import LIBRARIES
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_uncompiled
 from lightning_prune.models.examples import make_random_calls
+from lightning_prune.models.progress import show_progress
 from lightning_prune.models.undisturbed import keep_generators
 from lightning_prune.recipe.budgets import LatencyBudget
 from lightning_prune.reporting.latency import BLOCKS, Contest, Latency, measure_latency
@@ -56,8 +57,9 @@ class Stopwatch:
             dense=self._dense,
             pruned=self._open(module),
         )
-        with torch.inference_mode(), use_threads(self._budget.threads), keep_generators():
-            return measure_latency(contest, self._blocks, lambda: None)
+        hidden = show_progress(False)  # the measurements of a table share a bar
+        with torch.inference_mode(), use_threads(self._budget.threads), keep_generators(), hidden:
+            return measure_latency(contest, self._blocks)
 
     def _open(self, module: nn.Module) -> Any:
         """Return a function that runs a copy of a module once."""

@@ -183,12 +183,12 @@ def test_attach_refuses_a_wrong_argument(arguments, message):
         (
             "export_onnx",
             {"module": NET, "path": "x", "dynamic_shapes": {"ids": 1}},
-            "need dynamic_shapes as",
+            r"need dynamic_shapes\[.ids.\] as a sequence of wh",
         ),
         (
             "export_onnx",
             {"module": NET, "path": "x", "metadata": {"step": 3}},
-            "need metadata as a mapping",
+            r"need metadata\[.step.\] as a string, got",
         ),
         (
             "export_executorch",

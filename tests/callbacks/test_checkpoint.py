@@ -76,9 +76,9 @@ def test_no_trigger_saves_a_denser_model_as_best(trigger, monitor, fit, tmp_path
         tmp_path / "plain", save_top_k=-1, monitor=monitor, mode="max", **trigger
     )
     fit(sparse, plain, limit_train_batches=3)
-    kept = [zeros(path) for path in Path(tmp_path / "sparse").iterdir()]
+    kept = [zeros(path) for path in Path(tmp_path / "sparse").glob("*.ckpt")]
     assert set(kept) == {ZEROS}
-    dense = [zeros(path) for path in Path(tmp_path / "plain").iterdir()]
+    dense = [zeros(path) for path in Path(tmp_path / "plain").glob("*.ckpt")]
     assert min(dense) < ZEROS
     if monitor is None:
         assert len(kept) == dense.count(ZEROS)

@@ -83,12 +83,12 @@ def test_each_curve_of_a_chart_is_a_run_and_so_has_a_color(events):
         return {tag: accumulator.Scalars(tag)[-1].value for tag in scalars}
 
     folders = {folder.name for folder in Path(events.path).iterdir() if folder.is_dir()}
-    assert folders == {"0", "2", "sparsity", "target", "val_acc"}
+    assert folders == {"net.0", "net.2", "sparsity", "target", "val_acc"}
     assert read("target") == {"sparsity_and_target": 0.75}
     assert read("sparsity") == {"sparsity_and_target": 0.75, "val_acc_and_sparsity": 0.75}
     assert read("val_acc") == {"val_acc_and_sparsity": last(events, "val_acc")}
-    for layer in "02":
-        logged = last(events, f"sparsity/net.{layer}.weight")
+    for layer in ("net.0", "net.2"):
+        logged = last(events, f"sparsity/{layer}.weight")
         assert read(layer) == {"sparsity_by_layer/net": logged}
 
 
@@ -260,6 +260,6 @@ def test_a_report_that_is_not_possible_is_no_reason_to_lose_a_training(
     model.example_input_array = torch.randn(1, 3)  # of another shape than the model takes
     model.forward = model.net.forward
     trainer = make_trainer(PruningCallback(sparsity=0.75), SparsityMonitor(report=True))
-    with pytest.warns(UserWarning, match="no report: mat1 and mat2 shapes cannot be multiplied"):
+    with pytest.warns(UserWarning, match="no report: .*mat1 and mat2 shapes cannot be multiplied"):
         trainer.fit(model, loader, loader)
     assert trainer.state.finished

@@ -19,7 +19,7 @@ from lightning_prune import (
     report,
     shrink,
 )
-from lightning_prune.reporting.pruning import pruning_table
+from lightning_prune.engine.overview import pruning_table
 from tests.engine.branches import STEPS, ResNet, Transformer, batch, prune, start, train
 
 

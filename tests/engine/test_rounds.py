@@ -52,7 +52,7 @@ def test_rounds_that_are_restored_decide_alike(tolerance, limit, stop):
     for _ in range(stop):
         rounds.judge(metric(rounds.sparsity))
     again = Rounds.restore(tolerance, 0.9, rounds.state_dict())
-    assert again == rounds
+    assert again.state_dict() == rounds.state_dict()
     for _ in range(20):
         assert again.judge(metric(again.sparsity)) == rounds.judge(metric(rounds.sparsity))
         assert again.state_dict() == rounds.state_dict()

@@ -24,7 +24,7 @@ from lightning_prune import (
     UniformAllocation,
     UnstructuredPattern,
 )
-from lightning_prune.reporting.pruning import pruning_table
+from lightning_prune.engine.overview import pruning_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 NORMS = [parametrizations.weight_norm, nn.utils.weight_norm]

@@ -1,4 +1,4 @@
-"""A table, printed in a terminal, as Markdown, or as CSV."""
+"""A table, printed in a terminal, as HTML, as Markdown, or as CSV."""
 
 import csv
 import io
@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table as Grid
 from rich.text import Text
+
+from lightning_prune.tables.html import write_element
 
 Cell = str | int | float | Text
 
@@ -32,14 +34,14 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    r"""A table of text and numbers; rich prints it in a terminal.
+    r"""A table of text and numbers; rich prints it in a terminal, and a notebook shows it.
 
     Args:
-        title: The line above the table in a terminal.
+        title: The line above the table in a terminal and in a notebook.
         columns: The columns, from left to right.
         rows: The cells of each row. A `rich.text.Text` carries a style for the terminal.
         has_total: Whether the last row sums up the others.
-        notes: The lines below the table in a terminal.
+        notes: The lines below the table in a terminal and in a notebook.
         most_lines: The largest number of lines in a terminal, notes included; None for no limit.
             The last rows before the total make room, and a row says how many they are.
 
@@ -94,6 +96,23 @@ class Table:
             grid.add_row(*map(_as_text, self.rows[-1]), style="bold")
         return Group(grid, *(Text(note, style="dim") for note in self.notes))
 
+    def to_html(self) -> str:
+        """Return the table with title and notes as HTML; a long table scrolls."""
+        heading = self._write_row("th", [Text(column.heading) for column in self.columns])
+        rows = [self._write_row("td", [_as_text(cell) for cell in row]) for row in self.rows]
+        if self.has_total:
+            total = [_as_text(cell).copy() for cell in self.rows[-1]]
+            for cell in total:
+                cell.style = "bold"
+            rows[-1] = self._write_row("td", total)
+        title = [write_element("p", Text(self.title, style="bold"))] if self.title else []
+        notes = [write_element("div", Text(note, style="dim")) for note in self.notes]
+        body = f"<table><thead>{heading}</thead><tbody>{''.join(rows)}</tbody></table>"
+        scrolled = f'<div style="max-height: 32em; overflow: auto">{body}</div>'
+        return "\n".join([*title, scrolled, *notes])
+
+    _repr_html_ = to_html
+
     def to_markdown(self) -> str:
         """Return the table as Markdown, without title and notes."""
         grid = self._empty_grid(box.MARKDOWN)
@@ -111,6 +130,11 @@ class Table:
         writer.writerow([column.heading for column in self.columns])
         writer.writerows(self.rows)
         return file.getvalue()
+
+    def _write_row(self, tag: Literal["th", "td"], cells: Sequence[Text]) -> str:
+        aligned = zip(cells, self.columns, strict=True)
+        written = [write_element(tag, cell, text_align=column.align) for cell, column in aligned]
+        return f"<tr>{''.join(written)}</tr>"
 
     def _empty_grid(self, grid_box: box.Box) -> Grid:
         grid = Grid(box=grid_box, title_justify="left")

@@ -5,7 +5,7 @@ import re
 
 from hypothesis import given, strategies as st
 
-from lightning_prune.reporting.name_groups import group_names
+from lightning_prune.models.name_groups import group_names
 
 PARTS = st.sampled_from(["layer", "conv1", "block10", "01", "0", "1", "2", "3", "11", "weight"])
 NAMES = st.lists(st.lists(PARTS, min_size=1, max_size=4).map(".".join), unique=True)

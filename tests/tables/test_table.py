@@ -1,11 +1,14 @@
 import csv
 import io
+import re
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
-from lightning_prune.reporting.tables import Column, Table
+from lightning_prune.tables.sheet import Sheet
+from lightning_prune.tables.table import Column, Table
+from tests.notebook_tables import Page
 
 
 def table_of(*cells, **arguments):
@@ -85,3 +88,29 @@ def test_a_narrow_terminal_folds_a_name_and_drops_none_of_it():
     name = "encoder.layers.weight"
     rows = [line.split("│") for line in printed(table_of((name, 1)), width=20).splitlines()]
     assert "".join(cells[1].strip() for cells in rows if len(cells) > 1) == name
+
+
+def test_html_holds_the_same_cells_and_the_title_and_the_notes():
+    table = table_of(("encoder", 12), ("all", 12), has_total=True, title="Zeros", notes=("kept",))
+    read = Page(table.to_html())
+    assert read.texts == ["Zeros", "layer", "zeros", "encoder", "12", "all", "12", "kept"]
+    assert read.tags.count("tr") == 3
+    assert read.tags.count("th") == 2
+
+
+def test_html_shows_names_and_titles_letter_by_letter():
+    name = '<script>alert("&amp;")</script>'
+    table = table_of((name, 1), title=name, notes=(name,))
+    read = Page(table.to_html())
+    assert read.texts.count(name) == 3
+    assert "script" not in read.tags
+    assert Page(Sheet([Text(name)]).to_html()).texts == [name]
+
+
+def test_html_aligns_numbers_right_and_keeps_styles():
+    table = table_of((Text("a", style="dim"), 1), (Text("all", style="dim"), 1), has_total=True)
+    cell, number, total, _ = re.findall("<td[^>]*>", table.to_html())
+    assert "text-align: left" in cell
+    assert "color: #7f7f7f" in cell  # neither too dark nor too bright on any page
+    assert "text-align: right" in number
+    assert "font-weight: bold" in total

@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from lightning_prune import OneShotSchedule, Pruner
-from lightning_prune.reporting.pruning import pruning_table
+from lightning_prune.engine.overview import pruning_table
 from tests.models.adapted import LoraLinear
 from tests.models.mixtures import Mixture
 
