@@ -235,6 +235,7 @@ class PruningCallback(LightningCallback):
             self._seen.load_state_dict(self._restored_state)
         example = self._seen.share(trainer) if self.example is None else self.example
         if example is None and may_wait(self.recipe, pl_module):
+            self.pruner.forget_training()
             self._seen.watch(pl_module)
         else:
             self._attach(trainer, pl_module, example)

@@ -334,3 +334,13 @@ class Pruner(Readings):
     def forget_state(self) -> None:
         """Drop the state that the next `attach` would restore."""
         self._pending = None
+
+    def forget_training(self) -> None:
+        """Drop masks and counts of the last training, if a later moment of the next attaches.
+
+        Raises:
+            RuntimeError: If this object is attached.
+        """
+        if self._training.is_running:
+            raise RuntimeError("need forget_training() after detach(), got an attached Pruner")
+        self._training = Training(self.recipe)

@@ -17,6 +17,7 @@ from lightning_prune.tables.html import write_element
 Cell = str | int | float | Text
 
 _UNLIMITED = 1_000_000  # columns of text: no Markdown row wraps
+_SCROLLED = 20  # rows above which HTML scrolls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +109,9 @@ class Table:
         title = [write_element("p", Text(self.title, style="bold"))] if self.title else []
         notes = [write_element("div", Text(note, style="dim")) for note in self.notes]
         body = f"<table><thead>{heading}</thead><tbody>{''.join(rows)}</tbody></table>"
-        scrolled = f'<div style="max-height: 32em; overflow: auto">{body}</div>'
-        return "\n".join([*title, scrolled, *notes])
+        if len(self.rows) > _SCROLLED:
+            body = f'<div style="max-height: 32em; overflow: auto">{body}</div>'
+        return "\n".join([*title, body, *notes])
 
     _repr_html_ = to_html
 

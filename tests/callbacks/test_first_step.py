@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
@@ -117,6 +118,18 @@ def test_without_a_call_of_forward_the_error_comes_before_a_weight_moves():
         fit(pruning=PruningCallback(**RECIPES["channels, gradients"]), model=model)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert "forward" not in vars(model)
+
+
+def test_the_masks_of_the_last_training_are_gone_before_the_first_step():
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            self.masks.append(len(trainer.callbacks[0].masks))
+
+    pruning, look = PruningCallback(**RECIPES["channels, gradients"]), Look()
+    for masks in ([], [0, 0, 3]):
+        look.masks = []
+        fit(look, pruning=pruning, model=Called(), accumulate_grad_batches=2)
+        assert look.masks[: len(masks)] == masks
 
 
 def test_a_training_without_steps_prunes_nothing():

@@ -31,6 +31,11 @@ def test_a_step_without_the_pruner_is_an_error():
         pruner.before_step(OPTIMIZERS["sgd"](model.parameters()))
     with pytest.raises(RuntimeError, match="got one that is attached"):
         pruner.attach(model, optimizer, steps=STEPS)
+    with pytest.raises(RuntimeError, match="got an attached Pruner"):
+        pruner.forget_training()
+    pruner.detach(completed=False)
+    pruner.forget_training()
+    assert pruner.masks == {}
 
 
 def test_a_step_without_the_pruner_by_learning_rates_of_zero_counts_as_none():

@@ -114,3 +114,9 @@ def test_html_aligns_numbers_right_and_keeps_styles():
     assert "color: #7f7f7f" in cell  # neither too dark nor too bright on any page
     assert "text-align: right" in number
     assert "font-weight: bold" in total
+
+
+def test_html_of_a_long_table_scrolls():
+    short, long = (table_of(*[("a", 1)] * rows).to_html() for rows in (20, 21))
+    assert "overflow" not in short
+    assert "overflow: auto" in long
