@@ -41,14 +41,15 @@ def log_recipe(trainer: Trainer, model: LightningModule, recipe: Recipe) -> None
 def write_recipe(trainer: Trainer, recipe: Recipe) -> None:
     """Write ``recipe.yaml`` into the folders of the Trainer's checkpoints, in the first process.
 
-    A file of this name that comes from elsewhere stays.
+    Only training writes there. A file of this name that comes from elsewhere stays.
 
     Args:
         trainer: The Trainer.
         recipe: The answers.
     """
     folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks}
-    for folder in filter(None, folders) if trainer.is_global_zero else ():
+    writes = trainer.is_global_zero and trainer.state.fn == "fit"
+    for folder in filter(None, folders) if writes else ():
         files, path = url_to_fs(str(folder))
         path = f"{path}/recipe.yaml"
         if files.exists(path) and not files.cat_file(path).startswith(_FIRST_LINE.encode()):

@@ -97,16 +97,20 @@ class Reader(Called):
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
 
-def fit_readers(folder):
+def fit_readers(folder, validates):
     pruning, model = PruningCallback(budget=MacsBudget(keep=0.5)), Reader()
     data = DataLoader(Sentences(), batch_size=4)
-    make_trainer(folder, DDPStrategy(), pruning).fit(model, data, data)
+    trainer = make_trainer(folder, DDPStrategy(), pruning)
+    trainer.fit(model, data, data if validates else None)
     (expense,) = pruning.pruner.spending
     return *outcome(pruning, model), expense.limit.dense
 
 
-def test_the_example_of_the_first_process_counts_for_all(two, tmp_path):
-    (masks, weights, dense), (other_masks, other_weights, other_dense) = two(fit_readers, tmp_path)
+@pytest.mark.parametrize("validates", [True, False], ids=["sanity check", "first step"])
+def test_the_example_of_the_first_process_counts_for_all(validates, two, tmp_path):
+    (masks, weights, dense), (other_masks, other_weights, other_dense) = two(
+        fit_readers, tmp_path, validates
+    )
     assert dense == other_dense == 3 * (6 * 10 + 10 * 2)
     assert_equal(masks, other_masks)
     assert_equal(weights, other_weights)

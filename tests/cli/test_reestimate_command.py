@@ -80,6 +80,7 @@ def measure(state, batches):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*recipe.yaml' is of another origin")
 def test_a_training_that_ends_with_an_update_names_the_command_which_changes_nothing_else(
     command, folder, capsys
 ):
