@@ -29,7 +29,7 @@ class MyModule(LightningModule):
 
 class MyData(LightningDataModule):
     def train_dataloader(self):
-        inputs = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        inputs = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
         return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=16)
 
     def val_dataloader(self):
