@@ -2,7 +2,7 @@
 
 Trains the digits demo without pruning, prunes it at once, and trains on for a sixth of the epochs,
 with a cosine decay from several shares of the peak of the first training. Each result is a row of
-the file of runs, from which `docs/recipe_tables.py` writes the table of the page on learning rates.
+the file of runs, from which `docs/result_tables.py` writes the table of the page on learning rates.
 Seeds that the file has are not trained again.
 """
 

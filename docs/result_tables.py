@@ -1,8 +1,10 @@
-"""Writes the tables of `recipes.md` and `learning_rates.md` from `benchmarks/results`.
+"""Writes tables of the pages from `benchmarks/results`.
 
-    python docs/recipe_tables.py
+    python docs/result_tables.py
 
-With ``--check`` nothing is written, and a page that differs from the results is an error.
+Some tables are made of single runs (CSV). Others are what a script has printed (Markdown): a page
+shows the table of `benchmarks/results/zoo.md` at ``<!-- printed: zoo -->``. With ``--check``
+nothing is written, and a page that differs from the results is an error.
 """
 
 import argparse
@@ -25,6 +27,8 @@ from benchmarks.parts.recipes.tasks import TASKS, Task
 from benchmarks.recipes import RUNS, SPARSITIES
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+PRINTED = re.compile(r"<!-- (printed: (\w+)) -->")
 SEEDS = 3
 UNITS = {"accuracy": "validation accuracy, in points", "bits": "bits a byte; fewer are better"}
 
@@ -80,18 +84,34 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     arguments = parser.parse_args()
     file = RunFile(RUNS)
+    pages = {path: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+    filled = dict(pages)
     for page, mark, write in TABLES:
-        path = DOCS / page
-        before = path.read_text()
-        place = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
-        if not place.search(before):
-            sys.exit(f"need a place for the tables in {page}, got none between <!-- {mark} -->")
-        table = "\n".join(["", *write(file), ""])
-        after = place.sub(rf"\g<1>{table}\g<2>", before)
+        filled[DOCS / page] = fill(filled[DOCS / page], mark, "\n".join(write(file)))
+    for path, text in filled.items():
+        for mark, name in PRINTED.findall(text):
+            filled[path] = fill(filled[path], mark, read_printed(name))
+    for path in pages:
         if not arguments.check:
-            path.write_text(after)
-        elif after != before:
-            sys.exit(f"need the tables of {page} as in the results; run {Path(__file__).name}")
+            path.write_text(filled[path])
+        elif filled[path] != pages[path]:
+            sys.exit(f"need the tables of {path.name} as in the results; run {Path(__file__).name}")
+
+
+def fill(text: str, mark: str, table: str) -> str:
+    """Return the text of a page with a table between two marks."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        sys.exit(f"need a place for a table, got none between {begin.strip()} and {end}")
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def read_printed(name: str) -> str:
+    """Return the table that a script has printed."""
+    lines = (RESULTS / f"{name}.md").read_text().splitlines()
+    return "\n".join([*(line for line in lines if line.startswith("|")), ""])
 
 
 def _of_task(results: Sequence[Result], task: Task) -> list[Result]:
