@@ -206,11 +206,20 @@ OURS = "from lightning_prune import PruningCallback, SparsityCheckpoint, Sparsit
 @pytest.mark.parametrize(
     ("imports", "logger"),
     [
-        (f"{OURS}\nimport pytorch_lightning", "lightning"),
-        (f"import pytorch_lightning\n{OURS}", "pytorch_lightning"),
-        (f"import sys\nsys.modules['lightning'] = None\n{OURS}", "pytorch_lightning"),
+        pytest.param(f"{OURS}\nimport pytorch_lightning", "lightning", id="ours first"),
+        pytest.param(
+            f"import pytorch_lightning\n{OURS}",
+            "pytorch_lightning",
+            marks=pytest.mark.rare,
+            id="pytorch_lightning first",
+        ),
+        pytest.param(
+            f"import sys\nsys.modules['lightning'] = None\n{OURS}",
+            "pytorch_lightning",
+            marks=pytest.mark.rare,
+            id="pytorch_lightning alone",
+        ),
     ],
-    ids=["ours first", "pytorch_lightning first", "pytorch_lightning alone"],
 )
 def test_any_order_of_imports_gives_the_same(imports, logger, tmp_path):
     code = f"{imports}\n{TRAINING.format(name='pytorch_lightning')}"

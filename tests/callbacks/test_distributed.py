@@ -168,7 +168,7 @@ def test_fsdp2_lands_exactly(allocation, two, tmp_path):
 
 
 @pytest.mark.works_with(SECTION, "Tensor parallelism, alone and under FSDP2")
-@pytest.mark.parametrize("world", ["two", pytest.param("four", marks=uneven)])
+@pytest.mark.parametrize("world", ["two", pytest.param("four", marks=[uneven, pytest.mark.rare])])
 def test_tensor_parallelism_lands_exactly(world, request, tmp_path):
     outcomes = request.getfixturevalue(world)(fit_shards, tmp_path, 2)
     for masks, weights in outcomes:
