@@ -33,10 +33,11 @@ _KEPT_KEYS = (  # the keys of a checkpoint that describe the model, not the trai
 )
 
 # Lightning's `load_from_checkpoint` makes the model by a function of this name. It refuses unknown
-# names in an error that repeats them. Without it, the error would only say that shapes differ.
+# names in an error that repeats them; older versions repeat them up to the first dot. Without it,
+# the error would only say that shapes differ.
 _INSTEAD = {
-    "_instantiator": "none: lightning_prune has shrunk this checkpoint. Make the model, and then "
-    "call lightning_prune.adopt(model, torch.load(path, weights_only=True))"
+    "_instantiator": "none: lightning_prune has shrunk this checkpoint; make the model, read the "
+    "file by torch, and call adopt(model, checkpoint) of lightning_prune."
 }
 
 NOT_VALIDATED = "the model has no validation_step, or nothing has a val_dataloader"
