@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from lightning_prune.engine.pruner import Pruner
 
@@ -24,7 +25,7 @@ def read_charts(pruner: Pruner) -> Charts:
         pair = _pair(expense.unit, expense.share, expense.target)
         charts[f"{expense.unit}_and_target"] = pair
     values = {group.name: 1 - group.kept / group.size for group in pruner.groups}
-    for title, curves in divide_names(list(values)).items():
+    for title, curves in divide_names(tuple(values)).items():
         charts[f"{_BY_LAYER}/{title}"] = {curve: values[name] for curve, name in curves.items()}
     return charts
 
@@ -63,7 +64,8 @@ def arrange(tags: Sequence[str]) -> dict[str, dict[str, str]]:
     return dict(page)
 
 
-def divide_names(names: Sequence[str]) -> dict[str, dict[str, str]]:
+@lru_cache(maxsize=8)  # the names are the same at each update
+def divide_names(names: tuple[str, ...]) -> Mapping[str, Mapping[str, str]]:
     """Return the names of parameters in charts of few curves each, by title and curve.
 
     Layers of the same block share a chart. The blocks are those of the model, and become smaller
@@ -73,9 +75,9 @@ def divide_names(names: Sequence[str]) -> dict[str, dict[str, str]]:
         names: Qualified names of parameters.
 
     Examples:
-        >>> divide_names(["net.0.weight", "net.2.weight"])
+        >>> divide_names(("net.0.weight", "net.2.weight"))
         {'net': {'net.0': 'net.0.weight', 'net.2': 'net.2.weight'}}
-        >>> names = [f"layers.{i}.{part}.weight" for i in (0, 1) for part in "abcdef"]
+        >>> names = tuple(f"layers.{i}.{part}.weight" for i in (0, 1) for part in "abcdef")
         >>> list(divide_names(names)), list(divide_names(names)["layers.1"])
         (['layers.0', 'layers.1'], ['a', 'b', 'c', 'd', 'e', 'f'])
     """

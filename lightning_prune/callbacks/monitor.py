@@ -147,9 +147,10 @@ class SparsityMonitor(LightningCallback):
             "sparsity_target/overall": pruner.sparsity_target,
             "mask_change/overall": changed / size,
         }
+        targets = pruner.targets
         for group in pruner.groups:
             scalars[f"sparsity/{group.name}"] = 1 - group.kept / group.size
-            scalars[f"sparsity_target/{group.name}"] = pruner.target(group)
+            scalars[f"sparsity_target/{group.name}"] = targets[group.name]
             scalars[f"mask_change/{group.name}"] = pruner.changed.get(group.name, 0.0)
         for logger in trainer.loggers:
             log_by_tensor(logger, scalars, read_logged_step(trainer))

@@ -109,19 +109,22 @@ class Enrolment:
         ]
         return Division(self.limits, self.pools, share, served)
 
-    def target(self, group: Group, share: Callable[[int], float]) -> float:
-        """Return the sparsity that is due for the pool of a group, as far as floors allow.
+    def targets(self, share: Callable[[int], float]) -> dict[str, float]:
+        """Return the sparsity that is due for the pool of each group, as far as floors allow.
 
         Under a budget the cost is due; then the sparsity is what that has led to.
 
         Args:
-            group: A group of the selection.
             share: The share of the final sparsity that is due, by the index of an optimizer.
         """
         if self.limits:
-            return 1 - group.kept / group.size
-        pool = next(pool for pool in self.pools if group in pool.groups)
-        return pool.reach(pool.sparsity * share(pool.optimizer))
+            groups = (group for pool in self.pools for group in pool.groups)
+            return {group.name: 1 - group.kept / group.size for group in groups}
+        due: dict[str, float] = {}
+        for pool in self.pools:
+            reached = pool.reach(pool.sparsity * share(pool.optimizer))
+            due |= {group.name: reached for group in pool.groups}
+        return due
 
     def mean_target(self, share: Callable[[int], float]) -> float:
         """Return the sparsity that all groups together are due to have.

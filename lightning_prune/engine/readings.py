@@ -108,9 +108,10 @@ class Readings(ABC):
         share = min((points.share(index) for index in owners), default=0.0)
         return enrolment.limits.measure(enrolment.kept, share)
 
-    def target(self, group: Group) -> float:
-        """Return the sparsity that is due for a group's pool since the last due point."""
-        return self._training.enrolment.target(group, self._training.due_points.share)
+    @property
+    def targets(self) -> dict[str, float]:
+        """The sparsity that is due for the pool of each group since the last due point, by name."""
+        return self._training.enrolment.targets(self._training.due_points.share)
 
     @property
     def steps(self) -> list[int]:

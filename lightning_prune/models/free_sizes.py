@@ -1,6 +1,7 @@
 """Free sizes: dimensions of the inputs that a traced module takes in any size."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, repeat
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -87,8 +88,8 @@ def fixed_sizes(call: Call, start: int, free: FreeSizes) -> list[dict[int, int]]
         start: The first dimension: 1 if batches may have any size, else 0.
         free: The free dimensions of each tensor; empty for none.
     """
-    without = list(free) or [()] * len(call.tensors)
+    dimensions = chain(free, repeat(()))  # the call may have more tensors than the example
     return [
-        {at: size for at, size in enumerate(tensor.shape) if at >= start and at not in taken}
-        for tensor, taken in zip(call.tensors, [*without, *[()] * len(call.tensors)], strict=False)
+        {at: size for at, size in enumerate(tensor.shape) if at >= start and at not in without}
+        for tensor, without in zip(call.tensors, dimensions, strict=False)
     ]

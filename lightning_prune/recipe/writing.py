@@ -17,15 +17,10 @@ def describe_answer(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [describe_answer(inner) for inner in value]
     if isinstance(type(value), ABCMeta):
-        arguments = fields(value) if is_dataclass(value) else ()
-        return {
-            "class_path": _find_path(type(value)),
-            "init_args": {
-                each.name: describe_answer(getattr(value, each.name)) for each in arguments
-            },
-        }
+        arguments = _describe_fields(value) if is_dataclass(value) else {}
+        return {"class_path": _find_path(type(value)), "init_args": arguments}
     if is_dataclass(value):
-        return {each.name: describe_answer(getattr(value, each.name)) for each in fields(value)}
+        return _describe_fields(value)
     return value if isinstance(value, str | int | float | None) else str(value)
 
 

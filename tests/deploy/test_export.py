@@ -1,6 +1,5 @@
 import logging
 import random
-import sys
 from copy import deepcopy
 
 import numpy as np
@@ -13,20 +12,8 @@ from torch import nn
 
 from lightning_prune import export_onnx, quantize_onnx
 from lightning_prune.models.torch_floors import TorchFloor
+from tests.deploy.pruned import pruned
 from tests.versions import refused_before
-
-
-def pruned(module, sparsity=0.9):
-    """Zero the smallest weights, and give statistics and the other parameters some values."""
-    torch.manual_seed(0)
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.is_floating_point():
-            tensor.data.uniform_(0.1, 1.0)
-        if tensor.dim() > 1:
-            tensor.data -= 0.5
-            order = tensor.detach().abs().flatten().argsort()
-            tensor.data.view(-1)[order[: round(sparsity * tensor.numel())]] = 0.0
-    return module
 
 
 def convolutional():
@@ -227,66 +214,6 @@ def test_what_overflows_in_half_precision_is_refused_and_leaves_the_older_file(t
     assert (tmp_path / "net.onnx").read_text() == "older"
 
 
-class Noisy(nn.Module):
-    def forward(self, inputs):
-        return inputs + torch.rand_like(inputs)
-
-
-class Refilled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(4, 4))
-
-    def forward(self, inputs):
-        return nn.functional.linear(inputs, self.weight + 1)
-
-
-class Undecided(nn.Module):
-    def forward(self, inputs):
-        return inputs if inputs.sum() > 0 else -inputs
-
-
-class Eigenvalues(nn.Module):
-    def forward(self, inputs):
-        return torch.linalg.eigh(inputs @ inputs.mT)[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (Noisy(), r"need answers within tolerance=0\.0001 .* got a difference=.* in output 0"),
-        (pruned(Refilled()), r"need the 14 zeros of the weights in the file, got zeros=0"),
-        (
-            Undecided(),
-            r"need a module that torch.export can trace, got a Undecided: \w+: Could",
-        ),
-        (Eigenvalues(), r"need operators that ONNX has, got a module of others: \w+: No ONNX"),
-    ],
-)
-def test_what_cannot_be_exported_rightly_is_refused(module, message, tmp_path, capfd):
-    with pytest.raises(ValueError, match=message):
-        export_onnx(module, tmp_path / "net.onnx", example=torch.rand(2, 4, 4))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("example", "inputs", "message"),
-    [
-        ((torch.rand(1, 2), 3), [], "need an example that forward takes, got too many positional"),
-        (torch.rand(1, 2), [torch.rand(5, 3, 2)], r"\[\[1, 2\]\], got \[\[5, 3, 2\]\]"),
-    ],
-)
-def test_inputs_that_do_not_fit_are_refused(example, inputs, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        export_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", example=example, inputs=inputs)
-
-
-def test_an_example_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"got example=None; set self\.example_input_array"):
-        export_onnx(nn.Linear(2, 2), tmp_path / "net.onnx")
-
-
 @pytest.mark.parametrize(("reduce_range", "largest"), [(True, 64), (False, 127)])
 def test_zeros_survive_in_8_bits(reduce_range, largest, exported, tmp_path):
     handlers = logging.getLogger().handlers[:]
@@ -341,13 +268,6 @@ def test_openvino_reads_the_file(exported):
     (found,) = compiled([images.numpy()]).values()
     expected = convolutional().eval()(images).detach()
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_library_is_named_with_its_extra(library, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"need {library} .*lightning-prune\[export\]"):
-        export_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", example=torch.rand(1, 2))
 
 
 def test_equal_weights_may_be_in_the_file_once(tmp_path):

@@ -94,7 +94,7 @@ def test_rows_hold_a_target_and_the_target_says_so(pattern, allocation):
     kept = (64 // height + 4 // height) * height * width
     reached = pytest.approx(1 - kept / 2304, abs=1e-12)
     assert pruner.sparsity == pruner.sparsity_target == pruner.final_sparsity == reached
-    assert [pruner.target(group) for group in pruner.groups] == [reached] * 2
+    assert [*pruner.targets.values()] == [reached] * 2
     assert all((weight != 0).any(1).all() for weight in effective_weights(net))
 
 
