@@ -1,5 +1,6 @@
 """The cost of `SparsityMonitor` in an epoch."""
 
+import gc
 import itertools
 import tempfile
 import time
@@ -44,6 +45,7 @@ def count_steps(module: Training, batch: Batch, seconds: float) -> int:
 
 def judge_monitor(workload: Workload, seconds: float) -> Bar:
     """Measure an epoch with `SparsityMonitor`, print the cost, and return the bar."""
+    gc.collect()  # what is left of other trainings must not be collected inside of a hook
     stopwatch, epoch, pruning = Stopwatch(), Epoch(), PruningCallback(sparsity=SPARSITY)
     monitor = SparsityMonitor(histograms_every=1)
     stopwatch.time_hooks(monitor)
