@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.coupled_groups import CoupledGroup
+from lightning_prune.engine.coupled_groups import CoupledGroup, read_scores, slice_member
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.groups import Scores
+from lightning_prune.models.sharding import find_class
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.ranking import compute_keep
+from lightning_prune.tensors.slices import find_any_of_slices, sum_slices
 
 if TYPE_CHECKING:
     from lightning_prune.channels.coupling import ChannelPlace
@@ -61,7 +64,7 @@ class ChannelGroup(CoupledGroup):
             ``"BatchNorm2d[0] Conv2d[0] Conv2d[1]"``, ``"Linear[0] Linear[1] in blocks"``
         """
         lies = {
-            (id(member.owner), type(member.owner).__name__, place.axis)
+            (id(member.owner), find_class(member.owner).__name__, place.axis)
             for member, place in self._places()
         }
         kinds = " ".join(sorted(f"{layer}[{axis}]" for _, layer, axis in lies))
@@ -113,19 +116,23 @@ class ChannelGroup(CoupledGroup):
         device = self.members[0].mask.device
         sums = torch.zeros(self.channels, dtype=torch.float64, device=device)
         weights = torch.zeros_like(sums)
-        for member, place in self._places():
-            if member.name in scores:
-                of_member = member.output_first(scores[member.name].whole)
-                rows = _flatten_rows(of_member, place.axis)
-                sums += self._gather(rows.sum(1, dtype=torch.float64), place).sum(1)
-                ones = torch.full_like(rows[:, 0], rows.shape[1], dtype=torch.float64)
-                weights += self._gather(ones, place).sum(1)
+        scored = [pair for pair in self._places() if pair[0].name in scores]
+        slices = [
+            slice_member(member, place.axis, partial(read_scores, member, scores))
+            for member, place in scored
+        ]
+        for (member, place), of_index in zip(scored, sum_slices(slices), strict=True):
+            sums += self._gather(of_index, place).sum(1)
+            number = member.total // len(of_index)
+            weights += self._gather(torch.full_like(of_index, number), place).sum(1)
         return sums / weights
 
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with a mask that spreads over it; indices of no channel are kept."""
         for member, place in self._places():
             kept = torch.cat([atoms, atoms.new_ones(1)])[place.channel_of_index.to(atoms.device)]
+            if member.shard is not None:
+                kept = kept[member.shard.positions[place.axis].to(kept.device)]
             shape = [1] * len(member.mask.shape)
             shape[place.axis] = len(kept)
             yield member, kept.view(shape).to(member.mask.device)
@@ -144,8 +151,11 @@ class ChannelGroup(CoupledGroup):
     def find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
         """Return which channels have a weight for which a bool tensor of a member is true."""
         found = torch.zeros(self.channels, dtype=torch.bool, device=self.members[0].mask.device)
-        for member, place in self._places():
-            of_index = _flatten_rows(weights(member), place.axis).any(1)
+        placed = list(self._places())
+        slices = [
+            slice_member(member, place.axis, partial(weights, member)) for member, place in placed
+        ]
+        for (_, place), of_index in zip(placed, find_any_of_slices(slices), strict=True):
             found |= self._gather(of_index, place).any(1)
         return found
 
@@ -172,9 +182,3 @@ def _tabulate(channel: Tensor, channels: int) -> Tensor:
     table = torch.full((channels, int(counts.max())), -1, device=channel.device)
     table[rows, torch.arange(len(rows), device=channel.device) - starts[rows]] = order
     return table
-
-
-def _flatten_rows(tensor: Tensor, axis: int) -> Tensor:
-    """Return one row for each index of an axis."""
-    moved = tensor.movedim(axis, 0)
-    return moved.reshape(len(moved), -1)

@@ -8,12 +8,18 @@ from torch import Tensor
 
 from lightning_prune.engine.bounded_groups import BoundedGroup
 from lightning_prune.engine.choices import Settled
+from lightning_prune.engine.groups import Scores
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.slices import Slices
 
 
 @dataclass(kw_only=True, eq=False)
 class CoupledGroup(BoundedGroup):
-    """A group whose atoms live or die together in all members where they lie."""
+    """A group whose atoms live or die together in all members where they lie.
+
+    Each process knows all atoms, also where members are sharded: what shards hold of an atom is
+    combined over the processes, which ask together.
+    """
 
     _kept: int = field(init=False)
     _changes: int = field(init=False, default=0)
@@ -39,7 +45,7 @@ class CoupledGroup(BoundedGroup):
     @property
     def atoms_kept(self) -> int:
         """Number of atoms that are not pruned."""
-        return int(self.alive().sum())
+        return self._kept
 
     def forget_changes(self) -> None:
         """Begin to count changes anew."""
@@ -65,3 +71,19 @@ class CoupledGroup(BoundedGroup):
     @abstractmethod
     def find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
         """Return which atoms have a weight for which a bool tensor of a member is true."""
+
+
+def slice_member(member: PrunedTensor, axis: int, read: Callable[[], Tensor]) -> Slices:
+    """Return the slices of a member along an axis.
+
+    Args:
+        member: The member.
+        axis: The axis of the parameter.
+        read: Returns a value for each local weight, in the shape of the parameter.
+    """
+    return Slices(read=read, axis=axis, shard=member.shard, size=member.total)
+
+
+def read_scores(member: PrunedTensor, scores: Scores) -> Tensor:
+    """Return the scores of the local weights of a member, in the shape of the parameter."""
+    return member.output_first(scores[member.name].whole)

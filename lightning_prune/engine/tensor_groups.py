@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from lightning_prune.engine.groups import Group, Scores
+from lightning_prune.models.sharding import find_class
 from lightning_prune.recipe.tensor import PrunedTensor
 
 
@@ -19,7 +20,7 @@ class TensorGroup(Group):
     @property
     def kind(self) -> str:
         """The class of the layer that holds the tensor."""
-        return type(self.members[0].owner).__name__
+        return find_class(self.members[0].owner).__name__
 
     @property
     def producers(self) -> tuple[str, ...]:

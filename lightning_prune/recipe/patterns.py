@@ -58,9 +58,10 @@ class Pattern(ABC):
 
         Then `bounds`, `to_atoms` and `to_entries` of a local part give the local part of the whole
         result, where `find_atoms` does not refuse the shard. And `__call__` keeps the best values
-        of `to_ranking`; of equal values the lower index comes first.
+        of `to_ranking`; of equal values the lower index comes first. Atoms that span several
+        tensors are whole on each process.
         """
-        return self.ranks_freely
+        return self.ranks_freely or self.couples_tensors
 
     def find_atoms(self, shard: Shard) -> Shard:
         """Return the place of the local atoms among all atoms of a sharded tensor.

@@ -1,0 +1,129 @@
+"""Whole copies of sharded modules, for what cannot be found out from shards."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.models.compiled import copy_module
+from lightning_prune.models.sharding import find_class, reshard
+from lightning_prune.tensors.shards import find_shard, gather_whole, is_sharded, local_part
+
+Found = TypeVar("Found")
+
+
+def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Found:
+    """Return what a function finds in a module; of a sharded module, in a whole copy.
+
+    The first process makes the copy on the CPU, and frees it at the end. It sends the others what
+    it has found, so all processes go on with the same. Parameters travel one by one, once: as much
+    as in a forward pass.
+
+    Args:
+        module: The module; if it is sharded, all processes call this together.
+        find: Finds an object that can be pickled; it leaves the module as it is.
+
+    Raises:
+        Exception: What ``find`` raises, on all processes.
+    """
+    if not _has_shards(module):
+        return find(module)
+    outcome: list[Any] = [None, None]
+    whole = _copy_whole(module)
+    if whole is not None:
+        try:
+            outcome[0] = find(whole)
+        except Exception as error:  # of the model's own code
+            outcome[1] = error
+    del whole
+    shared: Found = _share(*outcome)
+    return shared
+
+
+def _has_shards(module: nn.Module) -> bool:
+    return any(map(is_sharded, module.parameters()))
+
+
+def _share(found: Any, error: Exception | None) -> Any:
+    """Return in all processes what the first process has found, or raise the error."""
+    is_first = torch.distributed.get_rank() == 0
+    told = None if error is None else (isinstance(error, ValueError), str(error))
+    message = [found, told]
+    torch.distributed.broadcast_object_list(message)
+    found, told = message
+    if is_first and error is not None:
+        raise error
+    if told is not None:
+        is_value_error, words = told
+        raise (ValueError if is_value_error else RuntimeError)(words)
+    return found
+
+
+def _copy_whole(module: nn.Module) -> nn.Module | None:
+    """Return a copy with whole parameters on the CPU in the first process; None in the others."""
+    reshard(module)
+    is_first = torch.distributed.get_rank() == 0
+    known: dict[int, Any] = {}
+    for tensor in _find_sharded(module):
+        values = gather_whole(local_part(tensor), find_shard(tensor))
+        if is_first:
+            whole = values.cpu()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            known[id(tensor)] = (
+                nn.Parameter(whole, requires_grad=tensor.requires_grad) if is_parameter else whole
+            )
+    if not is_first:
+        return None
+    copied = _copy_without_shards(module, known).cpu()
+    _remove_hooks(copied)
+    return copied
+
+
+def _find_sharded(module: nn.Module) -> list[Tensor]:
+    """Return the sharded tensors of a module, also those that hooks have computed, each once."""
+    found: dict[int, Tensor] = {}
+    for part in module.modules():
+        for values in (part._parameters, part._buffers, vars(part)):
+            found |= {id(each): each for each in values.values() if isinstance(each, Tensor)}
+    return [tensor for tensor in found.values() if is_sharded(tensor)]
+
+
+def _copy_without_shards(module: nn.Module, known: dict[int, Any]) -> nn.Module:
+    """Return a deep copy that uses known copies; torch refuses to copy the classes of FSDP2.
+
+    Args:
+        module: The module.
+        known: Copies of parts, by the ids of the parts.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in module.modules():
+        meshes = (value for value in vars(part).values() if isinstance(value, DeviceMesh))
+        known |= {id(mesh): mesh for mesh in meshes}
+    for part in sharded:
+        kind = find_class(part)
+        known[id(part)] = kind.__new__(kind)
+        known[id(part._get_fsdp_state())] = _Nothing()  # holds groups of processes
+    for part in sharded:
+        reduced: Any = part.__reduce_ex__(2)  # by which `deepcopy` copies any object
+        known[id(part)].__setstate__(deepcopy(reduced[2], known))
+    return copy_module(module, known)
+
+
+class _Nothing:
+    """Stands for what only shards have."""
+
+
+def _remove_hooks(module: nn.Module) -> None:
+    """Remove the hooks by which FSDP2 and tensor parallelism gather and cut."""
+    for part in module.modules():
+        registers = [value for name, value in vars(part).items() if name.endswith("_hooks")]
+        for hooks in registers:
+            for key, hook in list(hooks.items()) if isinstance(hooks, dict) else ():
+                function = getattr(hook, "hook", hook)  # torch wraps those of loading
+                if str(function.__module__).startswith("torch.distributed."):
+                    del hooks[key]
