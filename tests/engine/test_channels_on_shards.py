@@ -2,16 +2,18 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_prune import (
+    BranchPattern,
     ChannelPattern,
     Criterion,
+    FisherCriterion,
     GlobalAllocation,
     GrowingPenalty,
     LAMPAllocation,
     MacsBudget,
-    MagnitudeCriterion,
-    OneShotSchedule,
+    MultiStepSchedule,
     ParameterBudget,
     Pruner,
     TaylorCriterion,
@@ -19,9 +21,10 @@ from lightning_prune import (
 )
 from lightning_prune.models.torch_floors import TorchFloor
 from tests.conftest import answers
-from tests.engine.channels import Attention, Net, Residual
+from tests.engine.branches import ResNet, Transformer
+from tests.engine.channels import Attention, Concatenation, Depthwise, Net, Residual
 from tests.engine.cut_nets import masks_of
-from tests.engine.sharded import by_both, by_fsdp, by_styles, train, whole
+from tests.engine.sharded import by_both, by_fsdp, by_styles, train
 from tests.versions import refused_before
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
@@ -61,7 +64,7 @@ def assert_same(recipe, ones, others):
             assert torch.equal(one[name], other[name]), (recipe, name)
 
 
-@pytest.mark.works_with(SECTION, "Channels on shards: the masks of one process")
+@pytest.mark.works_with(SECTION, "Channels and branches on shards: the masks of one process")
 @pytest.mark.parametrize(
     ("world", "layout"),
     [
@@ -80,3 +83,82 @@ def test_shards_have_the_channels_of_one_process(world, layout, request):
         masks = prune(recipe)
         for found in run(prune, recipe, layout):
             assert_same(recipe, masks, found)
+
+
+def by_rows(net):
+    """Cut all parameters into rows; the largest layers are units of their own."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.numel() > 400:
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(net, mesh=mesh)
+
+
+def by_rows_of_replicas(net):
+    """Cut all parameters into rows in two pairs of processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    return fully_shard(net, mesh=mesh)
+
+
+ANY_WEIGHTS = [
+    (Net, {"pattern": EACH, "allocation": GlobalAllocation()}),
+    (Net, {"pattern": EACH, "criterion": TaylorCriterion(), "budget": MacsBudget(keep=0.4)}),
+    (Net, {"pattern": EACH, "allocation": GlobalAllocation(isomorphic=True)}),
+    (
+        Residual,
+        {"pattern": ChannelPattern(round_to=1, scope="all"), "criterion": FisherCriterion()},
+    ),
+    (Depthwise, {"pattern": EACH, "criterion": TaylorCriterion()}),
+    (Attention, {"pattern": ChannelPattern(), "criterion": TaylorCriterion()}),
+    (Concatenation, {"pattern": EACH}),
+    (ResNet, {"pattern": BranchPattern()}),
+    (ResNet, {"pattern": BranchPattern(), "criterion": FisherCriterion()}),
+    (Transformer, {"pattern": BranchPattern(), "budget": MacsBudget(keep=0.6)}),
+]
+
+
+def prune_any_weights(layout=None):
+    """Return for each net the masks after two updates; weights and gradients have all their bits.
+
+    Gradients are functions of the weights, entry by entry, since sums of gradients would differ.
+    """
+    masks = []
+    for kind, recipe in ANY_WEIGHTS:
+        torch.manual_seed(0)
+        net = kind()
+        net = net if layout is None else layout(net)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        schedule = MultiStepSchedule(milestones=(0, 2), unit="step")
+        pruner = Pruner(**{"sparsity": 0.6, "schedule": schedule} | recipe)
+        pruner.attach(net, optimizer, steps=3)
+        for step in range(3):
+            for parameter in net.parameters():
+                parameter.grad = parameter.detach() * parameter.detach() - 0.05 * step
+            pruner.before_step(optimizer)
+            optimizer.step()
+        masks.append(masks_of(pruner))
+        assert 0 < pruner.sparsity < 1
+        pruner.detach()
+    return masks
+
+
+@pytest.mark.works_with(SECTION, "Channels and branches on shards: the masks of one process")
+@pytest.mark.parametrize(
+    ("world", "layout"),
+    [
+        ("two", by_rows),
+        pytest.param("four", by_rows, marks=pytest.mark.rare),
+        pytest.param("four", by_rows_of_replicas, marks=pytest.mark.rare),
+    ],
+)
+def test_sums_over_shards_have_the_bits_of_one_process(world, layout, request):
+    expected = prune_any_weights()
+    for found in request.getfixturevalue(world)(prune_any_weights, layout):
+        for (kind, recipe), one, other in zip(ANY_WEIGHTS, expected, found, strict=True):
+            assert_same((kind, recipe), [one], [other])
