@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.models.compiled import copy_module
+from lightning_prune.models.names import named_parameters
 from lightning_prune.models.sharding import find_class, reshard
 from lightning_prune.tensors.shards import find_shard, gather_whole, is_sharded, local_part
 
@@ -28,7 +29,7 @@ def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Fo
     Raises:
         Exception: What ``find`` raises, on all processes.
     """
-    if not _has_shards(module):
+    if not has_shards(module):
         return find(module)
     outcome: list[Any] = [None, None]
     whole = _copy_whole(module)
@@ -42,8 +43,28 @@ def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Fo
     return shared
 
 
-def _has_shards(module: nn.Module) -> bool:
+def has_shards(module: nn.Module) -> bool:
+    """Whether a parameter is sharded."""
     return any(map(is_sharded, module.parameters()))
+
+
+def refuse_shards(module: nn.Module, *, wanted: str, remedy: str) -> None:
+    """Refuse a module with a sharded parameter.
+
+    Args:
+        module: The module.
+        wanted: Words for what needs whole parameters.
+        remedy: Words for what works.
+
+    Raises:
+        ValueError: If a parameter is sharded.
+    """
+    for name, parameter in named_parameters(module).items():
+        if is_sharded(parameter):
+            raise ValueError(
+                f"need whole parameters for {wanted}, got the sharded '{name}' (FSDP2 or tensor "
+                f"parallelism); {remedy}"
+            )
 
 
 def _share(found: Any, error: Exception | None) -> Any:
