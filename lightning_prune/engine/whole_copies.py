@@ -32,7 +32,7 @@ def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Fo
     if not has_shards(module):
         return find(module)
     outcome: list[Any] = [None, None]
-    whole = _copy_whole(module)
+    whole = _copy_whole(module, is_wanted=torch.distributed.get_rank() == 0)
     if whole is not None:
         try:
             outcome[0] = find(whole)
@@ -41,6 +41,17 @@ def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Fo
     del whole
     shared: Found = _share(*outcome)
     return shared
+
+
+def copy_whole(module: nn.Module) -> nn.Module:
+    """Return a deep copy; of a sharded module, a whole copy on the CPU of each process.
+
+    Args:
+        module: The module; if it is sharded, all processes call this together.
+    """
+    whole = _copy_whole(module, is_wanted=True) if has_shards(module) else deepcopy(module)
+    assert whole is not None
+    return whole
 
 
 def has_shards(module: nn.Module) -> bool:
@@ -82,20 +93,19 @@ def _share(found: Any, error: Exception | None) -> Any:
     return found
 
 
-def _copy_whole(module: nn.Module) -> nn.Module | None:
-    """Return a copy with whole parameters on the CPU in the first process; None in the others."""
+def _copy_whole(module: nn.Module, *, is_wanted: bool) -> nn.Module | None:
+    """Return a copy with whole parameters on the CPU; None in a process that wants no copy."""
     reshard(module)
-    is_first = torch.distributed.get_rank() == 0
     known: dict[int, Any] = {}
     for tensor in _find_sharded(module):
         values = gather_whole(local_part(tensor), find_shard(tensor))
-        if is_first:
+        if is_wanted:
             whole = values.cpu()
             is_parameter = isinstance(tensor, nn.Parameter)
             known[id(tensor)] = (
                 nn.Parameter(whole, requires_grad=tensor.requires_grad) if is_parameter else whole
             )
-    if not is_first:
+    if not is_wanted:
         return None
     copied = _copy_without_shards(module, known).cpu()
     _remove_hooks(copied)
