@@ -190,7 +190,7 @@ def go_on(stopped, *layout):
 def test_channels_go_on_in_fewer_processes(two, four):
     uninterrupted = [prune(recipe) for recipe in GATHERING]
     stopped, *_ = four(stop_in_between, by_fsdp)
-    assert all(gathered for _, state in stopped[:-1] for gathered in state["observed"].values())
+    assert all(any(state["observed"].values()) for _, state in stopped[:-1])
     for resumed in (go_on(stopped), *two(go_on, stopped, by_styles)):
         for recipe, whole, found in zip(GATHERING, uninterrupted, resumed, strict=True):
             assert_same(recipe, whole, found)
