@@ -1,6 +1,6 @@
 """Whole copies of sharded modules, for what cannot be found out from shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -13,6 +13,9 @@ from lightning_prune.models.sharding import find_class, reshard
 from lightning_prune.tensors.shards import find_shard, gather_whole, is_sharded, local_part
 
 Found = TypeVar("Found")
+
+_CUTTING = "torch.distributed.fsdp", "torch.distributed.tensor"
+"""The parts of torch whose hooks gather and cut."""
 
 
 def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Found:
@@ -31,15 +34,15 @@ def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Fo
     """
     if not has_shards(module):
         return find(module)
-    outcome: list[Any] = [None, None]
-    whole = _copy_whole(module)
-    if whole is not None:
+    whole = _gather_tensors(module)
+    found, error = None, None
+    if torch.distributed.get_rank() == 0:
         try:
-            outcome[0] = find(whole)
-        except Exception as error:  # of the model's own code
-            outcome[1] = error
+            found = find(_copy_without_shards(module, whole))
+        except Exception as raised:  # of the model's own code
+            error = raised
     del whole
-    shared: Found = _share(*outcome)
+    shared: Found = _share(found, error)
     return shared
 
 
@@ -72,7 +75,7 @@ def _share(found: Any, error: Exception | None) -> Any:
     is_first = torch.distributed.get_rank() == 0
     told = None if error is None else (isinstance(error, ValueError), str(error))
     message = [found, told]
-    torch.distributed.broadcast_object_list(message)
+    torch.distributed.broadcast_object_list(message, src=0)
     found, told = message
     if is_first and error is not None:
         raise error
@@ -82,24 +85,21 @@ def _share(found: Any, error: Exception | None) -> Any:
     return found
 
 
-def _copy_whole(module: nn.Module) -> nn.Module | None:
-    """Return a copy with whole parameters on the CPU in the first process; None in the others."""
+def _gather_tensors(module: nn.Module) -> dict[int, Tensor]:
+    """Return sharded tensors as whole tensors on the CPU, by id; nothing but in the first process.
+
+    All processes call this together.
+    """
     reshard(module)
-    is_first = torch.distributed.get_rank() == 0
-    known: dict[int, Any] = {}
+    known: dict[int, Tensor] = {}
     for tensor in _find_sharded(module):
-        values = gather_whole(local_part(tensor), find_shard(tensor))
-        if is_first:
-            whole = values.cpu()
-            is_parameter = isinstance(tensor, nn.Parameter)
-            known[id(tensor)] = (
-                nn.Parameter(whole, requires_grad=tensor.requires_grad) if is_parameter else whole
-            )
-    if not is_first:
-        return None
-    copied = _copy_without_shards(module, known).cpu()
-    _remove_hooks(copied)
-    return copied
+        whole = gather_whole(local_part(tensor), find_shard(tensor))
+        if torch.distributed.get_rank() == 0:
+            known[id(tensor)] = whole.cpu()
+            if isinstance(tensor, nn.Parameter):
+                trains = tensor.requires_grad
+                known[id(tensor)] = nn.Parameter(known[id(tensor)], requires_grad=trains)
+    return known
 
 
 def _find_sharded(module: nn.Module) -> list[Tensor]:
@@ -111,16 +111,17 @@ def _find_sharded(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in found.values() if is_sharded(tensor)]
 
 
-def _copy_without_shards(module: nn.Module, known: dict[int, Any]) -> nn.Module:
-    """Return a deep copy that uses known copies; torch refuses to copy the classes of FSDP2.
+def _copy_without_shards(module: nn.Module, whole: Mapping[int, Tensor]) -> nn.Module:
+    """Return a deep copy on the CPU; torch refuses to copy the classes of FSDP2.
 
     Args:
         module: The module.
-        known: Copies of parts, by the ids of the parts.
+        whole: The whole tensors, by the ids of the sharded tensors.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
+    known: dict[int, Any] = dict(whole)
     sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
     for part in module.modules():
         meshes = (value for value in vars(part).values() if isinstance(value, DeviceMesh))
@@ -132,7 +133,9 @@ def _copy_without_shards(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     for part in sharded:
         reduced: Any = part.__reduce_ex__(2)  # by which `deepcopy` copies any object
         known[id(part)].__setstate__(deepcopy(reduced[2], known))
-    return copy_module(module, known)
+    copied = copy_module(module, known).cpu()
+    _remove_hooks(copied)
+    return copied
 
 
 class _Nothing:
@@ -140,11 +143,11 @@ class _Nothing:
 
 
 def _remove_hooks(module: nn.Module) -> None:
-    """Remove the hooks by which FSDP2 and tensor parallelism gather and cut."""
+    """Remove the hooks of FSDP2 and of tensor parallelism."""
     for part in module.modules():
         registers = [value for name, value in vars(part).items() if name.endswith("_hooks")]
         for hooks in registers:
             for key, hook in list(hooks.items()) if isinstance(hooks, dict) else ():
                 function = getattr(hook, "hook", hook)  # torch wraps those of loading
-                if str(function.__module__).startswith("torch.distributed."):
+                if str(function.__module__).startswith(_CUTTING):
                     del hooks[key]

@@ -1,6 +1,7 @@
 """What cannot be found out from shards is found in a whole copy, by the first process for all."""
 
 import gc
+import threading
 from functools import partial
 from weakref import ref
 
@@ -83,21 +84,26 @@ def fail(error, whole):
     raise error
 
 
-def error_of(error):
+def error_of(error, **attributes):
     net = by_rows(Tied())
+    vars(net).update(attributes)
     with pytest.raises(Exception, match="t") as caught:
         find_from_whole(net, partial(fail, error))
     return caught.type, str(caught.value)
 
 
 def errors():
-    return [error_of(ValueError("need this")), error_of(KeyError("that"))]
+    this, that = ValueError("need this"), KeyError("that")
+    return [error_of(this), error_of(that), error_of(that, lock=threading.Lock())]
 
 
 def test_all_processes_raise_the_error_of_the_first(two):
     first, second = two(errors)
-    assert first == [(ValueError, "need this"), (KeyError, "'that'")]
-    assert second == [(ValueError, "need this"), (RuntimeError, "'that'")]
+    assert first[:2] == [(ValueError, "need this"), (KeyError, "'that'")]
+    assert second[:2] == [(ValueError, "need this"), (RuntimeError, "'that'")]
+    copied, told = first[2], second[2]
+    assert copied == (TypeError, "cannot pickle '_thread.lock' object")
+    assert told == (RuntimeError, copied[1])
 
 
 class Branching(Net):
