@@ -3,8 +3,9 @@
     python docs/result_tables.py
 
 Some tables are made of single runs (CSV). Others are what a script has printed (Markdown): a page
-shows the table of `benchmarks/results/zoo.md` at ``<!-- printed: zoo -->``. With ``--check``
-nothing is written, and a page that differs from the results is an error.
+shows the table of `benchmarks/results/zoo.md` at ``<!-- printed: zoo -->``, and the second table of
+`memory.md` at ``<!-- printed: memory 2 -->``. With ``--check`` nothing is written, and a page that
+differs from the results is an error.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from benchmarks.recipes import RUNS, SPARSITIES
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PRINTED = re.compile(r"<!-- (printed: (\w+)) -->")
+PRINTED = re.compile(r"<!-- (printed: (\w+)(?: (\d+))?) -->")
 SEEDS = 3
 UNITS = {"accuracy": "validation accuracy, in points", "bits": "bits a byte; fewer are better"}
 
@@ -89,8 +90,8 @@ def main() -> None:
     for page, mark, write in TABLES:
         filled[DOCS / page] = fill(filled[DOCS / page], mark, "\n".join(write(file)))
     for path, text in filled.items():
-        for mark, name in PRINTED.findall(text):
-            filled[path] = fill(filled[path], mark, read_printed(name))
+        for mark, name, place in PRINTED.findall(text):
+            filled[path] = fill(filled[path], mark, read_printed(name, int(place or 1)))
     for path in pages:
         if not arguments.check:
             path.write_text(filled[path])
@@ -108,10 +109,10 @@ def fill(text: str, mark: str, table: str) -> str:
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
-def read_printed(name: str) -> str:
-    """Return the table that a script has printed."""
-    lines = (RESULTS / f"{name}.md").read_text().splitlines()
-    return "\n".join([*(line for line in lines if line.startswith("|")), ""])
+def read_printed(name: str, place: int) -> str:
+    """Return one of the tables that a script has printed; 1 is the first."""
+    tables = re.findall(r"(?:^\|.*\n)+", (RESULTS / f"{name}.md").read_text(), re.MULTILINE)
+    return tables[place - 1]
 
 
 def _of_task(results: Sequence[Result], task: Task) -> list[Result]:

@@ -68,7 +68,9 @@ class BlockGroup(TensorGroup, BoundedGroup):
         """Count the rows that keep no atom."""
         alive = self.alive()
         ranked = torch.zeros(alive.shape, device=alive.device).masked_fill(~alive, -math.inf)
-        return self.rows - int(sum_shards(self.find_row_holders(ranked).sum(), self.shard))
+        return self.rows - int(
+            sum_shards(self.find_row_holders(ranked).count_nonzero(), self.shard)
+        )
 
     def find_row_holders(self, ranked: Tensor) -> Tensor:
         """Return the best atom of each row that is not 0: a row of zeros would be divided by 0.

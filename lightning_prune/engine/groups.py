@@ -219,7 +219,7 @@ class Group(ABC):
             alive: Which local atoms are kept.
             share: Fraction of the kept atoms, in [0, 1].
         """
-        kept = int(sum_shards(alive.sum(), self.shard))
+        kept = int(sum_shards(alive.count_nonzero(), self.shard))
         return min(round(share * kept), self.total - kept, kept - self.rows)
 
     def choose_exchange(
@@ -236,7 +236,7 @@ class Group(ABC):
         Returns:
             A bool mask of the local atoms that keeps as many as before.
         """
-        kept = int(sum_shards(alive.sum(), self.shard))
+        kept = int(sum_shards(alive.count_nonzero(), self.shard))
         scores = self.rank(drop).masked_fill(~alive, -math.inf)
         if self.rows:
             scores.masked_fill_(self.find_row_holders(scores), math.inf)
@@ -244,7 +244,7 @@ class Group(ABC):
         scores = self.rank(grow).masked_fill(alive & ~survivors, torch.finfo(scores.dtype).min)
         scores.masked_fill_(survivors, math.inf)
         protected, allowed = self.find_bounds(scores, torch.ones_like(alive), kept)
-        if int(sum_shards((survivors | protected).sum(), self.shard)) <= kept:
+        if int(sum_shards((survivors | protected).count_nonzero(), self.shard)) <= kept:
             scores.masked_fill_(protected, math.inf)
         return self.choose_local(scores.masked_fill_(~allowed & ~survivors, -math.inf), kept)
 

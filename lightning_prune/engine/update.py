@@ -56,13 +56,9 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
     wanted: list[tuple[Group, Choice]] = []
     exchanges: list[tuple[Group, Tensor]] = []
     for pool in pools:
-        chosen = _choose(recipe, pool, due, book)
-        if due.exchanged is None:
-            wanted += settle_held(chosen)
-        else:
-            settled = settle(chosen)
-            exchanges += _choose_exchanges(recipe, pool, due, book, dict(settled))
-            wanted += settled
+        chosen, exchanged = _choose_with_regrowth(recipe, pool, due, book)
+        wanted += chosen
+        exchanges += exchanged
         book.release(pool.tensors)
     choices = settle(wanted)
     book.check()
@@ -102,11 +98,22 @@ def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tens
     for pool in pools:
         for group, choice in settle(_choose(recipe, pool, due, book)):
             goes = group.alive() & ~group.alive_after(choice)
-            if int(sum_shards(goes.sum(), group.shard)):
+            if int(sum_shards(goes.count_nonzero(), group.shard)):
                 found[group.name] = goes
         book.release(pool.tensors)
     book.check()
     return found
+
+
+def _choose_with_regrowth(
+    recipe: Recipe, pool: Pool, due: Due, book: ScoreBook
+) -> tuple[Sequence[tuple[Group, Choice]], Sequence[tuple[Group, Tensor]]]:
+    """Choose the atoms that stay, and the masks after regrowth; neither holds scores in memory."""
+    chosen = _choose(recipe, pool, due, book)
+    if due.exchanged is None:
+        return settle_held(chosen), []
+    settled = settle(chosen)
+    return settled, _choose_exchanges(recipe, pool, due, book, dict(settled))
 
 
 def _choose(recipe: Recipe, pool: Pool, due: Due, book: ScoreBook) -> list[tuple[Group, Choice]]:

@@ -128,7 +128,7 @@ class PrunedTensor:
     def regrow_to(self, mask: Tensor) -> None:
         """Adopt a bool mask; pruned weights that the new mask keeps grow from 0."""
         self.mask.apply(self.weights)
-        self.changes += int(sum_shards((self.mask.kept ^ mask).sum(), self.shard))
+        self.changes += int(sum_shards((self.mask.kept ^ mask).count_nonzero(), self.shard))
         self.mask.set(mask)
         self.count_kept()
 

@@ -73,7 +73,7 @@ class Mask:
         """Return the number of kept weights, as a tensor on the device of the mask."""
         if self._has_bits:
             return self._form.count_nonzero()
-        return self._form.numel() - self._form.sum()
+        return self._form.numel() - self._form.count_nonzero()
 
     def count_revived(self, weights: Tensor) -> Tensor:
         """Return the number of pruned weights that are not 0, as a tensor on their device.
@@ -82,7 +82,7 @@ class Mask:
             weights: Weights in the shape of the mask.
         """
         pruned = self._form == 0 if self._has_bits else self._form
-        return (weights != 0).logical_and_(pruned.to(weights.device)).sum()
+        return (weights != 0).logical_and_(pruned.to(weights.device)).count_nonzero()
 
     def set(self, mask: Tensor) -> None:
         """Adopt a bool mask; True keeps."""
@@ -132,9 +132,10 @@ class Mask:
             counts = [np.count_nonzero(kept), np.count_nonzero((form != 0) != kept)]
             self.set(mask)
             return torch.tensor(counts, device="cpu")
-        changed = (self._form == mask).sum()  # where a bool form is True, the weight is pruned
+        # Where a bool form is True, the weight is pruned.
+        changed = (self._form == mask).count_nonzero()
         self.set(mask)
-        return torch.stack([mask.sum(), changed])
+        return torch.stack([mask.count_nonzero(), changed])
 
     def split(self, values: Tensor, rest: Tensor) -> None:
         """Move the values of pruned weights into ``rest``, and leave +0.0; ``rest`` becomes 0 else.

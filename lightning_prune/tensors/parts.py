@@ -205,4 +205,4 @@ def to_tensor(values: Any) -> Tensor:
 
 def count_true(mask: Any) -> int:
     """Count the true values of a bool numpy array or tensor."""
-    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.sum())
+    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.count_nonzero())
