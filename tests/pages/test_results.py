@@ -19,8 +19,8 @@ def test_the_examples_of_a_script_hold(name):
 @pytest.mark.parametrize(
     ("line", "strangers"),
     [
-        ("| CNN | 98.36 → 98.32 ± 0.10 | 3.2 × |", []),
-        ("| CNN | 98.33 → 98.32 ± 0.10 | 2.9 × |", ["98.33", "2.9"]),
+        ("| CNN | 98.36 → 98.32 ± 0.10 | 3.2 x |", []),
+        ("| CNN | 98.33 → 98.32 ± 0.10 | 2.9 x |", ["98.33", "2.9"]),
         ("ResNet-18 of version 1.2.3 in 1/4 of the time", []),
     ],
 )
