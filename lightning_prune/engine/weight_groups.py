@@ -183,9 +183,8 @@ class WeightAtoms(Atoms):
         return choose_best(ranked.view(self._mask.shape), self.floor)
 
     @property
-    def protected_scores(self) -> Tensor:
+    def protected_part(self) -> None:
         """None: the best weight needs no protection, as `part` says."""
-        return torch.zeros(0, device=self._mask.device)
 
     @property
     def allowed(self) -> Tensor:

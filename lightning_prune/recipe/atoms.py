@@ -49,9 +49,11 @@ class Atoms(ABC):
         """Bool mask of the atoms that may be kept: not pruned, and allowed by the pattern."""
 
     @property
-    def protected_scores(self) -> Tensor:
-        """The scores of the local atoms that `part` shows at +inf, flat."""
-        return self.scores[self.protected]
+    def protected_part(self) -> Part | None:
+        """The scores of the atoms that `part` shows at +inf, and -inf elsewhere; None if no such."""
+        if not self.floor:
+            return None
+        return Part.of(self.scores, self.shard, pruned=~self.protected)
 
     def rank(self) -> Tensor:
         """Return the scores with protected atoms at +inf and forbidden atoms at -inf."""
