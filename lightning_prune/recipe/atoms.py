@@ -50,7 +50,7 @@ class Atoms(ABC):
 
     @property
     def protected_part(self) -> Part | None:
-        """The scores of the atoms that `part` shows at +inf, and -inf elsewhere; None if no such."""
+        """The scores of the atoms at +inf in `part`, and -inf elsewhere; None without any."""
         if not self.floor:
             return None
         return Part.of(self.scores, self.shard, pruned=~self.protected)
