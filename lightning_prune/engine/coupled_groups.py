@@ -57,10 +57,10 @@ class CoupledGroup(BoundedGroup):
 
     def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the atoms that a bool mask leaves out, and count those that stay."""
-        counts = super().intersect(choice)
+        super().intersect(choice)
         before, self._kept = self._kept, int(self.alive().sum())
         self._changes += before - self._kept
-        return counts
+        return {member: member.mask.count() for member in self.members}
 
     @abstractmethod
     def find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from lightning_prune.engine.choices import Settled
 from lightning_prune.engine.groups import Group, Scores
 from lightning_prune.recipe.tensor import PrunedTensor
 
@@ -61,6 +62,14 @@ class TensorGroup(Group):
     def nonzero(self) -> Tensor:
         """Return which local atoms have a weight that is not 0."""
         return self._find_any(self.members[0].weights != 0)
+
+    def foresee(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
+        """Return how many weights the tensor keeps after a mask; a threshold is counted later."""
+        if not isinstance(choice, Tensor):
+            return {}
+        (member, weights), *_ = self.spread(choice)
+        mask = member.mask
+        return {member: mask.compare(weights) if self.may_return else mask.count_with(weights)}
 
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield the tensor with the mask of its weights."""
