@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_prune.engine.choices import Settled
 from lightning_prune.engine.groups import Group, Scores, count_atoms
-from lightning_prune.engine.tally import Tally
+from lightning_prune.engine.tally import Counted, Tally
 from lightning_prune.recipe.atoms import Atoms, PlannedAtoms, TensorAtoms, count_bounds
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.parts import count_pieces
@@ -29,18 +29,24 @@ class BoundedGroup(Group):
 
     def ask(self, tally: Tally) -> None:
         """Let a tally count the atoms, if the mask has changed since they were counted last."""
-        versions = self._find_versions()
-        if self._counted is None or self._counted[0] != versions:
-            alive = self.alive()
-            counts = torch.stack([count_pieces(alive), self.pattern.count_fitting(alive)])
-
-            def take(kept: int, fitting: int) -> None:
-                self._counted = versions, kept, fitting
-
-            tally.add(counts, self.shard, take)
+        if self._counted is None or self._counted[0] != self._find_versions():
+            tally.add(*self.count_atoms(self.alive()))
         if self.may_return and self._all_fitting is None:
             fitting = self.pattern.count_fitting(torch.ones_like(self.alive()))
             tally.add(fitting, self.shard, partial(setattr, self, "_all_fitting"))
+
+    def count_atoms(self, alive: Tensor) -> Counted:
+        """Count the atoms that are not pruned; the numbers are taken while the mask says the same.
+
+        Args:
+            alive: Bool mask of these atoms.
+        """
+
+        def take(kept: int, fitting: int) -> None:
+            self._counted = self._find_versions(), kept, fitting
+
+        counts = torch.stack([count_pieces(alive), self.pattern.count_fitting(alive)])
+        return counts, self.shard, take
 
     def is_satisfied(self, due: int) -> bool:
         """Whether the pattern asks for no further pruning where ``due`` atoms may be kept."""

@@ -15,35 +15,26 @@ from lightning_prune.recipe.tensor import PrunedTensor
 class CoupledGroup(BoundedGroup):
     """A group whose atoms live or die together in all members where they lie."""
 
-    _kept: int = field(init=False)
-    _changes: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self._kept = int(self.alive().sum())
+    _before: int | None = field(init=False, default=None)  # kept at the last `forget_changes`
 
     @property
     def kept(self) -> int:
         """Number of atoms that are not pruned."""
-        return self._kept
+        return self.atoms_kept
 
     @property
     def changed(self) -> float:
         """Fraction of the atoms that has changed since `forget_changes`."""
-        return self._changes / self.total
+        return 0.0 if self._before is None else (self._before - self.atoms_kept) / self.total
 
     @property
     def size(self) -> int:
         """Number of atoms, pruned ones included."""
         return self.total
 
-    @property
-    def atoms_kept(self) -> int:
-        """Number of atoms that are not pruned."""
-        return int(self.alive().sum())
-
     def forget_changes(self) -> None:
         """Begin to count changes anew."""
-        self._changes = 0
+        self._before = self.atoms_kept
         for member in self.members:
             member.changes = 0
 
@@ -58,8 +49,6 @@ class CoupledGroup(BoundedGroup):
     def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the atoms that a bool mask leaves out, and count those that stay."""
         super().intersect(choice)
-        before, self._kept = self._kept, int(self.alive().sum())
-        self._changes += before - self._kept
         return {member: member.mask.count() for member in self.members}
 
     @abstractmethod

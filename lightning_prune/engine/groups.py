@@ -12,10 +12,10 @@ from torch import Tensor
 from lightning_prune.engine.choices import Choice, Settled
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.scores import TensorScores
-from lightning_prune.engine.tally import Tally
+from lightning_prune.engine.tally import Counted, Tally
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
+from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.parts import count_pieces
 from lightning_prune.tensors.ranking import Share, compute_keep, count_best_local
 from lightning_prune.tensors.shards import Shard, sum_shards
@@ -191,13 +191,12 @@ class Group(ABC):
     def alive_after(self, choice: Settled) -> Tensor:
         """Return which local atoms are alive once a choice is carried out."""
 
-    def foresee(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
-        """Return how many local weights members will keep once a choice is carried out.
+    def foresee(self, choice: Settled) -> Iterator[Counted]:
+        """Yield numbers that hold once a choice is carried out; then they are to be taken.
 
-        If atoms may return, a second number counts the changed weights. Members are left out that
-        are counted while the choice is carried out.
+        Members are left out that are counted while the choice is carried out.
         """
-        return {}
+        return iter(())
 
     @abstractmethod
     def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
@@ -221,8 +220,12 @@ class Group(ABC):
 
     def keep(self, choice: Settled) -> None:
         """Prune the atoms that a choice leaves out, and note the numbers of kept weights."""
-        foreseen = self.foresee(choice)
-        note_pruned(foreseen | self.intersect(choice))
+        tally, foreseen = Tally(), list(self.foresee(choice))
+        for member, count in self.intersect(choice).items():
+            tally.add(count, member.shard, member.note_changed)
+        for counted in foreseen:
+            tally.add(*counted)
+        tally.read()
 
     @abstractmethod
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
@@ -263,18 +266,18 @@ class Group(ABC):
         scores.masked_fill_(protected & (needed.to(protected.device) <= kept), math.inf)
         return self.choose_local(scores.masked_fill_(~allowed & ~survivors, -math.inf), kept)
 
-    def foresee_exchange(self, alive: Tensor, atoms: Tensor) -> dict[PrunedTensor, Tensor]:
-        """Return the numbers of local weights that members will keep, and will have changed.
+    def foresee_exchange(self, alive: Tensor, atoms: Tensor) -> Iterator[Counted]:
+        """Yield numbers that hold after regrowth; then they are to be taken.
 
         Args:
             alive: Which local atoms are kept before.
             atoms: Which local atoms are kept after.
         """
         members = zip(self.spread(alive), self.spread(atoms), strict=True)
-        return {
-            member: torch.stack([count_pieces(after), count_pieces(before, after, join=torch.ne)])
-            for (member, before), (_, after) in members
-        }
+        for (member, before), (_, after) in members:
+            changed = count_pieces(before, after, join=torch.ne)
+            counts = torch.stack([count_pieces(after), changed])
+            yield counts, member.shard, member.note_changed
 
     def regrow(self, atoms: Tensor) -> None:
         """Take over a bool mask of the local atoms; pruned weights that it keeps grow from 0."""

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from lightning_prune.tensors.shards import Shard, sum_by_tensor
 
+Counted = tuple[Tensor, Shard | None, Callable[..., None]]
+"""The arguments of `Tally.add`."""
+
 
 class Tally:
     """Numbers on devices that wait for the host: it reads all of them in a single wait."""

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lightning_prune.engine.choices import Settled
 from lightning_prune.engine.groups import Group, Scores
+from lightning_prune.engine.tally import Counted
 from lightning_prune.recipe.tensor import PrunedTensor
 
 
@@ -63,13 +64,12 @@ class TensorGroup(Group):
         """Return which local atoms have a weight that is not 0."""
         return self._find_any(self.members[0].weights != 0)
 
-    def foresee(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
-        """Return how many weights the tensor keeps after a mask; a threshold is counted later."""
-        if not isinstance(choice, Tensor):
-            return {}
-        (member, weights), *_ = self.spread(choice)
-        mask = member.mask
-        return {member: mask.compare(weights) if self.may_return else mask.count_with(weights)}
+    def foresee(self, choice: Settled) -> Iterator[Counted]:
+        """Yield how many weights the tensor keeps after a mask; a threshold is counted later."""
+        if isinstance(choice, Tensor):
+            for member, weights in self.spread(choice):
+                count = member.mask.compare if self.may_return else member.mask.count_with
+                yield count(weights), member.shard, member.note_changed
 
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield the tensor with the mask of its weights."""

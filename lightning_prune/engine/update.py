@@ -1,6 +1,6 @@
 """One update of the masks: score, allocate, choose, mask, clear."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from lightning_prune.engine.groups import Group, Scores, count_atoms
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.scores import ScoreBook
-from lightning_prune.engine.tally import Tally
+from lightning_prune.engine.tally import Counted, Tally
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
@@ -73,8 +73,8 @@ def update_masks(
         tally: Numbers that the host has to read before the first mask changes.
     """
     book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
-    if due.pruned is not None:
-        count_atoms(group for pool in pools for group in pool.groups)
+    groups = [group for pool in pools for group in pool.groups]
+    count_atoms(groups)
     wanted: list[tuple[Group, Choice]] = []
     for pool in pools:
         wanted += settle_held(_choose(recipe, pool, due, book))
@@ -83,7 +83,7 @@ def update_masks(
     choices = settle(wanted)
     exchanges = _choose_exchanges(recipe, pools, due, book, dict(choices))
     book.ask(tally)
-    _carry_out(pools, choices, exchanges, tally)
+    _carry_out(groups, choices, exchanges, tally)
     if due.suspends:
         tensors = dict.fromkeys(tensor for pool in pools for tensor in pool.tensors)
         for tensor in tensors:
@@ -118,7 +118,7 @@ def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tens
 
 
 def _carry_out(
-    pools: Sequence[Pool],
+    groups: Sequence[Group],
     choices: Sequence[tuple[Group, Settled]],
     exchanges: Sequence[_Exchange],
     tally: Tally,
@@ -127,27 +127,27 @@ def _carry_out(
     foreseen: list[Callable[[], None]] = []
     regrown: list[Callable[[], None]] = []
 
-    def note(tensor: PrunedTensor, notes: list[Callable[[], None]], *numbers: int) -> None:
-        notes.append(lambda: tensor.note_changed(*numbers))
+    def add(numbers: Iterable[Counted], later: list[Callable[[], None]]) -> None:
+        for count, shard, take in numbers:
+            tally.add(count, shard, lambda *found, take=take: later.append(partial(take, *found)))
 
     for group, choice in choices:
-        for tensor, count in group.foresee(choice).items():
-            tally.add(count, tensor.shard, partial(note, tensor, foreseen))
+        add(group.foresee(choice), foreseen)
     for each in exchanges:
-        for tensor, count in each.group.foresee_exchange(each.alive, each.atoms).items():
-            tally.add(count, tensor.shard, partial(note, tensor, regrown))
+        add(each.group.foresee_exchange(each.alive, each.atoms), regrown)
     tally.read()
-    for pool in pools:
-        for group in pool.groups:
-            group.forget_changes()
+    for group in groups:
+        group.forget_changes()
     counted = Tally()
     for group, choice in choices:
         counts = group.renew(choice) if group.may_return else group.intersect(choice)
         for tensor, count in counts.items():
             counted.add(count, tensor.shard, tensor.note_changed)
-    counted.read()
     for take in foreseen:
         take()
+    for group in groups:
+        group.ask(counted)
+    counted.read()
     for each in exchanges:
         each.group.regrow(each.atoms)
     for take in regrown:

@@ -1,6 +1,6 @@
 """A parameter under pruning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.parts import reads_at_once
-from lightning_prune.tensors.shards import Shard, local_part, sum_by_tensor, sum_shards
+from lightning_prune.tensors.shards import Shard, local_part, sum_shards
 
 
 @dataclass(kw_only=True, eq=False)
@@ -134,7 +134,7 @@ class PrunedTensor:
     def prune_to(self, mask: Tensor) -> None:
         """Prune the weights that are False in a bool mask, which may broadcast."""
         self.mask.intersect(mask)
-        note_pruned({self: self.mask.count()})
+        self.note_changed(int(sum_shards(self.mask.count(), self.shard)))
 
     def regrow_to(self, mask: Tensor) -> None:
         """Adopt a bool mask; pruned weights that the new mask keeps grow from 0."""
@@ -211,15 +211,3 @@ class PrunedTensor:
     def output_first(self, tensor: Tensor) -> Tensor:
         """Return a view with the output axis first; a second call restores the order."""
         return tensor.transpose(0, self.output_axis)
-
-
-def note_pruned(counts: Mapping[PrunedTensor, Tensor]) -> None:
-    """Note how many weights tensors keep after pruning; processes exchange one message a layout.
-
-    Args:
-        counts: The number of kept local weights of each tensor.
-    """
-    if counts:
-        numbers = sum_by_tensor([(count, each.shard) for each, count in counts.items()])
-        for tensor, number in zip(counts, numbers.tolist(), strict=True):
-            tensor.note_changed(number)

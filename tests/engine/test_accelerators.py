@@ -6,6 +6,8 @@ from torch import nn
 
 from lightning_prune import (
     BlockPattern,
+    BranchPattern,
+    ChannelPattern,
     ERKAllocation,
     GlobalAllocation,
     GradientCriterion,
@@ -72,17 +74,17 @@ WAITS = {
     "signed scores": 2,
     "RigL": 2,
     "SET": 2,
-    "N:M": 2,
-    "N:M on the way": 2,
-    "rows": 2,
-    "blocks": 2,
-    "global blocks": 3,
-    "global rows": 3,
+    "N:M": 1,
+    "N:M on the way": 1,
+    "rows": 1,
+    "blocks": 1,
+    "global blocks": 2,
+    "global rows": 2,
     "RigL in N:M": 3,
 }
 """An update reads at once which pruned weights are not 0, whether scores are finite, and how many
-weights the masks will keep. A global ranking reads the threshold before, regrowth the numbers after
-pruning, and a pattern with bounds the numbers of atoms."""
+weights and atoms the masks will keep. A global ranking reads the threshold before. Regrowth reads
+the numbers after pruning, and then a pattern with bounds reads the numbers of atoms."""
 
 
 def make_net(tensors=3, dtype=torch.float32):
@@ -91,10 +93,21 @@ def make_net(tensors=3, dtype=torch.float32):
     return nn.Sequential(*layers).to(dtype)
 
 
-def start(net, make=torch.optim.AdamW, **recipe):
+class Branch(nn.Module):
+    """A residual branch of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+def start(net, make=torch.optim.AdamW, example=None, **recipe):
     optimizer = make(net.parameters(), lr=0.01)
     pruner = Pruner(**{"sparsity": 0.75, "schedule": RAMP, **recipe})
-    pruner.attach(net, optimizer, steps=6)
+    pruner.attach(net, optimizer, steps=6, example=example)
     return optimizer, pruner
 
 
@@ -149,7 +162,7 @@ def test_the_waits_of_an_update_do_not_grow_with_the_number_of_tensors(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "waits"), [("straight-through", 1), ("straight-through in N:M", 2)]
+    ("name", "waits"), [("straight-through", 1), ("straight-through in N:M", 1)]
 )
 def test_a_step_with_straight_through_waits_for_the_masks_only(name, waits):
     for tensors in (3, 9):
@@ -163,6 +176,30 @@ def test_a_step_with_straight_through_waits_for_the_masks_only(name, waits):
                 before = pruner.choices
                 optimizer.step()
             assert pruner.choices == before + 1
+        assert len(seen) == waits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "waits"),
+    [
+        ({"pattern": ChannelPattern(round_to=1)}, 2),
+        ({"pattern": ChannelPattern(round_to=1), "allocation": GlobalAllocation()}, 3),
+        ({"pattern": BranchPattern(), "sparsity": 0.9}, 3),
+    ],
+    ids=["channels", "global channels", "branches"],
+)
+def test_the_waits_do_not_grow_with_the_channels_and_branches(recipe, waits):
+    for layers in (2, 5):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 8), *(Branch() for _ in range(layers)), nn.Linear(8, 8))
+        with as_on_an_accelerator():
+            optimizer, pruner = start(net, example=torch.ones(1, 8), **recipe)
+            train(net, optimizer, pruner, steps=3)
+            net(torch.ones(1, 8)).sum().backward()
+            before = pruner.updates
+            with waits_of_the_host() as seen:
+                pruner.before_step(optimizer)
+            assert pruner.updates == before + 1
         assert len(seen) == waits
 
 
