@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.allocations import Allocation, ERKAllocation, UniformAllocation
 from lightning_prune.recipe.old_names import refuse_old_names
+from lightning_prune.tensors.parts import count_pieces
 from lightning_prune.tensors.ranking import choose_best, choose_best_evenly, rank_rows
 from lightning_prune.tensors.shards import Shard
 
@@ -124,6 +125,32 @@ class Pattern(ABC):
             Two bool masks shaped as ``scores``: the protected and the allowed atoms.
         """
         return torch.zeros_like(alive), alive
+
+    def count_fitting(self, alive: Tensor) -> Tensor:
+        """Return how many atoms that are not pruned can stay together, as a tensor.
+
+        Args:
+            alive: Bool mask of the atoms that are not pruned.
+        """
+        return count_pieces(alive)
+
+    def count_bounds(
+        self, total: int, alive: int, fitting: int, due: float
+    ) -> tuple[int, int] | None:
+        """Return how many atoms `bounds` protects and allows; None if only the masks say so.
+
+        So the engine knows bounds before it makes masks, and waits less for an accelerator.
+        `is_satisfied` must be true where all atoms that are not pruned are allowed, and only there.
+
+        Args:
+            total: Number of atoms of the whole tensor.
+            alive: Number of atoms that are not pruned.
+            fitting: The number that `count_fitting` returns.
+            due: As in `bounds`.
+        """
+        kind = type(self)
+        is_plain = kind.bounds is Pattern.bounds and kind.is_satisfied is Pattern.is_satisfied
+        return (0, alive) if is_plain else None
 
     def is_satisfied(self, alive: Tensor, due: float) -> bool:
         """Whether the pattern asks for no further pruning where ``due`` atoms may be kept."""
