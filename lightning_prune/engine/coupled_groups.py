@@ -17,8 +17,8 @@ from lightning_prune.tensors.slices import Slices
 class CoupledGroup(BoundedGroup):
     """A group whose atoms live or die together in all members where they lie.
 
-    Each process knows all atoms, also where members are sharded: what shards hold of an atom is
-    combined over the processes, which ask together.
+    Each process knows all atoms, also where members are sharded: the parts of an atom are combined
+    over the processes, which ask together.
     """
 
     _before: int | None = field(init=False, default=None)  # kept at the last `forget_changes`

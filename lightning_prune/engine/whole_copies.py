@@ -1,4 +1,4 @@
-"""Whole copies of sharded modules, for what cannot be found out from shards."""
+"""Whole copies of sharded modules, for questions that shards cannot answer."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -19,18 +19,19 @@ _CUTTING = "torch.distributed.fsdp", "torch.distributed.tensor"
 
 
 def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Found:
-    """Return what a function finds in a module; of a sharded module, in a whole copy.
+    """Return the answer of a function of a module; of a sharded module, of a whole copy.
 
-    The first process makes the copy on the CPU, and frees it at the end. It sends the others what
-    it has found, so all processes go on with the same. Parameters travel one by one, once: as much
+    The first process makes the copy on the CPU, and frees it at the end. It sends the answer to the
+    others, so all processes go on with the same answer. Parameters travel one by one, once: as much
     as in a forward pass.
 
     Args:
         module: The module; if it is sharded, all processes call this together.
-        find: Finds an object that can be pickled; it leaves the module as it is.
+        find: Returns an answer that can be pickled; it leaves the module as it is.
 
     Raises:
-        Exception: What ``find`` raises, on all processes.
+        Exception: The error of ``find``, on all processes. In the others it is a ValueError or a
+            RuntimeError.
     """
     if not has_shards(module):
         return find(module)
@@ -56,8 +57,8 @@ def refuse_shards(module: nn.Module, *, wanted: str, remedy: str) -> None:
 
     Args:
         module: The module.
-        wanted: Words for what needs whole parameters.
-        remedy: Words for what works.
+        wanted: Words for the feature that needs whole parameters.
+        remedy: Words for the features that work.
 
     Raises:
         ValueError: If a parameter is sharded.
@@ -71,7 +72,7 @@ def refuse_shards(module: nn.Module, *, wanted: str, remedy: str) -> None:
 
 
 def _share(found: Any, error: Exception | None) -> Any:
-    """Return in all processes what the first process has found, or raise the error."""
+    """Return the answer of the first process in all processes, or raise the error there."""
     is_first = torch.distributed.get_rank() == 0
     told = None if error is None else (isinstance(error, ValueError), str(error))
     message = [found, told]
@@ -139,7 +140,7 @@ def _copy_without_shards(module: nn.Module, whole: Mapping[int, Tensor]) -> nn.M
 
 
 class _Nothing:
-    """Stands for what only shards have."""
+    """Stands for the state that only shards have."""
 
 
 def _remove_hooks(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What cannot be found out from shards is found in a whole copy, by the first process for all."""
+"""A whole copy answers questions that shards cannot; the first process asks for all."""
 
 import gc
 import threading
