@@ -22,8 +22,8 @@ def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Fo
     """Return the answer of a function of a module; of a sharded module, of a whole copy.
 
     The first process makes the copy on the CPU, and frees it at the end. It sends the answer to the
-    others, so all processes go on with the same answer. Parameters travel one by one, once: as much
-    as in a forward pass.
+    others, so all processes go on with the same answer. Parameters are summed up one by one, from
+    parts that are 0 elsewhere: about twice the traffic of a forward pass.
 
     Args:
         module: The module; if it is sharded, all processes call this together.
