@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
+from torch import nn
 
 from lightning_prune.callbacks.namespace import LightningModule, Trainer
 from lightning_prune.channels.shrink import shrink
@@ -15,6 +17,7 @@ from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.limits import Expense
 from lightning_prune.engine.measured_bytes import measure_bytes
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.engine.whole_copies import find_from_whole, has_shards
 from lightning_prune.models.errors import describe_error
 from lightning_prune.models.progress import show_progress
 from lightning_prune.recipe.budgets import BytesBudget, LatencyBudget
@@ -86,9 +89,9 @@ class CostCheck:
     def _correct(self, expense: Expense) -> None:
         """Measure a cost in the first process; correct it if the prediction is off."""
         found = None
-        if self._trainer.is_global_zero:
+        if self._trainer.is_global_zero or has_shards(self._module):
             with _go_on_after_errors(), show_progress(False):  # the bar of the training is there
-                found = self._measure(expense)
+                found = find_from_whole(self._module, partial(self._measure, expense))
         shared: Any = self._trainer.strategy.broadcast(found)
         if shared is None:
             return
@@ -98,26 +101,25 @@ class CostCheck:
         if is_off:
             self._pruner.correct_cost(expense.unit, measured)
 
-    def _measure(self, expense: Expense) -> tuple[float, bool]:
-        """Return the measured cost, and whether the prediction has to be corrected."""
+    def _measure(self, expense: Expense, module: nn.Module) -> tuple[float, bool]:
+        """Return the measured cost of a module, and whether the prediction has to be corrected."""
         budget, dense, final = expense.limit.budget, expense.limit.dense, expense.limit.final
         error = expense.largest_error or 0.0
         if isinstance(budget, LatencyBudget):
-            shrunk = shrink(self._module, self._example)
-            latency = measure_model_latency(self._module, shrunk, self._example, budget)
+            shrunk = shrink(module, self._example)
+            latency = measure_model_latency(module, shrunk, self._example, budget)
             is_off = latency.contradicts(dense / expense.cost, dense / final, error)
             return dense / latency.speedup, is_off
         assert isinstance(budget, BytesBudget)
         removed = self._pruner.recipe.pattern.couples_tensors
-        size = measure_bytes(self._module, budget, self._example, removes_channels=removed)
+        size = measure_bytes(module, budget, self._example, removes_channels=removed)
         is_too_large = size > max(expense.cost, final)
         is_off = abs(expense.cost - size) > error * size
         return size, is_off or is_too_large
 
     def print_measured(self) -> None:
         """Print what the budgets asked for, the cost that was predicted, and what is measured."""
-        is_sharded = any(tensor.shard is not None for tensor in self._pruner.tensors)
-        if not (self._trainer.is_global_zero or is_sharded):
+        if not (self._trainer.is_global_zero or has_shards(self._module)):
             return
         with _go_on_after_errors(), show_progress(False):
             lines = measure_spending(self._pruner, self._module, self._example, self.measured_ms)

@@ -17,8 +17,9 @@ from lightning_prune.channels.trial import Trial, try_with_generic_weights
 from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.comparison import Reference
 from lightning_prune.models.compiled import copy_module, unwrap_compiled
-from lightning_prune.models.names import named_tensors
+from lightning_prune.models.names import named_parameters, named_tensors
 from lightning_prune.models.progress import show_progress
+from lightning_prune.tensors.shards import is_sharded
 
 _BATCHES = 3
 
@@ -65,8 +66,8 @@ def shrink(
         progress: Whether to show a progress bar in a terminal.
 
     Raises:
-        ValueError: If there is no example, the module cannot be traced with it, or ``statistics``
-            has no batch, or a batch without the arguments.
+        ValueError: If there is no example, the module cannot be traced with it, ``statistics`` has
+            no batch, or a batch without the arguments, or a parameter is sharded.
 
     Examples:
         >>> module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -77,12 +78,22 @@ def shrink(
         >>> smaller[0], smaller.zero_channels_left
         (Linear(in_features=4, out_features=2, bias=True), {})
     """
+    _refuse_shards(module)
     call = make_call(module, example)
     with show_progress(progress):
         smaller = _remove_zeros(module, call)
         if statistics is not None:
             measure_statistics(smaller, statistics, call)
     return smaller
+
+
+def _refuse_shards(module: nn.Module) -> None:
+    for name, parameter in named_parameters(module).items():
+        if is_sharded(parameter):
+            raise ValueError(
+                f"need whole parameters to shrink, got the sharded '{name}'; load a checkpoint of "
+                "it into the plain module"
+            )
 
 
 def _remove_zeros(module: Smaller, call: Call) -> Smaller:

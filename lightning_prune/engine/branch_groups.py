@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.coupled_groups import CoupledGroup
+from lightning_prune.engine.coupled_groups import CoupledGroup, read_scores, slice_member
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.groups import Scores
+from lightning_prune.models.sharding import find_class
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.ranking import compute_keep
+from lightning_prune.tensors.slices import Slices, find_any_of_slices, sum_slices
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,7 +39,7 @@ class BranchGroup(CoupledGroup):
             ``"LayerNorm Linear Linear in branches"``
         """
         owners = {
-            id(each.owner): type(each.owner).__name__
+            id(each.owner): find_class(each.owner).__name__
             for each in self.members
             if self.branch_of[each.name] == 0
         }
@@ -78,12 +81,14 @@ class BranchGroup(CoupledGroup):
         device = self.members[0].mask.device
         sums = torch.zeros(self.total, dtype=torch.float64, device=device)
         weights = torch.zeros_like(sums)
-        for member in self.members:
-            if member.name in scores:
-                branch = self.branch_of[member.name]
-                of_member = scores[member.name].whole
-                sums[branch] += of_member.sum(dtype=torch.float64).to(device)
-                weights[branch] += of_member.numel()
+        scored = [member for member in self.members if member.name in scores]
+        slices = [
+            slice_member(member, 0, partial(read_scores, member, scores)) for member in scored
+        ]
+        for member, of_row in zip(scored, sum_slices(slices), strict=True):
+            branch = self.branch_of[member.name]
+            sums[branch] += _sum_rows(of_row).to(device)
+            weights[branch] += member.total
         return sums / weights
 
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
@@ -96,6 +101,13 @@ class BranchGroup(CoupledGroup):
     def find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
         """Return which branches have a weight for which a bool tensor of a member is true."""
         found = torch.zeros(self.total, dtype=torch.bool, device=self.members[0].mask.device)
-        for member in self.members:
-            found[self.branch_of[member.name]] |= weights(member).any().to(found.device)
+        slices = [slice_member(member, 0, partial(weights, member)) for member in self.members]
+        for member, of_row in zip(self.members, find_any_of_slices(slices), strict=True):
+            found[self.branch_of[member.name]] |= of_row.any().to(found.device)
         return found
+
+
+def _sum_rows(of_row: Tensor) -> Tensor:
+    """Return the sum of the rows, the same to the bit with any number of threads."""
+    whole = Slices(read=lambda: of_row[None], axis=0, shard=None, size=len(of_row))
+    return sum_slices([whole])[0][0]

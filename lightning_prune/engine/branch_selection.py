@@ -19,6 +19,7 @@ from lightning_prune.engine.candidates import (
 )
 from lightning_prune.engine.channel_selection import wait_for_shapes
 from lightning_prune.engine.extents import Axis, Product
+from lightning_prune.engine.whole_copies import find_from_whole
 from lightning_prune.models.calls import make_call
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.targets import format_target, format_targets
@@ -55,10 +56,12 @@ def select_branches(
     if any(is_lazy(each.parameter) for each in found):
         return wait_for_shapes(found)
     call = make_call(module, example)
-    branches = find_branches(module, call)
+    branches = find_from_whole(module, lambda whole: find_branches(whole, make_call(whole, call)))
     by_name = {name: each for each in found for name in each.names}
     members = [_find_members(branch, by_name) for branch in branches]
-    tried = find_unremovable_branches(module, call, branches)
+    tried = find_from_whole(
+        module, lambda whole: find_unremovable_branches(whole, make_call(whole, call), branches)
+    )
     reasons = {index: tried.get(index) or _why_dense(of) for index, of in enumerate(members)}
     chosen = [_Chosen(branches[i], members[i]) for i, reason in reasons.items() if reason is None]
     for each in chosen:

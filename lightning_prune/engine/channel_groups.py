@@ -1,18 +1,21 @@
 """Channels that live or die together, in all tensors where they lie."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.coupled_groups import CoupledGroup
+from lightning_prune.engine.coupled_groups import CoupledGroup, read_scores, slice_member
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.groups import Scores
+from lightning_prune.models.sharding import find_class
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.ranking import compute_keep
+from lightning_prune.tensors.slices import find_any_of_slices, sum_slices
 
 if TYPE_CHECKING:
     from lightning_prune.channels.coupling import ChannelPlace
@@ -37,8 +40,9 @@ class ChannelGroup(CoupledGroup):
     buffers: "Sequence[ChannelPlace]" = ()
     channels: int
     width: int
+    _copies: dict[tuple[str, int, torch.device], Tensor] = field(init=False, default_factory=dict)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name of the first producer, with the range of indices if it makes other channels too.
 
@@ -61,7 +65,7 @@ class ChannelGroup(CoupledGroup):
             ``"BatchNorm2d[0] Conv2d[0] Conv2d[1]"``, ``"Linear[0] Linear[1] in blocks"``
         """
         lies = {
-            (id(member.owner), type(member.owner).__name__, place.axis)
+            (id(member.owner), find_class(member.owner).__name__, place.axis)
             for member, place in self._places()
         }
         kinds = " ".join(sorted(f"{layer}[{axis}]" for _, layer, axis in lies))
@@ -113,19 +117,22 @@ class ChannelGroup(CoupledGroup):
         device = self.members[0].mask.device
         sums = torch.zeros(self.channels, dtype=torch.float64, device=device)
         weights = torch.zeros_like(sums)
-        for member, place in self._places():
-            if member.name in scores:
-                of_member = member.output_first(scores[member.name].whole)
-                rows = _flatten_rows(of_member, place.axis)
-                sums += self._gather(rows.sum(1, dtype=torch.float64), place).sum(1)
-                ones = torch.full_like(rows[:, 0], rows.shape[1], dtype=torch.float64)
-                weights += self._gather(ones, place).sum(1)
+        scored = [pair for pair in self._places() if pair[0].name in scores]
+        slices = [
+            slice_member(member, place.axis, partial(read_scores, member, scores))
+            for member, place in scored
+        ]
+        for (member, place), of_index in zip(scored, sum_slices(slices), strict=True):
+            sums += self._gather(of_index, place).sum(1)
+            number = member.total // len(of_index)
+            weights += self._gather(torch.full_like(of_index, number), place).sum(1)
         return sums / weights
 
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with a mask that spreads over it; indices of no channel are kept."""
         for member, place in self._places():
-            kept = torch.cat([atoms, atoms.new_ones(1)])[place.channel_of_index.to(atoms.device)]
+            channel = self._copy(place, atoms.device, self._list_channels)
+            kept = torch.cat([atoms, atoms.new_ones(1)])[channel]
             shape = [1] * len(member.mask.shape)
             shape[place.axis] = len(kept)
             yield member, kept.view(shape).to(member.mask.device)
@@ -144,16 +151,39 @@ class ChannelGroup(CoupledGroup):
     def find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:
         """Return which channels have a weight for which a bool tensor of a member is true."""
         found = torch.zeros(self.channels, dtype=torch.bool, device=self.members[0].mask.device)
-        for member, place in self._places():
-            of_index = _flatten_rows(weights(member), place.axis).any(1)
+        placed = list(self._places())
+        slices = [
+            slice_member(member, place.axis, partial(weights, member)) for member, place in placed
+        ]
+        for (_, place), of_index in zip(placed, find_any_of_slices(slices), strict=True):
             found |= self._gather(of_index, place).any(1)
         return found
 
     def _gather(self, of_index: Tensor, place: "ChannelPlace") -> Tensor:
         """Return the values of each channel's indices, ``(channels, most)``, with 0 beyond."""
-        table = _tabulate(place.channel_of_index, self.channels).to(of_index.device)
+        table = self._copy(place, of_index.device, self._tabulate)
         padded = torch.cat([of_index, of_index.new_zeros(1)])[table]
         return padded.to(self.members[0].mask.device)
+
+    def _copy(
+        self, place: "ChannelPlace", device: torch.device, make: "Callable[[ChannelPlace], Tensor]"
+    ) -> Tensor:
+        """Return indices of a place on a device, where they stay: to send them is to wait."""
+        index = next(index for index, each in enumerate(self.places) if each is place)
+        key = make.__name__, index, device
+        if key not in self._copies:
+            self._copies[key] = make(place).to(device)
+        return self._copies[key]
+
+    def _list_channels(self, place: "ChannelPlace") -> Tensor:
+        """Return the channel of each local index of a place; -1 for none."""
+        shard = next(member.shard for member in self.members if member.name == place.name)
+        channels = place.channel_of_index
+        return channels if shard is None else channels[shard.positions[place.axis].cpu()]
+
+    def _tabulate(self, place: "ChannelPlace") -> Tensor:
+        """Return the indices of each channel of a place, ``(channels, most)``, with -1 beyond."""
+        return _tabulate(place.channel_of_index, self.channels)
 
 
 def _tabulate(channel: Tensor, channels: int) -> Tensor:
@@ -172,9 +202,3 @@ def _tabulate(channel: Tensor, channels: int) -> Tensor:
     table = torch.full((channels, int(counts.max())), -1, device=channel.device)
     table[rows, torch.arange(len(rows), device=channel.device) - starts[rows]] = order
     return table
-
-
-def _flatten_rows(tensor: Tensor, axis: int) -> Tensor:
-    """Return one row for each index of an axis."""
-    moved = tensor.movedim(axis, 0)
-    return moved.reshape(len(moved), -1)

@@ -58,7 +58,7 @@ def find_layers(model: nn.Module, selection: Selection, example: Any) -> tuple[C
         example: The arguments of ``forward``.
 
     Raises:
-        ValueError: If there is no example, or a parameter has no shape yet, or is sharded.
+        ValueError: If there is no example, or a parameter has no shape yet.
     """
     parts = list_macs(model, selection, make_call(model, example))
     return tuple(

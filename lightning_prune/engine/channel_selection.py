@@ -18,6 +18,7 @@ from lightning_prune.engine.candidates import (
 )
 from lightning_prune.engine.channel_groups import ChannelGroup
 from lightning_prune.engine.extents import describe_products
+from lightning_prune.engine.whole_copies import find_from_whole
 from lightning_prune.models.calls import make_call
 from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.targets import UNCAPPED, format_target, format_targets
@@ -54,12 +55,12 @@ def select_channels(
     if any(is_lazy(each.parameter) for each in found):
         return wait_for_shapes(found)
     call = make_call(module, example)
-    coupling = couple(module, call)
+    coupling = find_from_whole(module, lambda whole: couple(whole, call))
     by_name = {name: each for each in found for name in each.names}
     coupled = [_find_members(channels, by_name) for channels in coupling.groups]
     reasons = {index: _why_dense(group, pattern) for index, group in enumerate(coupled)}
     free = [index for index, reason in reasons.items() if reason is None]
-    tried = find_unremovable(module, call, coupling, free)
+    tried = find_from_whole(module, lambda whole: find_unremovable(whole, call, coupling, free))
     reasons |= {index: _Reason(why=why) for index, why in tried.items()}
     dense = [(coupled[index], reason) for index, reason in reasons.items() if reason is not None]
     chosen = [coupled[index] for index, reason in reasons.items() if reason is None]

@@ -176,7 +176,7 @@ def return_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
 
     A tensor without a mask in the state becomes dense.
     """
-    tensor.regrow_to(torch.ones_like(tensor.mask.kept))
+    tensor.keep_all()
     tensor.forget_seen()
     tensor.state = {}
     if tensor.name in state["masks"]:

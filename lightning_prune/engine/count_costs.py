@@ -11,12 +11,12 @@ from torch.nn.parameter import is_lazy
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.costs import AxisCost, find_axes
 from lightning_prune.engine.extents import Axis, Product
-from lightning_prune.models.calls import Call
+from lightning_prune.engine.whole_copies import find_from_whole
+from lightning_prune.models.calls import Call, make_call
 from lightning_prune.models.compiled import copy_module
 from lightning_prune.models.counting import Factors, count
 from lightning_prune.models.names import named_parameters, plain_name
 from lightning_prune.models.undisturbed import keep_generators
-from lightning_prune.tensors.shards import is_sharded
 
 Part = tuple[str, int | Fraction, Sequence[Axis]]
 """The name of a part, the number of multiply-adds in the dense model, and the axes."""
@@ -59,7 +59,7 @@ def make_macs_cost(model: nn.Module, selection: Selection, call: Call) -> AxisCo
         call: The example of the arguments of ``forward``.
 
     Raises:
-        ValueError: If a parameter has no shape yet, or is sharded.
+        ValueError: If a parameter has no shape yet.
     """
     return AxisCost("macs", list_macs(model, selection, call))
 
@@ -73,21 +73,20 @@ def list_macs(model: nn.Module, selection: Selection, call: Call) -> list[Part]:
         call: The example of the arguments of ``forward``.
 
     Raises:
-        ValueError: If a parameter has no shape yet, or is sharded.
+        ValueError: If a parameter has no shape yet.
     """
     for name, parameter in named_parameters(model).items():
         if is_lazy(parameter):
             _refuse_lazy(name)
-        if is_sharded(parameter):
-            raise ValueError(
-                "need whole parameters to count multiply-adds, got the sharded "
-                f"'{name}' (FSDP2 or tensor parallelism); use ParameterBudget, which counts shards "
-                "too, or DDP"
-            )
-    with keep_generators(), torch.no_grad():
-        factors = count(copy_module(model).eval().requires_grad_(False), call).factors
+    factors = find_from_whole(model, lambda whole: _count_factors(whole, call))
     products = _name_modules_once(model, selection.products)
     return list(_list_parts(factors, products, _find_axes(selection)))
+
+
+def _count_factors(model: nn.Module, call: Call) -> Factors:
+    with keep_generators(), torch.no_grad():
+        copied = copy_module(model).eval().requires_grad_(False)
+        return count(copied, make_call(model, call)).factors
 
 
 def _list_parts(

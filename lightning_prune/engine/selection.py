@@ -16,7 +16,6 @@ from lightning_prune.engine.candidates import (
 )
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.weight_groups import WeightGroup
-from lightning_prune.models.names import named_parameters
 from lightning_prune.models.sharding import refuse_flat_parameters, reshard
 from lightning_prune.recipe.allocations import Allocation
 from lightning_prune.recipe.criteria import Criterion
@@ -24,7 +23,6 @@ from lightning_prune.recipe.patterns import Pattern
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.shards import is_sharded
 
 _Answer = Allocation | Criterion | Pattern
 
@@ -113,9 +111,6 @@ def _make_group(tensor: PrunedTensor, pattern: Pattern) -> Group:
 def _select_coupled(
     model: nn.Module, optimizers: Sequence[Optimizer], recipe: Recipe, example: Any
 ) -> Selection:
-    for name, parameter in named_parameters(model).items():
-        if is_sharded(parameter):
-            _refuse_shards(name, [recipe.pattern])
     if recipe.pattern.spans_branches:  # The imports below import tracing.
         from lightning_prune.engine.branch_selection import select_branches as choose
     else:
@@ -142,9 +137,8 @@ def _refuse_shards(name: str, answers: Sequence[_Answer]) -> None:
         if not answer.works_on_shards:
             raise ValueError(
                 f"need whole parameters for {answer}, got the sharded '{name}' (FSDP2 or tensor "
-                "parallelism); use DDP, or UniformAllocation, ERKAllocation or GlobalAllocation "
-                "with a criterion and a pattern that declare works_on_shards, as all of this "
-                "package do but those of channels and branches"
+                "parallelism); use DDP, or an allocation, a criterion and a pattern that declare "
+                "works_on_shards, as all of this package do"
             )
 
 

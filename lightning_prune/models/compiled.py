@@ -1,10 +1,10 @@
 """Modules that `torch.compile` has wrapped or compiled in place."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -24,13 +24,17 @@ def unwrap_compiled(module: nn.Module) -> nn.Module:
     return inside
 
 
-def copy_module(module: Module) -> Module:
+def copy_module(module: Module, known: Mapping[int, Any] = MappingProxyType({})) -> Module:
     """Return a deep copy that runs by its own weights.
 
     A plain deep copy of a LightningModule that was compiled, by ``module.compile()`` or in a
     Trainer, would run the compiled code and the weights of the original. The copy runs uncompiled.
+
+    Args:
+        module: The module.
+        known: Copies of parts of the module, by the ids of the parts.
     """
-    copied = deepcopy(module, _copy_computed(module))
+    copied = deepcopy(module, _copy_computed(module) | dict(known))
     for part, original in zip(copied.modules(), module.modules(), strict=True):
         if part._compiled_call_impl is not None:
             part._compiled_call_impl = None

@@ -19,6 +19,17 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def find_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module as the user wrote it: FSDP2 puts a class in front."""
+    kind = type(module)
+    if not torch.distributed.is_available():
+        return kind
+    from torch.distributed.fsdp import FSDPModule
+
+    own = (each for each in kind.__mro__ if not issubclass(each, FSDPModule))
+    return next(each for each in own if issubclass(each, nn.Module))
+
+
 def refuse_flat_parameters(model: nn.Module) -> None:
     """Refuse a model whose parameters FSDP1 has flattened.
 

@@ -9,6 +9,7 @@ from lightning_prune.channels.shrink import shrink
 from lightning_prune.engine.limits import Expense, show_cost
 from lightning_prune.engine.measured_bytes import measure_bytes
 from lightning_prune.engine.pruner import Pruner
+from lightning_prune.engine.whole_copies import find_from_whole
 from lightning_prune.recipe.budgets import BytesBudget
 from lightning_prune.reporting.measured_costs import measure_macs, measure_parameters
 
@@ -22,15 +23,21 @@ def measure_spending(
 
     Args:
         pruner: The engine.
-        model: The pruned model; it stays as it is.
+        model: The pruned model; it stays as it is. If it is sharded, all processes call this
+            together, and the first measures a whole copy, unless the shards can be counted.
         example: The arguments of ``forward``; None for the module's ``example_input_array``.
         latency_ms: The measured latency; None if it was not measured.
     """
     if not pruner.spending:
         return []
     removed = pruner.recipe.pattern.couples_tensors
-    small = shrink(model, example) if removed else model
-    return list(_compare(pruner, small, example, latency_ms, removed=removed))
+
+    def compare(whole: nn.Module) -> list[str]:
+        small = shrink(whole, example) if removed else whole
+        return list(_compare(pruner, small, example, latency_ms, removed=removed))
+
+    counts_zeros = not removed and all(each.unit == "parameters" for each in pruner.spending)
+    return compare(model) if counts_zeros else find_from_whole(model, compare)
 
 
 def _compare(

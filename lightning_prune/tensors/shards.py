@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -228,6 +228,34 @@ def sum_by_tensor(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
         if groups:
             table[rows] = sum_shards(table[rows], counts[rows[0]][1]).cpu()
     return table
+
+
+def combine_shards(
+    values: Sequence[Tensor], shards: Sequence[Shard | None], by: Literal["sum", "max"]
+) -> list[Tensor]:
+    """Combine values entry by entry over all parts of each tensor, with a message a layout.
+
+    Args:
+        values: Flat tensors of one dtype, each as long on all processes.
+        shards: For each of them, which processes hold a part; None for this process alone.
+        by: Whether to add the values up, or to take the largest.
+    """
+    combined = list(values)
+    by_layout: dict[tuple[ProcessGroup, ...], list[int]] = {}
+    for index, shard in enumerate(shards):
+        by_layout.setdefault(shard.groups if shard else (), []).append(index)
+    for groups, indices in by_layout.items():
+        if groups:
+            operation = getattr(torch.distributed.ReduceOp, by.upper())
+            first = shards[indices[0]]
+            assert first is not None
+            message = torch.cat([values[index].to(first.device) for index in indices])
+            for group in groups:
+                torch.distributed.all_reduce(message, op=operation, group=group)
+            parts = torch.split(message, [len(values[index]) for index in indices])
+            for index, part in zip(indices, parts, strict=True):
+                combined[index] = part.to(values[index].device)
+    return combined
 
 
 def sum_replicas(tensors: Iterable[Tensor]) -> None:
