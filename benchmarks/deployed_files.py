@@ -100,7 +100,6 @@ def print_files(sizes: dict[str, FileSize], accuracies: dict[str, list[float]], 
             )
             for name, size in sizes.items()
         ),
-        width=120,
     )
     print(f"dense: {dense:,} bytes of float32")
 

@@ -105,7 +105,6 @@ def print_files(
             )
             for name, points in accuracies.items()
         ),
-        width=120,
     )
 
 

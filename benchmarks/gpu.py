@@ -51,9 +51,9 @@ def judge_updates(device: torch.device, scale: float, turns: int) -> Iterator[Ba
             row = (f"{milliseconds:.2f}", f"{bytes_a_weight:.2f}", f"{limit:g}")
             print(write_markdown_row(recipe, f"{weights:,}", *row), flush=True)
             yield Bar(name=f"{name}, {recipe}, ms", value=milliseconds, most=limit)
-            if model.most_bytes is not None and not recipe.startswith("2:4"):
+            if recipe in model.most_bytes:
                 bar_name = f"{name}, {recipe}, bytes a weight"
-                yield Bar(name=bar_name, value=bytes_a_weight, most=model.most_bytes)
+                yield Bar(name=bar_name, value=bytes_a_weight, most=model.most_bytes[recipe])
 
 
 def judge_steps(device: torch.device, steps: int) -> Iterator[Bar]:

@@ -191,7 +191,6 @@ def print_results(results: Results) -> None:
             )
             for (rounds, name), points in results.points.items()
         ),
-        width=100,
     )
 
 

@@ -1,16 +1,20 @@
-"""Writes tables of the pages from `benchmarks/results`.
+"""Writes tables of the pages from `benchmarks/results`, and checks numbers in sentences.
 
     python docs/result_tables.py
 
 Some tables are made of single runs (CSV). Others are what a script has printed (Markdown): a page
-shows the table of `benchmarks/results/zoo.md` at ``<!-- printed: zoo -->``. With ``--check``
-nothing is written, and a page that differs from the results is an error.
+shows the table of `benchmarks/results/zoo.md` at ``<!-- printed: zoo -->``, and the second table of
+`memory.md` at ``<!-- printed: memory 2 -->``. With ``--check`` nothing is written, and a page that
+differs from the results is an error.
+
+A line that ends in ``<!-- from: zoo -->`` quotes these results, or those on the page `zoo.md`. A
+number with a decimal point that is not among them, rounded alike, is an error.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,7 +32,10 @@ from benchmarks.recipes import RUNS, SPARSITIES
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PRINTED = re.compile(r"<!-- (printed: (\w+)) -->")
+README = DOCS.parent / "README.md"
+PRINTED = re.compile(r"<!-- (printed: (\w+)(?: (\d+))?) -->")
+QUOTED = re.compile(r"^(.*)<!-- from: (\w+) -->", re.MULTILINE)
+NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?!\.?\d)")
 SEEDS = 3
 UNITS = {"accuracy": "validation accuracy, in points", "bits": "bits a byte; fewer are better"}
 
@@ -89,8 +96,12 @@ def main() -> None:
     for page, mark, write in TABLES:
         filled[DOCS / page] = fill(filled[DOCS / page], mark, "\n".join(write(file)))
     for path, text in filled.items():
-        for mark, name in PRINTED.findall(text):
-            filled[path] = fill(filled[path], mark, read_printed(name))
+        for mark, name, place in PRINTED.findall(text):
+            filled[path] = fill(filled[path], mark, read_printed(name, int(place or 1)))
+    for path, text in [*filled.items(), (README, README.read_text())]:
+        for line, name in QUOTED.findall(text):
+            if strangers := find_strangers(line, read_numbers(name, filled)):
+                sys.exit(f"need numbers of the results {name} in {path.name}, got {strangers}")
     for path in pages:
         if not arguments.check:
             path.write_text(filled[path])
@@ -108,10 +119,31 @@ def fill(text: str, mark: str, table: str) -> str:
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
-def read_printed(name: str) -> str:
-    """Return the table that a script has printed."""
-    lines = (RESULTS / f"{name}.md").read_text().splitlines()
-    return "\n".join([*(line for line in lines if line.startswith("|")), ""])
+def read_printed(name: str, place: int) -> str:
+    """Return one of the tables that a script has printed; 1 is the first."""
+    tables = re.findall(r"(?:^\|.*\n)+", (RESULTS / f"{name}.md").read_text(), re.MULTILINE)
+    return tables[place - 1]
+
+
+def read_numbers(name: str, pages: Mapping[Path, str]) -> list[float]:
+    """Return the numbers of printed results, or of a page."""
+    results = RESULTS / f"{name}.md"
+    text = results.read_text() if results.exists() else pages[DOCS / f"{name}.md"]
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text.replace(",", ""))]
+
+
+def find_strangers(line: str, known: Sequence[float]) -> list[str]:
+    """Return the numbers of a line that no known number equals, rounded to the same digits.
+
+    Examples:
+        >>> find_strangers("ResNet-18 runs 4.2 times as fast, and takes 2.7 ms", [4.19, 2.61])
+        ['2.7']
+    """
+    return [
+        number
+        for number in NUMBER.findall(line)
+        if all(f"{each:.{len(number.partition('.')[2])}f}" != number for each in known)
+    ]
 
 
 def _of_task(results: Sequence[Result], task: Task) -> list[Result]:

@@ -30,6 +30,7 @@ from .recipe.allocations import (
     UniformAllocation as UniformAllocation,
 )
 from .recipe.atoms import Atoms as Atoms
+from .recipe.block_pattern import BlockPattern as BlockPattern
 from .recipe.branch_pattern import BranchPattern as BranchPattern
 from .recipe.budgets import (
     Budget as Budget,
@@ -49,7 +50,6 @@ from .recipe.criteria import (
 )
 from .recipe.nm_pattern import NMPattern as NMPattern
 from .recipe.patterns import (
-    BlockPattern as BlockPattern,
     ChannelPattern as ChannelPattern,
     Pattern as Pattern,
     UnstructuredPattern as UnstructuredPattern,

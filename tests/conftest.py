@@ -14,6 +14,7 @@ from lightning_prune.channels.coupling import Coupling
 from lightning_prune.engine import channel_selection
 from tests.devices import elsewhere
 from tests.processes import processes
+from tests.terminal import Terminal, terminal_of_rich
 
 pytest.register_assert_rewrite(
     "tests.callbacks.replicas",
@@ -46,6 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """The terminal that rich writes to."""
+    with terminal_of_rich() as stream:
+        yield stream
 
 
 @pytest.fixture(autouse=True)

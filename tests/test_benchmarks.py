@@ -21,8 +21,10 @@ from benchmarks.kit.memory import record, span
 from benchmarks.kit.processes import run_script
 from benchmarks.kit.turns import take_turns, time_pairs
 from benchmarks.parts.gpu.updates import RECIPES
+from benchmarks.parts.memory.updates import SquareCriterion, measure_update
 from benchmarks.parts.shards import cases, simulation
 from benchmarks.parts.shards.traffic import Traffic
+from lightning_prune import GlobalAllocation, MagnitudeCriterion, UniformAllocation
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 FILES = sorted(FOLDER.rglob("*.py"))
@@ -221,6 +223,21 @@ def assert_printed(rows, output, code):
         assert f"\n{row}" in output
     last = output.splitlines()[-1]
     assert last.startswith("missed: ") if code else last == "every bar is met"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("allocation", "criterion"),
+    [
+        (UniformAllocation(), MagnitudeCriterion()),
+        (GlobalAllocation(), MagnitudeCriterion()),
+        (GlobalAllocation(), SquareCriterion()),
+    ],
+)
+def test_an_update_of_weights_takes_no_more_memory_than_its_bar(allocation, criterion):
+    update = measure_update(allocation, criterion, torch.float32, 0.25, torch.device("cpu"))
+    (bar,) = update.set_bars()
+    assert bar.is_met, bar
 
 
 @pytest.mark.rare

@@ -57,14 +57,18 @@ def list_points(points: Iterable[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in points)
 
 
-def print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], *, width: int | None = None
-) -> None:
-    """Print a table with lines, as wide as the terminal by default."""
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table with lines, as wide as the terminal; into a file, as Markdown."""
+    console = Console()
+    if not console.is_terminal:
+        print(write_markdown_header(*headings))
+        for row in rows:
+            print(write_markdown_row(*row))
+        return
     table = Table(*headings)
     for row in rows:
         table.add_row(*row)
-    Console(width=width).print(table)
+    console.print(table)
 
 
 def write_markdown_header(*headings: str) -> str:

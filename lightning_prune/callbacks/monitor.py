@@ -86,10 +86,10 @@ class SparsityMonitor(LightningCallback):
         self._recorder = None
         self._displays, self._has_layout = find_displays(trainer), False
         if self.quality and self._displays:
-            refuse_missing_matplotlib("the plot", f"quality={self.quality!r}")
+            refuse_missing_matplotlib("the plot", f"quality={self.quality!r}", "quality=null")
         if self.histograms_every and any(each.draws_histograms for each in self._displays):
             found = f"histograms_every={self.histograms_every} with MLflow"
-            refuse_missing_matplotlib("histograms", found)
+            refuse_missing_matplotlib("histograms", found, "histograms_every=null")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recorded qualities."""

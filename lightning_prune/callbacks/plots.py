@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 _BINS, _COLUMNS = 60, 4
 
 
-def refuse_missing_matplotlib(purpose: str, found: str) -> None:
+def refuse_missing_matplotlib(purpose: str, found: str, instead: str) -> None:
     """Raise ModuleNotFoundError if matplotlib is not installed.
 
     Args:
         purpose: Words for the picture.
         found: The argument that asks for the picture, with the value.
+        instead: The argument with the value that asks for no picture.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError(
             f"need matplotlib to draw {purpose}, got {found} without matplotlib; run "
-            "pip install 'lightning-prune[plots]'"
+            f"pip install 'lightning-prune[plots]', or set {instead}"
         )
 
 

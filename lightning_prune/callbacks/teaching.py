@@ -158,8 +158,10 @@ class TeachingStep:
             logits = _find_logits(output, self.output)
             targets = _find_logits(self._teacher_output, self.output)
             _refuse_other_shape(logits, targets, describe_call(self.output))
-            options = {"temperature": self.temperature, "class_dim": self.class_dim}
-            terms.append(compute_soft_target_loss(logits, targets, **options))
+            loss = compute_soft_target_loss(
+                logits, targets, temperature=self.temperature, class_dim=self.class_dim
+            )
+            terms.append(loss)
         for name, losses in self._feature_losses.items():
             if len(losses) < len(self._teacher_features[name]):
                 self._refuse_calls(name, f"{len(losses)} of {len(self._teacher_features[name])}")

@@ -12,11 +12,13 @@ from lightning_prune.cli.help import (
 )
 
 _SCRIPT = """\
-# Add this line to ~/.bashrc (in zsh, run `autoload -U +X bashcompinit && bashcompinit` before it):
+# Add this line to ~/.bashrc:
 #   eval "$(lightning-prune completion)"
+# For zsh, add it to ~/.zshrc, behind this line:
+#   autoload -U +X compinit bashcompinit && compinit && bashcompinit
 _lightning_prune() {
     local IFS=$'\\n'
-    COMPREPLY=($(lightning-prune completion words "${COMP_WORDS[@]:1:COMP_CWORD}"))
+    COMPREPLY=($(lightning-prune completion words "${COMP_WORDS[@]:1:$COMP_CWORD}"))
 }
 complete -o default -F _lightning_prune lightning-prune
 """
@@ -32,8 +34,15 @@ def complete(arguments: Sequence[str]) -> str:
     """
     if not arguments:
         return _SCRIPT
-    words = arguments[1:] or [""]
-    return "\n".join(word for word in _list_words(words[:-1]) if word.startswith(words[-1]))
+    *before, last = arguments[1:] or [""]
+    prefix = ""
+    if last.startswith("--") and "=" in last:  # zsh keeps --mode=max as a word
+        name, _, last = last.partition("=")
+        before, prefix = [*before, name], f"{name}="
+    elif "=" in (last, *before[-1:]):  # bash makes three words of it
+        before, last = [word for word in before if word != "="], last.removeprefix("=")
+    words = _list_words(before)
+    return "\n".join(f"{prefix}{word}" for word in words if word.startswith(last))
 
 
 def _list_words(before: Sequence[str]) -> Iterable[str]:

@@ -122,7 +122,7 @@ def write_sparse(
     copy = deepcopy(model)
     copy.load_state_dict(load_sparse(output))
     weights = [tensor for tensor in copy.state_dict().values() if tensor.dim() > 1]
-    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    zeros = sum(int((weight == 0).count_nonzero()) for weight in weights)
     describe_file(say, output, zeros, sum(weight.numel() for weight in weights))
     if precision == "fp32":
         say("the file loads back bit for bit, so it keeps the quality of the model")

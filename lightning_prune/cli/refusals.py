@@ -38,6 +38,8 @@ def describe_refusal(error: Exception, ckpt_path: object) -> str | None:
         return message
     if any(_restores(module, function) for module, function in frames):
         reason = f"{type(error).__name__}: {message}"
+        if isinstance(error, IsADirectoryError):
+            reason = "the folder of a distributed checkpoint; name the strategy that has written it"
         return f"need a checkpoint of this model and Trainer, got ckpt_path='{ckpt_path}': {reason}"
     if isinstance(error, OSError):
         return message

@@ -1,8 +1,10 @@
 """Checkpoints: read without executing them, and written whole or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import is_zipfile
 
@@ -73,6 +75,21 @@ def read_lightning_checkpoint(path: str | Path) -> dict[str, Any]:
             "hyper_parameters"
         )
     return checkpoint
+
+
+@contextmanager
+def find_whole_file(path: str | Path) -> Iterator[str]:
+    """Return the file of a checkpoint of Lightning inside the block, for Lightning to load.
+
+    Of a distributed checkpoint this is a temporary file with the whole weights.
+    """
+    if not Path(path).is_dir():
+        yield str(path)
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / Path(path).name
+        write_checkpoint(read_lightning_checkpoint(path), file)
+        yield str(file)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:

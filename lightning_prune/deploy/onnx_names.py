@@ -51,7 +51,7 @@ def describe_model(
     names = set(program.graph_signature.inputs_to_parameters.values())
     weights = [program.state_dict[name] for name in names]
     matrices = [weight for weight in weights if weight.ndim > 1]
-    zeros = sum(int((weight == 0).sum()) for weight in matrices)
+    zeros = sum(int((weight == 0).count_nonzero()) for weight in matrices)
     sparsity = zeros / max(sum(weight.numel() for weight in matrices), 1)
     described = {"version": __version__, "sparsity": f"{sparsity:.4f}", **facts}
     return {f"{_PREFIX}{name}": fact for name, fact in described.items()}

@@ -108,7 +108,7 @@ def count_needed_zeros(module: nn.Module, program: torch.export.ExportedProgram)
         for weight in prunable_weights(module).values()
         if id(weight) in used
     }
-    return sum(int((weight == 0).sum()) for weight in distinct.values())
+    return sum(int((weight == 0).count_nonzero()) for weight in distinct.values())
 
 
 def refuse_lost_zeros(zeros: int, needed: int) -> None:

@@ -33,7 +33,7 @@ def encode(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """
     bits = tensor.flatten().view(_BITS[tensor.element_size()])
     mask = bits != 0
-    size = TensorSize(name, tensor.dtype, tuple(tensor.shape), int(mask.sum()))
+    size = TensorSize(name, tensor.dtype, tuple(tensor.shape), int(mask.count_nonzero()))
     encoding = choose_encoding(size)
     if encoding == "plain":
         return {PLAIN + name: tensor.clone(memory_format=torch.contiguous_format)}

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune.engine.bounded_groups import BoundedGroup
+from lightning_prune.engine.choices import Settled
 from lightning_prune.engine.extents import Extent
+from lightning_prune.engine.tally import Counted
 from lightning_prune.engine.tensor_groups import TensorGroup
 from lightning_prune.models.experts import stack_rows, unstack_rows
 from lightning_prune.recipe.patterns import Pattern
@@ -43,8 +45,13 @@ class BlockGroup(TensorGroup, BoundedGroup):
         member = self.members[0]
         if self.shard is None and self.total == member.total:
             return member.kept
-        kept = self.alive().count_nonzero()  # many times faster than a sum
-        return int(sum_shards(kept, self.shard))
+        return super().atoms_kept
+
+    def foresee(self, choice: Settled) -> Iterator[Counted]:
+        """Yield how many weights the tensor keeps after a mask, and how many atoms."""
+        yield from super().foresee(choice)
+        assert isinstance(choice, Tensor)
+        yield self.count_atoms(choice if self.may_return else self.alive_after(choice))
 
     def extents(self) -> Iterator[Extent]:
         """Yield the tensor: its atoms may lie anywhere, and the first atom is the largest."""
@@ -68,7 +75,9 @@ class BlockGroup(TensorGroup, BoundedGroup):
         """Count the rows that keep no atom."""
         alive = self.alive()
         ranked = torch.zeros(alive.shape, device=alive.device).masked_fill(~alive, -math.inf)
-        return self.rows - int(sum_shards(self.find_row_holders(ranked).sum(), self.shard))
+        return self.rows - int(
+            sum_shards(self.find_row_holders(ranked).count_nonzero(), self.shard)
+        )
 
     def find_row_holders(self, ranked: Tensor) -> Tensor:
         """Return the best atom of each row that is not 0: a row of zeros would be divided by 0.

@@ -1,8 +1,8 @@
 """Channels that live or die together, in all tensors where they lie."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -40,8 +40,9 @@ class ChannelGroup(CoupledGroup):
     buffers: "Sequence[ChannelPlace]" = ()
     channels: int
     width: int
+    _copies: dict[tuple[str, int, torch.device], Tensor] = field(init=False, default_factory=dict)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name of the first producer, with the range of indices if it makes other channels too.
 
@@ -130,9 +131,8 @@ class ChannelGroup(CoupledGroup):
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with a mask that spreads over it; indices of no channel are kept."""
         for member, place in self._places():
-            kept = torch.cat([atoms, atoms.new_ones(1)])[place.channel_of_index.to(atoms.device)]
-            if member.shard is not None:
-                kept = kept[member.shard.positions[place.axis].to(kept.device)]
+            channel = self._copy(place, atoms.device, self._list_channels)
+            kept = torch.cat([atoms, atoms.new_ones(1)])[channel]
             shape = [1] * len(member.mask.shape)
             shape[place.axis] = len(kept)
             yield member, kept.view(shape).to(member.mask.device)
@@ -161,9 +161,29 @@ class ChannelGroup(CoupledGroup):
 
     def _gather(self, of_index: Tensor, place: "ChannelPlace") -> Tensor:
         """Return the values of each channel's indices, ``(channels, most)``, with 0 beyond."""
-        table = _tabulate(place.channel_of_index, self.channels).to(of_index.device)
+        table = self._copy(place, of_index.device, self._tabulate)
         padded = torch.cat([of_index, of_index.new_zeros(1)])[table]
         return padded.to(self.members[0].mask.device)
+
+    def _copy(
+        self, place: "ChannelPlace", device: torch.device, make: "Callable[[ChannelPlace], Tensor]"
+    ) -> Tensor:
+        """Return indices of a place on a device, where they stay: to send them is to wait."""
+        index = next(index for index, each in enumerate(self.places) if each is place)
+        key = make.__name__, index, device
+        if key not in self._copies:
+            self._copies[key] = make(place).to(device)
+        return self._copies[key]
+
+    def _list_channels(self, place: "ChannelPlace") -> Tensor:
+        """Return the channel of each local index of a place; -1 for none."""
+        shard = next(member.shard for member in self.members if member.name == place.name)
+        channels = place.channel_of_index
+        return channels if shard is None else channels[shard.positions[place.axis].cpu()]
+
+    def _tabulate(self, place: "ChannelPlace") -> Tensor:
+        """Return the indices of each channel of a place, ``(channels, most)``, with -1 beyond."""
+        return _tabulate(place.channel_of_index, self.channels)
 
 
 def _tabulate(channel: Tensor, channels: int) -> Tensor:

@@ -80,7 +80,7 @@ def _find_damage(name: str, state: Mapping[str, Any]) -> str | None:
         return "another suspended mask than of bytes"
     rest = state.get("rest", {}).get(name)
     if rest is not None:
-        pruned = int((~unpack_mask(mask, torch.Size(shape))).sum())
+        pruned = int((~unpack_mask(mask, torch.Size(shape))).count_nonzero())
         if not isinstance(rest, Tensor) or rest.shape != (pruned,):
             return f"other values than those of {pruned} pruned weights"
     return None
@@ -176,7 +176,7 @@ def return_tensor(tensor: PrunedTensor, state: Mapping[str, Any]) -> None:
 
     A tensor without a mask in the state becomes dense.
     """
-    tensor.regrow_to(torch.ones_like(tensor.mask.kept))
+    tensor.keep_all()
     tensor.forget_seen()
     tensor.state = {}
     if tensor.name in state["masks"]:

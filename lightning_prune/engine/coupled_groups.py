@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_prune.engine.bounded_groups import BoundedGroup
 from lightning_prune.engine.choices import Settled
-from lightning_prune.engine.groups import Scores
+from lightning_prune.engine.groups import Scores, count_atoms
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.slices import Slices
 
@@ -17,39 +17,33 @@ from lightning_prune.tensors.slices import Slices
 class CoupledGroup(BoundedGroup):
     """A group whose atoms live or die together in all members where they lie.
 
-    Each process knows all atoms, also where members are sharded: what shards hold of an atom is
-    combined over the processes, which ask together.
+    Each process knows all atoms, also where members are sharded: the parts of an atom are combined
+    over the processes, which ask together.
     """
 
-    _kept: int = field(init=False)
-    _changes: int = field(init=False, default=0)
+    _before: int | None = field(init=False, default=None)  # kept at the last `forget_changes`
 
     def __post_init__(self) -> None:
-        self._kept = int(self.alive().sum())
+        self._count_shards()
 
     @property
     def kept(self) -> int:
         """Number of atoms that are not pruned."""
-        return self._kept
+        return self.atoms_kept
 
     @property
     def changed(self) -> float:
         """Fraction of the atoms that has changed since `forget_changes`."""
-        return self._changes / self.total
+        return 0.0 if self._before is None else (self._before - self.atoms_kept) / self.total
 
     @property
     def size(self) -> int:
         """Number of atoms, pruned ones included."""
         return self.total
 
-    @property
-    def atoms_kept(self) -> int:
-        """Number of atoms that are not pruned."""
-        return self._kept
-
     def forget_changes(self) -> None:
         """Begin to count changes anew."""
-        self._changes = 0
+        self._before = self.atoms_kept
         for member in self.members:
             member.changes = 0
 
@@ -63,10 +57,14 @@ class CoupledGroup(BoundedGroup):
 
     def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the atoms that a bool mask leaves out, and count those that stay."""
-        counts = super().intersect(choice)
-        before, self._kept = self._kept, int(self.alive().sum())
-        self._changes += before - self._kept
-        return counts
+        super().intersect(choice)
+        self._count_shards()
+        return {member: member.mask.count() for member in self.members}
+
+    def _count_shards(self) -> None:
+        """Count the atoms of shards while all processes are here: later one alone may ask."""
+        if any(member.shard is not None for member in self.members):
+            count_atoms([self])
 
     @abstractmethod
     def find_any(self, weights: Callable[[PrunedTensor], Tensor]) -> Tensor:

@@ -80,7 +80,7 @@ class Enrolment:
         differing: list[tuple[Tensor, Shard | None]] = []
         for group in self.selection.groups:
             alive = group.alive()
-            others = (alive ^ before.get(group.name, alive)).sum()
+            others = (alive ^ before.get(group.name, alive)).count_nonzero()
             differing.append((others.cpu(), group.shard))
         counts = sum_by_tensor(differing).tolist() if differing else []
         groups = zip(self.selection.groups, counts, strict=True)
@@ -284,7 +284,7 @@ def _keep_zeros(groups: list[Group], recipe: Recipe) -> None:
     if not groups:
         return
     nonzero = [(group, group.nonzero()) for group in groups]
-    counts = sum_by_tensor([(atoms.sum().cpu(), group.shard) for group, atoms in nonzero])
+    counts = sum_by_tensor([(atoms.count_nonzero().cpu(), group.shard) for group, atoms in nonzero])
     empty = [group.name for group, n in zip(groups, counts, strict=True) if group.floor and not n]
     if empty:
         listed = list_names([f"'{name}'" for name in empty], _LISTED_NAMES)

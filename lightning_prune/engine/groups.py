@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,11 @@ from torch import Tensor
 from lightning_prune.engine.choices import Choice, Settled
 from lightning_prune.engine.extents import Extent
 from lightning_prune.engine.scores import TensorScores
+from lightning_prune.engine.tally import Counted, Tally
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.patterns import Pattern
-from lightning_prune.recipe.tensor import PrunedTensor, note_pruned
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.parts import count_pieces
 from lightning_prune.tensors.ranking import Share, compute_keep, count_best_local
 from lightning_prune.tensors.shards import Shard, sum_shards
 
@@ -113,6 +115,9 @@ class Group(ABC):
     def atoms_kept(self) -> int:
         """Number of atoms that are not pruned."""
 
+    def ask(self, tally: Tally) -> None:  # noqa: B027
+        """Let a tally count the atoms, if the mask has changed since they were counted last."""
+
     @property
     def rows(self) -> int:
         """Number of rows that must each keep an atom, also at sparsity 1; else 0."""
@@ -186,49 +191,63 @@ class Group(ABC):
     def alive_after(self, choice: Settled) -> Tensor:
         """Return which local atoms are alive once a choice is carried out."""
 
+    def foresee(self, choice: Settled) -> Iterator[Counted]:
+        """Yield numbers that hold once a choice is carried out; then they are to be taken.
+
+        Members are left out that are counted while the choice is carried out.
+        """
+        return iter(())
+
     @abstractmethod
     def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the atoms that a choice, or a bool mask of local atoms, leaves out.
 
         Returns:
-            The number of kept local weights of each member, which `note_pruned` has to note.
+            The number of kept local weights of each member that `foresee` leaves out.
         """
 
     def renew(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Keep the atoms of a choice, and prune all others; atoms may return.
 
         Returns:
-            The numbers of kept and of changed local weights of each member, which `note_renewed`
-            has to note.
+            The numbers of kept and of changed local weights of each member that `foresee` leaves
+            out.
         """
         assert isinstance(choice, Tensor)
-        return {member: member.mask.renew(weights) for member, weights in self.spread(choice)}
+        for member, weights in self.spread(choice):
+            member.mask.set(weights)
+        return {}
 
     def keep(self, choice: Settled) -> None:
         """Prune the atoms that a choice leaves out, and note the numbers of kept weights."""
-        note_pruned(self.intersect(choice))
+        tally, foreseen = Tally(), list(self.foresee(choice))
+        for member, count in self.intersect(choice).items():
+            tally.add(count, member.shard, member.note_changed)
+        for counted in foreseen:
+            tally.add(*counted)
+        tally.read()
 
     @abstractmethod
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with its part of a bool mask of the local atoms."""
 
-    def count_exchanged(self, alive: Tensor, share: float) -> int:
+    def count_exchanged(self, kept: int, share: float) -> int:
         """Return how many atoms regrowth exchanges.
 
         Args:
-            alive: Which local atoms are kept.
+            kept: Number of kept atoms.
             share: Fraction of the kept atoms, in [0, 1].
         """
-        kept = int(sum_shards(alive.sum(), self.shard))
         return min(round(share * kept), self.total - kept, kept - self.rows)
 
     def choose_exchange(
-        self, alive: Tensor, exchanged: int, *, drop: Scores, grow: Scores
+        self, alive: Tensor, kept: int, exchanged: int, *, drop: Scores, grow: Scores
     ) -> Tensor:
         """Choose the mask after a number of kept atoms is dropped and as many others grow.
 
         Args:
             alive: Which local atoms are kept before.
+            kept: Number of atoms that are kept before, also of other processes.
             exchanged: Number of atoms to exchange.
             drop: The atoms of the lowest scores are dropped.
             grow: The atoms of the highest scores grow; those that are dropped come last.
@@ -236,7 +255,6 @@ class Group(ABC):
         Returns:
             A bool mask of the local atoms that keeps as many as before.
         """
-        kept = int(sum_shards(alive.sum(), self.shard))
         scores = self.rank(drop).masked_fill(~alive, -math.inf)
         if self.rows:
             scores.masked_fill_(self.find_row_holders(scores), math.inf)
@@ -244,9 +262,22 @@ class Group(ABC):
         scores = self.rank(grow).masked_fill(alive & ~survivors, torch.finfo(scores.dtype).min)
         scores.masked_fill_(survivors, math.inf)
         protected, allowed = self.find_bounds(scores, torch.ones_like(alive), kept)
-        if int(sum_shards((survivors | protected).sum(), self.shard)) <= kept:
-            scores.masked_fill_(protected, math.inf)
+        needed = sum_shards(count_pieces(survivors | protected), self.shard)
+        scores.masked_fill_(protected & (needed.to(protected.device) <= kept), math.inf)
         return self.choose_local(scores.masked_fill_(~allowed & ~survivors, -math.inf), kept)
+
+    def foresee_exchange(self, alive: Tensor, atoms: Tensor) -> Iterator[Counted]:
+        """Yield numbers that hold after regrowth; then they are to be taken.
+
+        Args:
+            alive: Which local atoms are kept before.
+            atoms: Which local atoms are kept after.
+        """
+        members = zip(self.spread(alive), self.spread(atoms), strict=True)
+        for (member, before), (_, after) in members:
+            changed = count_pieces(before, after, join=torch.ne)
+            counts = torch.stack([count_pieces(after), changed])
+            yield counts, member.shard, member.note_changed
 
     def regrow(self, atoms: Tensor) -> None:
         """Take over a bool mask of the local atoms; pruned weights that it keeps grow from 0."""
@@ -278,3 +309,11 @@ class Group(ABC):
     def share_due(self, due: int, local: Tensor) -> float:
         """Return the share of the local atoms in a number of atoms, in proportion."""
         return due if self.shard is None else due * local.numel() / self.total
+
+
+def count_atoms(groups: Iterable[Group]) -> None:
+    """Count the atoms of all groups whose masks have changed, so that the host waits once."""
+    tally = Tally()
+    for group in groups:
+        group.ask(tally)
+    tally.read()

@@ -1,11 +1,13 @@
 """Revival: pruned weights that are no longer 0, and the traces of the code that wrote them."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_prune.engine.tally import Tally
 from lightning_prune.engine.zero_keeper import ZeroKeeper
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.shards import local_part, sum_by_tensor
@@ -16,13 +18,39 @@ def find_revived(tensors: Sequence[PrunedTensor]) -> dict[PrunedTensor, int]:
 
     This reads each weight once. With sharded parameters all processes must call this together.
     """
-    pruned = [tensor for tensor in tensors if tensor.kept < tensor.total]
-    if not pruned:
+    counts = _count_revived(tensors)
+    if not counts:
         return {}
-    counts = [tensor.mask.count_revived(tensor.weights) for tensor in pruned]
-    shards = [tensor.shard for tensor in pruned]
-    table = sum_by_tensor(list(zip(counts, shards, strict=True))).tolist()
-    return {tensor: count for tensor, count in zip(pruned, table, strict=True) if count}
+    table = sum_by_tensor([(count, tensor.shard) for tensor, count in counts.items()]).tolist()
+    return {tensor: count for tensor, count in zip(counts, table, strict=True) if count}
+
+
+def ask_revived(
+    tensors: Sequence[PrunedTensor],
+    tally: Tally,
+    react: Callable[[Mapping[PrunedTensor, int]], None],
+) -> None:
+    """Let a tally find whole tensors with pruned weights that are not 0, as `find_revived` does.
+
+    Args:
+        tensors: The tensors.
+        tally: Counts the weights.
+        react: Called with the number for each tensor that has such weights.
+    """
+    counts = _count_revived(tensors)
+
+    def take(*numbers: int) -> None:
+        react({tensor: n for tensor, n in zip(counts, numbers, strict=True) if n})
+
+    if counts:
+        first, *_ = counts.values()
+        tally.add(torch.stack([count.to(first.device) for count in counts.values()]), None, take)
+
+
+def _count_revived(tensors: Sequence[PrunedTensor]) -> dict[PrunedTensor, Tensor]:
+    """Return the number of local pruned weights that are not 0, for tensors with pruned weights."""
+    pruned = [tensor for tensor in tensors if tensor.kept < tensor.total]
+    return {tensor: tensor.mask.count_revived(tensor.weights) for tensor in pruned}
 
 
 def describe_revival(

@@ -4,10 +4,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lightning_prune.engine.tally import Tally
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.chunks import count_not_finite
@@ -174,17 +176,13 @@ class ScoreBook:
             if self._left[tensor.name] <= 0:
                 self._scores.pop(tensor.name, None)
 
-    def check(self) -> None:
-        """Raise ValueError if scores on accelerators are NaN or infinite; wait once for all."""
-        counts = [bad.count for bad in self._held]
+    def ask(self, tally: Tally) -> None:
+        """Let a tally raise ValueError if scores on accelerators are NaN or infinite."""
+        for bad in self._held:
+            tally.add(bad.count, None, bad.refuse)
         if self._in_place:
-            counts.append(count_not_finite([scores.pieces() for scores in self._in_place]))
-        if counts:
-            numbers = torch.stack([count.to(counts[0].device) for count in counts]).tolist()
-            for bad, number in zip(self._held, numbers, strict=False):
-                bad.refuse(number)
-            for scores in self._in_place if numbers[-1] else ():
-                scores.check()
+            count = count_not_finite([scores.pieces() for scores in self._in_place])
+            tally.add(count, None, partial(_check_all, self._in_place))
         self._held, self._in_place = [], []
 
     def _read(self, tensor: PrunedTensor, criterion: Criterion) -> TensorScores:
@@ -198,3 +196,9 @@ class ScoreBook:
             self._in_place.append(scores)
         self._scores[tensor.name].append((criterion, scores))
         return scores
+
+
+def _check_all(scores: Iterable[TensorScores], number: int) -> None:
+    """Raise ValueError, naming the tensor, if a number of scores are NaN or infinite."""
+    for of_tensor in scores if number else ():
+        of_tensor.check()

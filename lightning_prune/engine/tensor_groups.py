@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from lightning_prune.engine.choices import Settled
 from lightning_prune.engine.groups import Group, Scores
+from lightning_prune.engine.tally import Counted
 from lightning_prune.models.sharding import find_class
 from lightning_prune.recipe.tensor import PrunedTensor
 
@@ -62,6 +64,13 @@ class TensorGroup(Group):
     def nonzero(self) -> Tensor:
         """Return which local atoms have a weight that is not 0."""
         return self._find_any(self.members[0].weights != 0)
+
+    def foresee(self, choice: Settled) -> Iterator[Counted]:
+        """Yield how many weights the tensor keeps after a mask; a threshold is counted later."""
+        if isinstance(choice, Tensor):
+            for member, weights in self.spread(choice):
+                count = member.mask.compare if self.may_return else member.mask.count_with
+                yield count(weights), member.shard, member.note_changed
 
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield the tensor with the mask of its weights."""

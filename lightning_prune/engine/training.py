@@ -61,12 +61,12 @@ class Training:
         self.due_points = DuePoints(
             recipe.schedule, regrow, may_go_back=may_go_back, goes_on=goes_on
         )
-        self.updates = Updates(recipe)
+        self._zeros = ZeroWatch(recipe.on_revival)
+        self.updates = Updates(recipe, self._zeros)
         self._optimizers: list[Optimizer] = []
         self._is_untrained: Callable[[Optimizer], bool]  # changes no weight, or is a trial
         self._ownerships: list[Ownership] = []
         self._hooks = StepHooks(self.begin_step, self._after_step)
-        self._zeros = ZeroWatch(recipe.on_revival)
         self._gradients = GradientGuard(recipe)
         self._copies = DenseCopies(recipe)
         self.next_atoms = NextAtoms(recipe)
@@ -152,7 +152,7 @@ class Training:
         if is_first:
             is_due = self.due_points.is_due(index)
             if is_due:
-                self.inspect()
+                self.inspect(updates=not self._copies.is_on)
             self._zeros.keepers[index].clear()
             with self._copies.show(index):
                 self._observe(optimizer, is_due=is_due and not self._copies.is_on)
@@ -179,7 +179,7 @@ class Training:
         """Update the masks if an update is due; return whether a due point was passed."""
         if not self.due_points.is_due(self.index(optimizer)):
             return False
-        self.inspect()
+        self.inspect(updates=True)
         return self._update(optimizer)
 
     def mask(self, optimizer: Optimizer) -> None:
@@ -203,10 +203,10 @@ class Training:
         for index in range(len(self._optimizers)):
             self.due_points.look_again(index, has_joined=True)
 
-    def inspect(self) -> None:
-        """Look for layers that were replaced, and for pruned weights that are not 0."""
+    def inspect(self, *, updates: bool = False) -> None:
+        """Look for replaced layers, and for pruned weights that are not 0; an update may follow."""
         self._look_at_model()
-        self._zeros.inspect(self.tensors)
+        self._zeros.inspect(self.tensors, defers=updates)
 
     def _update(self, optimizer: Optimizer, *, renews: bool = False) -> bool:
         """Update the masks; return whether a due point was passed for the first time."""

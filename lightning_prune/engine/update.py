@@ -1,21 +1,23 @@
 """One update of the masks: score, allocate, choose, mask, clear."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.engine.choices import Choice, Settled, settle, settle_held
 from lightning_prune.engine.division import Division
-from lightning_prune.engine.groups import Group, Scores
+from lightning_prune.engine.groups import Group, Scores, count_atoms
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.scores import ScoreBook
+from lightning_prune.engine.tally import Counted, Tally
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.recipe import Recipe
-from lightning_prune.recipe.tensor import PrunedTensor, note_pruned, note_renewed
-from lightning_prune.tensors.shards import sum_shards
+from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.parts import count_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,24 @@ class Due:
     renews: bool = False
 
 
-def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, due: Due) -> None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Exchange:
+    """The atoms of a group before and after regrowth.
+
+    Args:
+        group: The group.
+        alive: Which local atoms are kept before.
+        atoms: Which local atoms are kept after.
+    """
+
+    group: Group
+    alive: Tensor
+    atoms: Tensor
+
+
+def update_masks(
+    recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, due: Due, tally: Tally
+) -> None:
     """Prune and regrow the tensors of an optimizer, as far as that is due.
 
     All answers of the user are asked before the first mask changes. So an answer that raises
@@ -51,38 +70,23 @@ def update_masks(recipe: Recipe, pools: Sequence[Pool], optimizer: Optimizer, du
         pools: The pools of this optimizer.
         optimizer: Its statistics of newly pruned or regrown weights are zeroed.
         due: The pruning and the regrowth that are due.
+        tally: Numbers that the host has to read before the first mask changes.
     """
     book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
+    groups = [group for pool in pools for group in pool.groups]
+    count_atoms(groups)
     wanted: list[tuple[Group, Choice]] = []
-    exchanges: list[tuple[Group, Tensor]] = []
     for pool in pools:
-        chosen = _choose(recipe, pool, due, book)
+        wanted += settle_held(_choose(recipe, pool, due, book))
         if due.exchanged is None:
-            wanted += settle_held(chosen)
-        else:
-            settled = settle(chosen)
-            exchanges += _choose_exchanges(recipe, pool, due, book, dict(settled))
-            wanted += settled
-        book.release(pool.tensors)
+            book.release(pool.tensors)
     choices = settle(wanted)
-    book.check()
-    for pool in pools:
-        for group in pool.groups:
-            group.forget_changes()
-    counts: dict[PrunedTensor, Tensor] = {}
-    renewed: dict[PrunedTensor, Tensor] = {}
-    for group, choice in choices:
-        if group.may_return:
-            renewed |= group.renew(choice)
-        else:
-            counts |= group.intersect(choice)
-    note_pruned(counts)
-    note_renewed(renewed)
-    for group, mask in exchanges:
-        group.regrow(mask)
+    exchanges = _choose_exchanges(recipe, pools, due, book, dict(choices))
+    book.ask(tally)
+    _carry_out(groups, choices, exchanges, tally)
     if due.suspends:
         tensors = dict.fromkeys(tensor for pool in pools for tensor in pool.tensors)
-        for tensor in tensors:  # in the same order on all processes, which count together
+        for tensor in tensors:
             if tensor.is_trained:
                 tensor.suspend_mask()
     _clear([tensor for pool in pools for tensor in pool.tensors], optimizer)
@@ -98,15 +102,56 @@ def prune_pool(pool: Pool, target: float, scores: Scores) -> None:
 def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tensor]:
     """Return the atoms that an update would prune, by the name of the group; nothing changes."""
     book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
-    found: dict[str, Tensor] = {}
+    count_atoms(group for pool in pools for group in pool.groups)
+    goes: dict[str, Tensor] = {}
+    numbers: dict[str, int] = {}
+    tally = Tally()
     for pool in pools:
         for group, choice in settle(_choose(recipe, pool, due, book)):
-            goes = group.alive() & ~group.alive_after(choice)
-            if int(sum_shards(goes.sum(), group.shard)):
-                found[group.name] = goes
+            goes[group.name] = group.alive() & ~group.alive_after(choice)
+            count = count_pieces(goes[group.name])
+            tally.add(count, group.shard, partial(numbers.__setitem__, group.name))
         book.release(pool.tensors)
-    book.check()
-    return found
+    book.ask(tally)
+    tally.read()
+    return {name: atoms for name, atoms in goes.items() if numbers[name]}
+
+
+def _carry_out(
+    groups: Sequence[Group],
+    choices: Sequence[tuple[Group, Settled]],
+    exchanges: Sequence[_Exchange],
+    tally: Tally,
+) -> None:
+    """Change the masks, once a tally has found nothing to refuse, and note what has changed."""
+    foreseen: list[Callable[[], None]] = []
+    regrown: list[Callable[[], None]] = []
+
+    def add(numbers: Iterable[Counted], later: list[Callable[[], None]]) -> None:
+        for count, shard, take in numbers:
+            tally.add(count, shard, lambda *found, take=take: later.append(partial(take, *found)))
+
+    for group, choice in choices:
+        add(group.foresee(choice), foreseen)
+    for each in exchanges:
+        add(each.group.foresee_exchange(each.alive, each.atoms), regrown)
+    tally.read()
+    for group in groups:
+        group.forget_changes()
+    counted = Tally()
+    for group, choice in choices:
+        counts = group.renew(choice) if group.may_return else group.intersect(choice)
+        for tensor, count in counts.items():
+            counted.add(count, tensor.shard, tensor.note_changed)
+    for take in foreseen:
+        take()
+    for group in groups:
+        group.ask(counted)
+    counted.read()
+    for each in exchanges:
+        each.group.regrow(each.atoms)
+    for take in regrown:
+        take()
 
 
 def _choose(recipe: Recipe, pool: Pool, due: Due, book: ScoreBook) -> list[tuple[Group, Choice]]:
@@ -132,18 +177,31 @@ def _is_satisfied(recipe: Recipe, pool: Pool, due: Due, target: float) -> bool:
 
 
 def _choose_exchanges(
-    recipe: Recipe, pool: Pool, due: Due, book: ScoreBook, chosen: dict[Group, Settled]
-) -> list[tuple[Group, Tensor]]:
+    recipe: Recipe, pools: Sequence[Pool], due: Due, book: ScoreBook, chosen: dict[Group, Settled]
+) -> list[_Exchange]:
     """Choose the masks after regrowth, which follows the pruning of the same update."""
     if recipe.regrow is None or due.exchanged is None:
         return []
-    found: list[tuple[Group, Tensor]] = []
-    for group in pool.groups:
-        alive = group.alive_after(chosen[group]) if group in chosen else group.alive()
-        if exchanged := group.count_exchanged(alive, due.exchanged):
-            drop = book.read(group.members, recipe.chosen_criterion)
-            grow = book.read(group.members, recipe.regrow.criterion)
-            found.append((group, group.choose_exchange(alive, exchanged, drop=drop, grow=grow)))
+
+    def find_alive(group: Group) -> Tensor:
+        return group.alive_after(chosen[group]) if group in chosen else group.alive()
+
+    kept: dict[Group, int] = {}
+    tally = Tally()
+    for group in (group for pool in pools for group in pool.groups):
+        count = count_pieces(find_alive(group))
+        tally.add(count, group.shard, partial(kept.__setitem__, group))
+    tally.read()
+    found: list[_Exchange] = []
+    for pool in pools:
+        for group in pool.groups:
+            if exchanged := group.count_exchanged(kept[group], due.exchanged):
+                alive = find_alive(group)
+                drop = book.read(group.members, recipe.chosen_criterion)
+                grow = book.read(group.members, recipe.regrow.criterion)
+                atoms = group.choose_exchange(alive, kept[group], exchanged, drop=drop, grow=grow)
+                found.append(_Exchange(group=group, alive=alive, atoms=atoms))
+        book.release(pool.tensors)
     return found
 
 

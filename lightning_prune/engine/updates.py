@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 from lightning_prune.engine.due_points import DuePoints
 from lightning_prune.engine.enrolment import Enrolment
 from lightning_prune.engine.update import Due, update_masks
+from lightning_prune.engine.zero_watch import ZeroWatch
 from lightning_prune.recipe.recipe import Recipe
 
 
@@ -15,6 +16,7 @@ class Updates:
 
     Args:
         recipe: The answers.
+        zeros: Looks for pruned weights that are not 0, before an update.
 
     Attributes:
         number: Number of updates that were due.
@@ -22,10 +24,10 @@ class Updates:
         changed: Share of each group that the last update changed, by name.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, zeros: ZeroWatch) -> None:
         self.number = self.choices = 0
         self.changed: Mapping[str, float] = {}
-        self._recipe = recipe
+        self._recipe, self._zeros = recipe, zeros
 
     def count(self, changed: Mapping[str, float]) -> None:
         """Count an update that changed these shares of the groups."""
@@ -54,7 +56,7 @@ class Updates:
         is_new = regrowing is not None or not is_pruned
         due = self._find_due(index, enrolment, points, is_new=is_new, renews=renews)
         pools = [pool for pool in enrolment.pools if pool.optimizer == index]
-        update_masks(self._recipe, pools, optimizer, due)
+        update_masks(self._recipe, pools, optimizer, due, self._zeros.take_tally())
         points.note_served(index, pruning, regrowing)
         if due.pruned is not None:
             for tensor in (tensor for pool in pools for tensor in pool.tensors):

@@ -96,7 +96,7 @@ class WeightGroup(TensorGroup):
         member = self.members[0]
         if isinstance(choice, Tensor):
             member.mask.intersect(member.output_first(choice))
-            return {member: member.mask.count()}
+            return {}
         mask, counts = member.mask.transpose(0, member.output_axis), []
         for rows, kept in self._cut_pieces(choice):
             piece = mask[rows]
@@ -111,8 +111,9 @@ class WeightGroup(TensorGroup):
         member = self.members[0]
         mask, counts = member.mask.transpose(0, member.output_axis), []
         for rows, kept in self._cut_pieces(choice):
-            piece = mask[rows]
-            counts.append(piece.renew(kept.view(piece.shape)))
+            piece, kept = mask[rows], kept.view(mask[rows].shape)
+            counts.append(piece.compare(kept))
+            piece.set(kept)
         return {member: torch.stack(counts).sum(0)}
 
     def _cut(self, scores: TensorScores, value: float, ties: int | None) -> Settled:
@@ -183,9 +184,8 @@ class WeightAtoms(Atoms):
         return choose_best(ranked.view(self._mask.shape), self.floor)
 
     @property
-    def protected_scores(self) -> Tensor:
+    def protected_part(self) -> None:
         """None: the best weight needs no protection, as `part` says."""
-        return torch.zeros(0, device=self._mask.device)
 
     @property
     def allowed(self) -> Tensor:

@@ -1,6 +1,6 @@
-"""Whole copies of sharded modules, for what cannot be found out from shards."""
+"""Whole copies of sharded modules, for questions that shards cannot answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -14,32 +14,37 @@ from lightning_prune.tensors.shards import find_shard, gather_whole, is_sharded,
 
 Found = TypeVar("Found")
 
+_CUTTING = "torch.distributed.fsdp", "torch.distributed.tensor"
+"""The parts of torch whose hooks gather and cut."""
+
 
 def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Found:
-    """Return what a function finds in a module; of a sharded module, in a whole copy.
+    """Return the answer of a function of a module; of a sharded module, of a whole copy.
 
-    The first process makes the copy on the CPU, and frees it at the end. It sends the others what
-    it has found, so all processes go on with the same. Parameters travel one by one, once: as much
-    as in a forward pass.
+    The first process makes the copy on the CPU, and frees it at the end. It sends the answer to the
+    others, so all processes go on with the same answer. Parameters are summed up one by one, from
+    parts that are 0 elsewhere: about twice the traffic of a forward pass.
 
     Args:
         module: The module; if it is sharded, all processes call this together.
-        find: Finds an object that can be pickled; it leaves the module as it is.
+        find: Returns an answer that can be pickled; it leaves the module as it is.
 
     Raises:
-        Exception: What ``find`` raises, on all processes.
+        Exception: The error of ``find``, on all processes. In the others it is a ValueError or a
+            RuntimeError.
     """
     if not has_shards(module):
         return find(module)
-    outcome: list[Any] = [None, None]
-    whole = _copy_whole(module, is_wanted=torch.distributed.get_rank() == 0)
-    if whole is not None:
+    is_first = torch.distributed.get_rank() == 0
+    whole = _gather_tensors(module, is_wanted=is_first)
+    found, error = None, None
+    if is_first:
         try:
-            outcome[0] = find(whole)
-        except Exception as error:  # of the model's own code
-            outcome[1] = error
+            found = find(_copy_without_shards(module, whole))
+        except Exception as raised:  # of the model's own code
+            error = raised
     del whole
-    shared: Found = _share(*outcome)
+    shared: Found = _share(found, error)
     return shared
 
 
@@ -49,9 +54,9 @@ def copy_whole(module: nn.Module) -> nn.Module:
     Args:
         module: The module; if it is sharded, all processes call this together.
     """
-    whole = _copy_whole(module, is_wanted=True) if has_shards(module) else deepcopy(module)
-    assert whole is not None
-    return whole
+    if not has_shards(module):
+        return deepcopy(module)
+    return _copy_without_shards(module, _gather_tensors(module, is_wanted=True))
 
 
 def has_shards(module: nn.Module) -> bool:
@@ -64,8 +69,8 @@ def refuse_shards(module: nn.Module, *, wanted: str, remedy: str) -> None:
 
     Args:
         module: The module.
-        wanted: Words for what needs whole parameters.
-        remedy: Words for what works.
+        wanted: Words for the feature that needs whole parameters.
+        remedy: Words for the features that work.
 
     Raises:
         ValueError: If a parameter is sharded.
@@ -79,11 +84,11 @@ def refuse_shards(module: nn.Module, *, wanted: str, remedy: str) -> None:
 
 
 def _share(found: Any, error: Exception | None) -> Any:
-    """Return in all processes what the first process has found, or raise the error."""
+    """Return the answer of the first process in all processes, or raise the error there."""
     is_first = torch.distributed.get_rank() == 0
     told = None if error is None else (isinstance(error, ValueError), str(error))
     message = [found, told]
-    torch.distributed.broadcast_object_list(message)
+    torch.distributed.broadcast_object_list(message, src=0)
     found, told = message
     if is_first and error is not None:
         raise error
@@ -93,23 +98,21 @@ def _share(found: Any, error: Exception | None) -> Any:
     return found
 
 
-def _copy_whole(module: nn.Module, *, is_wanted: bool) -> nn.Module | None:
-    """Return a copy with whole parameters on the CPU; None in a process that wants no copy."""
+def _gather_tensors(module: nn.Module, *, is_wanted: bool) -> dict[int, Tensor]:
+    """Return sharded tensors as whole tensors on the CPU, by id; nothing where nothing is wanted.
+
+    All processes call this together.
+    """
     reshard(module)
-    known: dict[int, Any] = {}
+    known: dict[int, Tensor] = {}
     for tensor in _find_sharded(module):
-        values = gather_whole(local_part(tensor), find_shard(tensor))
+        whole = gather_whole(local_part(tensor), find_shard(tensor))
         if is_wanted:
-            whole = values.cpu()
-            is_parameter = isinstance(tensor, nn.Parameter)
-            known[id(tensor)] = (
-                nn.Parameter(whole, requires_grad=tensor.requires_grad) if is_parameter else whole
-            )
-    if not is_wanted:
-        return None
-    copied = _copy_without_shards(module, known).cpu()
-    _remove_hooks(copied)
-    return copied
+            known[id(tensor)] = whole.cpu()
+            if isinstance(tensor, nn.Parameter):
+                trains = tensor.requires_grad
+                known[id(tensor)] = nn.Parameter(known[id(tensor)], requires_grad=trains)
+    return known
 
 
 def _find_sharded(module: nn.Module) -> list[Tensor]:
@@ -121,16 +124,17 @@ def _find_sharded(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in found.values() if is_sharded(tensor)]
 
 
-def _copy_without_shards(module: nn.Module, known: dict[int, Any]) -> nn.Module:
-    """Return a deep copy that uses known copies; torch refuses to copy the classes of FSDP2.
+def _copy_without_shards(module: nn.Module, whole: Mapping[int, Tensor]) -> nn.Module:
+    """Return a deep copy on the CPU; torch refuses to copy the classes of FSDP2.
 
     Args:
         module: The module.
-        known: Copies of parts, by the ids of the parts.
+        whole: The whole tensors, by the ids of the sharded tensors.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
+    known: dict[int, Any] = dict(whole)
     sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
     for part in module.modules():
         meshes = (value for value in vars(part).values() if isinstance(value, DeviceMesh))
@@ -142,19 +146,21 @@ def _copy_without_shards(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     for part in sharded:
         reduced: Any = part.__reduce_ex__(2)  # by which `deepcopy` copies any object
         known[id(part)].__setstate__(deepcopy(reduced[2], known))
-    return copy_module(module, known)
+    copied = copy_module(module, known).cpu()
+    _remove_hooks(copied)
+    return copied
 
 
 class _Nothing:
-    """Stands for what only shards have."""
+    """Stands for the state that only shards have."""
 
 
 def _remove_hooks(module: nn.Module) -> None:
-    """Remove the hooks by which FSDP2 and tensor parallelism gather and cut."""
+    """Remove the hooks of FSDP2 and of tensor parallelism."""
     for part in module.modules():
         registers = [value for name, value in vars(part).items() if name.endswith("_hooks")]
         for hooks in registers:
             for key, hook in list(hooks.items()) if isinstance(hooks, dict) else ():
                 function = getattr(hook, "hook", hook)  # torch wraps those of loading
-                if str(function.__module__).startswith("torch.distributed."):
+                if str(function.__module__).startswith(_CUTTING):
                     del hooks[key]

@@ -143,8 +143,8 @@ class _BaseWeight:
         return MergedLayer(
             name=self.name,
             size=now.numel(),
-            zeros_before=int(pruned.sum()),
-            zeros=int((now == 0).sum()),
+            zeros_before=int(pruned.count_nonzero()),
+            zeros=int((now == 0).count_nonzero()),
             update_norm=update_norm,
             dropped_norm=dropped_norm,
         )

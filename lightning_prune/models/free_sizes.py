@@ -67,6 +67,12 @@ def change_free_sizes(call: Call, free: FreeSizes) -> Call:
     Args:
         call: The arguments of ``forward``.
         free: The free dimensions of each tensor.
+
+    Examples:
+        >>> import torch
+        >>> call = Call((torch.ones(4, 6), torch.ones(5, 2)), {})
+        >>> [list(tensor.shape) for tensor in change_free_sizes(call, [(1,), (0, 1)]).tensors]
+        [[4, 5], [4, 3]]
     """
     dimensions = iter(free)
 

@@ -17,7 +17,7 @@ from lightning_prune.callbacks.namespace import (
 )
 from lightning_prune.callbacks.printing import shows_progress
 from lightning_prune.callbacks.pruning import PruningCallback
-from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
+from lightning_prune.deploy.checkpoints import find_whole_file, read_lightning_checkpoint
 from lightning_prune.engine.pruner import Pruner
 from lightning_prune.models.progress import note_progress, show_progress
 from lightning_prune.models.undisturbed import (
@@ -130,9 +130,13 @@ def validate(
     """
     loggers, trainer.loggers = trainer.loggers, [make_dummy_logger(trainer)]
     try:
-        with keep_generators(), keep_quiet(warned=[_OTHER_CALLBACKS]):
+        with (
+            keep_generators(),
+            keep_quiet(warned=[_OTHER_CALLBACKS]),
+            find_whole_file(ckpt_path) if ckpt_path else nullcontext() as file,
+        ):
             run: Any = trainer.validate
-            results = run(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+            results = run(model, datamodule=datamodule, ckpt_path=file, verbose=False)
     finally:
         trainer.loggers = loggers
     return {name: float(value) for result in results for name, value in result.items()}

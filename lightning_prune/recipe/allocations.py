@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.atoms import Atoms
 from lightning_prune.recipe.old_names import refuse_old_names
@@ -146,6 +143,7 @@ class GlobalAllocation(Allocation):
             https://arxiv.org/abs/2407.04616. Each kind then has the same sparsity.
 
     Examples:
+        >>> import torch
         >>> from lightning_prune.recipe.atoms import TensorAtoms
         >>> def atoms(*scores):
         ...     scores = torch.tensor(scores)
@@ -206,8 +204,16 @@ class LAMPAllocation(Allocation):
     with it. So no tensor loses all atoms.
 
     Examples:
-        >>> rescale_lamp(torch.tensor([3.0, 1.0, 2.0])).round(decimals=3).tolist()
-        [1.0, 0.071, 0.308]
+        >>> import torch
+        >>> from lightning_prune.recipe.atoms import TensorAtoms
+        >>> def atoms(*scores):
+        ...     scores = torch.tensor(scores)
+        ...     best = scores == scores.max()
+        ...     allowed = torch.ones_like(best)
+        ...     return TensorAtoms(shape=(1, 3), scores=scores, protected=best, allowed=allowed)
+        >>> pool = {"a": atoms(9.0, 8.0, 7.0), "b": atoms(0.3, 0.1, 0.1)}
+        >>> LAMPAllocation()(pool, due=4)
+        {'a': 3, 'b': 1}
     """
 
     needs_scores: ClassVar[bool] = True
@@ -216,17 +222,21 @@ class LAMPAllocation(Allocation):
 
     def __call__(self, atoms: Mapping[str, Atoms], due: int) -> dict[str, int]:
         """Return how many of the ``due`` best atoms of the rescaled pool each tensor has."""
-        if _has_shards(atoms):
-            shares = _search_lamp(atoms, lambda keep: sum(keep.values()) <= due)
-            return {name: share.keep for name, share in shares.items()}
-        return GlobalAllocation()(_rescale_pool(atoms), due)
+        shares = self.share_out_most(atoms, lambda keep: sum(keep.values()) <= due)
+        return {name: share.keep for name, share in shares.items()}
 
     def share_out_most(self, atoms: Mapping[str, Atoms], fits: Fits) -> dict[str, Share]:
         """Return the shares of the largest number to keep that fits, by a single search."""
-        if _has_shards(atoms):
-            return _search_lamp(atoms, fits)
-        shares = GlobalAllocation().share_out_most(_rescale_pool(atoms), fits)
-        return {name: Share(keep=share.keep) for name, share in shares.items()}
+        floor = sum(tensor.floor for tensor in atoms.values())
+        caps = [tensor.cap for tensor in atoms.values()]
+
+        def fits_between(counts: Sequence[int]) -> bool:
+            return sum(counts) <= floor or fits(dict(zip(atoms, counts, strict=True)))
+
+        if fits_between(caps):
+            return {name: Share(keep=tensor.cap) for name, tensor in atoms.items()}
+        pool = [_read_lamp_part(tensor) for tensor in atoms.values()]
+        return dict(zip(atoms, ranking.share_out_lamp(pool, fits_between), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,49 +277,10 @@ class ERKAllocation(Allocation):
         return divide_in_proportion(atoms, proportions, due)
 
 
-def rescale_lamp(scores: Tensor) -> Tensor:
-    """Divide the square of each score by the sum of all squares at least as large.
-
-    Args:
-        scores: Scores of any shape, at least 0.
-
-    Returns:
-        Rescaled scores of the same shape, in double precision, in [0, 1].
-    """
-    squares = scores.double().flatten().square()
-    values, order = squares.sort(descending=True, stable=True)
-    sums = values.cumsum(0)
-    # Equal squares share the sum up to the last equal square.
-    last_of_run = torch.searchsorted(-values, -values, right=True) - 1
-    rescaled = torch.where(values > 0, values / sums[last_of_run], 0.0)
-    return torch.empty_like(rescaled).scatter_(0, order, rescaled).view(scores.shape)
-
-
-def _rescale_pool(atoms: Mapping[str, Atoms]) -> dict[str, Atoms]:
-    return {
-        name: tensor.rescore(rescale_lamp(tensor.scores.masked_fill(~tensor.allowed, 0)))
-        for name, tensor in atoms.items()
-    }
-
-
-def _has_shards(atoms: Mapping[str, Atoms]) -> bool:
-    return any(tensor.shard is not None for tensor in atoms.values())
-
-
-def _search_lamp(atoms: Mapping[str, Atoms], fits: Fits) -> dict[str, Share]:
-    """Return the shares of the highest LAMP scores that fit, or those of the floors."""
-    floor = sum(tensor.floor for tensor in atoms.values())
-    caps = [tensor.cap for tensor in atoms.values()]
-
-    def fits_between(counts: Sequence[int]) -> bool:
-        return sum(counts) <= floor or fits(dict(zip(atoms, counts, strict=True)))
-
-    if fits_between(caps):
-        return {name: Share(keep=tensor.cap) for name, tensor in atoms.items()}
-    pool = [
-        LampPart(part=tensor.part, protected=tensor.protected_scores) for tensor in atoms.values()
-    ]
-    return dict(zip(atoms, ranking.share_out_lamp(pool, fits_between), strict=True))
+def _read_lamp_part(atoms: Atoms) -> LampPart:
+    protected = atoms.protected_part
+    held = 0 if protected is None else atoms.floor
+    return LampPart(part=atoms.part, held=held, allowed=atoms.cap, protected=protected)
 
 
 def _divide_by_savings(atoms: Mapping[str, Atoms]) -> list[Part]:

@@ -2,6 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,9 +51,11 @@ class Atoms(ABC):
         """Bool mask of the atoms that may be kept: not pruned, and allowed by the pattern."""
 
     @property
-    def protected_scores(self) -> Tensor:
-        """The scores of the local atoms that `part` shows at +inf, flat."""
-        return self.scores[self.protected]
+    def protected_part(self) -> Part | None:
+        """The scores of the atoms at +inf in `part`, and -inf elsewhere; None without any."""
+        if not self.floor:
+            return None
+        return Part.of(self.scores, self.shard, pruned=~self.protected)
 
     def rank(self) -> Tensor:
         """Return the scores with protected atoms at +inf and forbidden atoms at -inf."""
@@ -120,6 +124,50 @@ class TensorAtoms(Atoms):
     def allowed(self) -> Tensor:
         """Bool mask of the atoms that may be kept."""
         return self._allowed
+
+
+class PlannedAtoms(Atoms):
+    """Atoms of a tensor that a plan counts; the masks are made when they are first read.
+
+    Args:
+        shape: Shape of the tensor as ``(output, input, ...)``.
+        shard: Place of the local atoms in a sharded tensor; None if they are the whole tensor.
+        total: Number of atoms of the whole tensor.
+        counts: Numbers of protected and of allowed atoms.
+        read: Returns the same atoms with scores and masks.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...],
+        shard: Shard | None,
+        total: int,
+        counts: tuple[int, int],
+        read: Callable[[], Atoms],
+    ) -> None:
+        self.shape, self.shard, self.total = shape, shard, total
+        self.floor, self.cap = counts
+        self._read = read
+
+    @property
+    def scores(self) -> Tensor:
+        """Equal scores."""
+        return self._atoms.scores
+
+    @property
+    def protected(self) -> Tensor:
+        """Bool mask of the atoms that are kept at any score."""
+        return self._atoms.protected
+
+    @property
+    def allowed(self) -> Tensor:
+        """Bool mask of the atoms that may be kept."""
+        return self._atoms.allowed
+
+    @cached_property
+    def _atoms(self) -> Atoms:
+        return self._read()
 
 
 def count_bounds(protected: Tensor, allowed: Tensor, shard: Shard | None) -> tuple[int, int]:

@@ -98,6 +98,21 @@ class NMPattern(Pattern):
             return n_best, n_best
         return torch.zeros_like(alive), n_best
 
+    def count_fitting(self, alive: Tensor) -> Tensor:
+        """Return how many atoms stay if each group keeps at most n, as a tensor."""
+        groups = alive.movedim(1, -1).reshape(-1, self.m)
+        dtype = torch.uint8 if self.m < 256 else torch.int64  # torch copies into this dtype
+        return groups.sum(1, dtype=dtype).clamp_(max=self.n).sum()
+
+    def count_bounds(
+        self, total: int, alive: int, fitting: int, due: float
+    ) -> tuple[int, int] | None:
+        """Return how many atoms are protected and allowed, as `bounds` chooses them."""
+        if type(self).bounds is not NMPattern.bounds:  # a subclass may have others
+            return None
+        held = fitting if due * self.m >= total * self.n else 0
+        return held, alive if due * self.m > total * self.n else fitting
+
     def is_satisfied(self, alive: Tensor, due: float) -> bool:
         """Whether at most n of each m are alive, or more than n/m are due."""
         groups = alive.movedim(1, -1).reshape(-1, self.m).sum(1)

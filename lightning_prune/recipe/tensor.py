@@ -1,6 +1,6 @@
 """A parameter under pruning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.tensors.masks import Mask
-from lightning_prune.tensors.shards import Shard, local_part, sum_by_tensor, sum_shards
+from lightning_prune.tensors.parts import reads_at_once
+from lightning_prune.tensors.shards import Shard, local_part, sum_shards
 
 
 @dataclass(kw_only=True, eq=False)
@@ -105,6 +106,16 @@ class PrunedTensor:
         if self.rest is None:
             self.rest = torch.zeros_like(self.weights)
 
+    def note_changed(self, kept: int, changed: int | None = None) -> None:
+        """Note the number of weights that the mask keeps now, and the number of changed weights.
+
+        Args:
+            kept: Number of kept weights of the whole tensor.
+            changed: Number of changed weights; None if the mask has only pruned.
+        """
+        self.changes += self.kept - kept if changed is None else changed
+        self.kept = kept
+
     def count_kept(self) -> None:
         """Count the kept weights of the whole tensor from the mask."""
         self.kept = int(sum_shards(self.mask.count(), self.shard))
@@ -123,25 +134,36 @@ class PrunedTensor:
     def prune_to(self, mask: Tensor) -> None:
         """Prune the weights that are False in a bool mask, which may broadcast."""
         self.mask.intersect(mask)
-        note_pruned({self: self.mask.count()})
+        self.note_changed(int(sum_shards(self.mask.count(), self.shard)))
 
     def regrow_to(self, mask: Tensor) -> None:
         """Adopt a bool mask; pruned weights that the new mask keeps grow from 0."""
         self.mask.apply(self.weights)
-        self.changes += int(sum_shards((self.mask.kept ^ mask).sum(), self.shard))
         self.mask.set(mask)
-        self.count_kept()
+
+    def keep_all(self) -> None:
+        """Keep all weights; pruned weights grow from 0."""
+        self.regrow_to(torch.ones((), dtype=torch.bool, device=self.mask.device))
+        self.note_changed(self.total, self.total - self.kept)
 
     def suspend_mask(self) -> None:
         """Keep all weights, and remember the mask; pruned weights grow from 0."""
         self.suspended = self.mask.kept
-        self.regrow_to(torch.ones_like(self.suspended))
+        self.keep_all()
 
     def resume_mask(self) -> None:
         """Prune again by the mask that was suspended, if any."""
         if self.suspended is not None:
             self.prune_to(self.suspended)
             self.suspended = None
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether the host reads a number of the tensor at once, without a wait for other work.
+
+        Processes with shards count as such: they send each other the numbers in turn.
+        """
+        return self.shard is not None or reads_at_once(self.mask.device)
 
     @property
     def weights(self) -> Tensor:
@@ -189,31 +211,3 @@ class PrunedTensor:
     def output_first(self, tensor: Tensor) -> Tensor:
         """Return a view with the output axis first; a second call restores the order."""
         return tensor.transpose(0, self.output_axis)
-
-
-def note_pruned(counts: Mapping[PrunedTensor, Tensor]) -> None:
-    """Note how many weights tensors keep after pruning; processes exchange one message a layout.
-
-    Args:
-        counts: The number of kept local weights of each tensor.
-    """
-    if not counts:
-        return
-    numbers = sum_by_tensor([(count, each.shard) for each, count in counts.items()])
-    for tensor, number in zip(counts, numbers.tolist(), strict=True):
-        tensor.changes += tensor.kept - number
-        tensor.kept = number
-
-
-def note_renewed(counts: Mapping[PrunedTensor, Tensor]) -> None:
-    """Note how many weights tensors keep after a choice among all weights.
-
-    Args:
-        counts: The number of kept local weights of each tensor, and the number of changed weights.
-    """
-    if not counts:
-        return
-    numbers = sum_by_tensor([(count, each.shard) for each, count in counts.items()])
-    for tensor, (kept, changed) in zip(counts, numbers.tolist(), strict=True):
-        tensor.changes += changed
-        tensor.kept = kept

@@ -52,5 +52,5 @@ def measure_parameters(model: nn.Module, *, removed: bool) -> int:
     parameters = list(model.parameters())
     if removed or not parameters:
         return sum(parameter.numel() for parameter in parameters)
-    counts = [((local_part(each) != 0).sum().cpu(), find_shard(each)) for each in parameters]
+    counts = [(local_part(each).count_nonzero().cpu(), find_shard(each)) for each in parameters]
     return int(sum_by_tensor(counts).sum())

@@ -75,7 +75,8 @@ def _count_zeros(weights: nn.Module | Tensor | Iterable[Tensor]) -> tuple[Tensor
         weights = prunable_weights(weights).values()
     tensors = [weights] if isinstance(weights, Tensor) else list(weights)
     zeros = [
-        sum_shards((local_part(tensor) == 0).sum(), find_shard(tensor)).cpu() for tensor in tensors
+        sum_shards((local_part(tensor) == 0).count_nonzero(), find_shard(tensor)).cpu()
+        for tensor in tensors
     ]
     entries = sum(tensor.numel() for tensor in tensors)
     return (torch.stack(zeros).sum() if zeros else torch.tensor(0, device="cpu")), entries

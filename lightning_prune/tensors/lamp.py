@@ -1,4 +1,4 @@
-"""LAMP over shards: the scores of all tensors are compared by histograms of their squares."""
+"""LAMP: the scores of all tensors are compared by histograms of their squares."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.parts import Part, Threshold, find_dtype
+from lightning_prune.tensors.parts import Part, Threshold, find_dtype, reads_at_once
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import sum_by_tensor
 
-_BINS = 256  # of each tensor in a pass
-_KEYS = {torch.float32: (torch.int32, np.int32), torch.float64: (torch.int64, np.int64)}
-_FLOATS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+_FRACTION = 52  # the bits of a double that hold the fraction
+_HALF = 27  # a square has twice as many bits; a sum of halves has room for 2**36 values
+_SLICE = 1 << 20  # the number of values that are counted at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys:
+    """Whole numbers in the order of values: the bits of a double without the bits that are 0.
+
+    Args:
+        unused: The number of low bits that are 0 in each value.
+        least: The exponent of the least value whose square counts.
+        end: The exponent that no finite value has.
+        bins: Number of bins of each tensor in a pass.
+    """
+
+    unused: int
+    least: int
+    end: int
+    bins: int
+
+    @property
+    def shift(self) -> int:
+        """The bits of a key that hold the fraction: no bin is wider, so it has an exponent."""
+        return _FRACTION - self.unused
+
+
+_KEYS = {
+    torch.float32: _Keys(unused=29, least=1023 - 149, end=1023 + 128, bins=512),
+    torch.float64: _Keys(unused=0, least=1023 - 538, end=1023 + 1024, bins=2048),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,13 +50,18 @@ class LampPart:
     """The local part of a tensor whose scores LAMP compares with those of other tensors.
 
     Args:
-        part: The scores to rank: at least 0, -inf where a weight is pruned, and +inf where it is
-            kept at any score.
-        protected: The scores of the weights at +inf, which are in the sums of squares, too.
+        part: The scores to rank: at least 0, -inf where an atom must not stay, and +inf where it
+            is kept at any score.
+        held: Number of scores at +inf in the whole tensor.
+        allowed: Number of scores above -inf in the whole tensor.
+        protected: The scores of the atoms at +inf, which are in the sums of squares, too, and -inf
+            elsewhere; None if no atom is at +inf.
     """
 
     part: Part
-    protected: Tensor
+    held: int
+    allowed: int
+    protected: Part | None = None
 
 
 def find_lamp_thresholds(pool: Sequence[LampPart], fits: Fits) -> list[Threshold]:
@@ -40,29 +73,37 @@ def find_lamp_thresholds(pool: Sequence[LampPart], fits: Fits) -> list[Threshold
 
     It never falls as s grows. So for the edge of a bin, the number of scores above the edge is the
     number of LAMP scores that are at least the edge's. A pass sums up, over all processes, the
-    numbers and the squares in 256 bins of each tensor. Then each tensor goes on with the bins
-    between a LAMP score that fits and a score that does not. A pass sends 4 KiB for each tensor; in
-    single precision there are about six.
+    numbers and the squares in the bins of each tensor. Then each tensor goes on with the bins
+    between a LAMP score that fits and a score that does not. The host waits once a pass for all
+    tensors. In single precision there are about five passes, and a pass sends 12 KiB for each
+    tensor.
+
+    Squares are added up as whole numbers, so a sum does not depend on the order. A LAMP score is
+    the exact quotient, rounded to double precision. So all devices, and any number of processes,
+    find the same. In double precision, squares are rounded first, and a score below
+    :math:`2^{-538}` counts as 0.
 
     Args:
         pool: The tensors.
         fits: Whether numbers to keep fit. It must be true of the numbers at +inf, and false of all
             numbers of scores above -inf.
     """
-    dtype = find_dtype([each.part for each in pool])
-    fields = [_Field(each, dtype) for each in pool]
-    outside = sum_by_tensor([(field.count_outside(), field.shard) for field in fields]).tolist()
-    for field, (protected, zeros) in zip(fields, outside, strict=True):
-        field.above, field.zeros = protected, zeros
+    keys = _KEYS[find_dtype([each.part for each in pool])]
+    fields = [_Field(each, keys) for each in pool]
+    _fill(fields)
+    zeros = [each.allowed - field.total for each, field in zip(pool, fields, strict=True)]
+    if fits([field.total for field in fields]):
+        return [
+            Threshold(value=0.0, above=field.total, at=number)
+            for field, number in zip(fields, zeros, strict=True)
+        ]
     while True:
-        _fill(fields)
-        if fits([field.total for field in fields]):
-            return [Threshold(value=0.0, above=each.total, at=each.zeros) for each in fields]
         low, high = _bracket(fields, fits)
-        if all(field.width == 1 for field in fields):
+        if all(field.is_fine for field in fields):
             return [field.divide(low) for field in fields]
         for field in fields:
             field.narrow(low, high)
+        _fill(fields)
 
 
 def _fill(fields: Sequence["_Field"]) -> None:
@@ -83,59 +124,59 @@ def _bracket(fields: Sequence["_Field"], fits: Fits) -> tuple[float, float]:
 
 
 class _Field:
-    """The scores of a tensor that may be the threshold, by their bits.
+    """The scores of a tensor that may be the threshold, by their keys.
 
     Attributes:
         shard: Place of the local part in the tensor.
         above: Number of weights above the field, with those at +inf.
-        zeros: Number of weights whose squares are 0, which have the LAMP score 0.
-        width: Number of keys in a bin.
         scores: The LAMP score that a score at each edge would have, ascending.
     """
 
-    def __init__(self, tensor: LampPart, dtype: torch.dtype) -> None:
-        self.shard, self.above, self.zeros, self.width = tensor.part.shard, 0, 0, 0
+    def __init__(self, tensor: LampPart, keys: _Keys) -> None:
+        self.shard, self.above = tensor.part.shard, tensor.held
         self.scores = np.zeros(0)
-        self._tensor, self._dtype = tensor, dtype
-        ends = torch.tensor([_find_least_root(dtype), torch.inf], dtype=dtype, device="cpu")
-        self._low, self._high = _to_keys(ends, dtype).tolist()
-        self._squares = 0.0  # the sum above the field
-        self._edges, self._counts, self._sums = (np.zeros(0) for _ in range(3))
+        self._tensor, self._keys = tensor, keys
+        self._low, self._high = keys.least << keys.shift, keys.end << keys.shift
+        self._width = keys.shift  # of a bin, as a power of 2
+        self._squares = 0  # the sum above the field
+        self._edges, self._counts, self._sums = (np.zeros(0, dtype=np.int64) for _ in range(3))
 
     @property
     def total(self) -> int:
         """Number of weights in the field and above."""
         return int(self._counts[0])
 
-    def count_outside(self) -> Tensor:
-        """Return the numbers of local weights at +inf, and of those whose squares are 0."""
-        numbers = [self._tensor.protected.numel(), 0]
-        for values in self._tensor.part.read(1):
-            keys = _to_keys(values, self._dtype)
-            numbers[1] += int(((values >= 0) & (keys < self._low)).sum())
-        return torch.tensor(numbers, device="cpu")
+    @property
+    def is_fine(self) -> bool:
+        """Whether each bin holds a single key."""
+        return self._width == 0
 
     def count(self) -> Tensor:
         """Return the numbers of local weights in the bins, and the sums of their squares."""
-        self.width = max(-(-(self._high - self._low) // _BINS), 1)
-        counts = torch.zeros(2, _BINS, dtype=torch.float64, device="cpu")
+        size = self._high - self._low
+        self._width = min((max(size - 1, 0) // self._keys.bins).bit_length(), self._keys.shift)
+        table = torch.zeros(
+            3, self._keys.bins + 1, dtype=torch.int64, device=self._tensor.part.device
+        )
         for values in self._tensor.part.read(1):
-            self._add(counts, values, is_free=True)
-        self._add(counts, self._tensor.protected, is_free=False)
-        return counts.flatten()
+            self._add(table, values, is_free=True)
+        for values in self._tensor.protected.read(1) if self._tensor.protected else ():
+            self._add(table, values, is_free=False)
+        return table[:, :-1].flatten()
 
     def take(self, row: Any) -> None:
         """Take over the bins of the whole tensor."""
-        counts, squares = row.reshape(2, _BINS)
-        self._edges = self._low + self.width * np.arange(_BINS)
+        bins = self._high - self._low >> self._width
+        counts, upper, lower = row.reshape(3, -1)[:, :bins]
+        self._edges = self._low + (np.arange(bins + 1) << self._width)
         self._counts = np.append(np.cumsum(counts[::-1])[::-1], 0) + self.above
+        exponents = (self._edges >> self._keys.shift) - self._keys.least
+        shifts = (2 * exponents).astype(object)  # Python's whole numbers have any size
+        squares = (upper.astype(object) << _HALF) + lower << shifts[:-1]
         self._sums = np.append(np.cumsum(squares[::-1])[::-1], 0) + self._squares
-        inside = int(np.searchsorted(self._edges, self._high))
-        self._edges = np.append(self._edges[:inside], self._high)
-        self._counts, self._sums = self._counts[: inside + 1], self._sums[: inside + 1]
-        values = self._read_values(self._edges).astype(np.float64)
-        with np.errstate(divide="ignore", over="ignore"):
-            self.scores = values * values / self._sums
+        of_edges = _square(self._edges << self._keys.unused, np.float64).astype(np.int64)
+        pairs = zip(of_edges.astype(object) << shifts, self._sums, strict=True)
+        self.scores = np.array([square / total if total else np.inf for square, total in pairs])
 
     def least(self, score: float) -> int:
         """Return the least number of weights with this LAMP score or a higher one."""
@@ -144,16 +185,18 @@ class _Field:
     def most(self, score: float) -> int:
         """Return the largest number of weights with this LAMP score or a higher one."""
         place = int(np.searchsorted(self.scores, score))
-        # No LAMP score is above 1, also where the edge of an empty bin would have a higher score.
-        is_exact = self.width == 1 or place == len(self.scores) or score > 1
+        # No LAMP score is above 1; the edges above all values would have an infinite score.
+        is_exact = self.is_fine or place == len(self.scores) or score > 1
         return self.least(score) if is_exact else int(self._counts[max(place - 1, 0)])
 
     def narrow(self, low: float, high: float) -> None:
-        """Go on with the bins between a LAMP score that does not fit, and a score that fits."""
-        place = self._find(high)
-        lowest = max(int(np.searchsorted(self.scores, low)) - 1, 0)
+        """Go on between a LAMP score that does not fit, and a score that fits; skip gaps."""
+        highest, lowest = self._find(high), max(int(np.searchsorted(self.scores, low)) - 1, 0)
+        falling = -self._counts
+        place = int(np.searchsorted(falling, falling[highest]))
+        lowest = int(np.searchsorted(falling, falling[min(lowest, highest)], side="right")) - 1
         self._low, self._high = int(self._edges[min(lowest, place)]), int(self._edges[place])
-        self.above, self._squares = int(self._counts[place]), float(self._sums[place])
+        self.above, self._squares = int(self._counts[place]), self._sums[place]
 
     def divide(self, score: float) -> Threshold:
         """Return how a LAMP score divides the tensor, if each bin holds a single key."""
@@ -165,29 +208,32 @@ class _Field:
         """Return the place of the lowest edge with this LAMP score or a higher one."""
         return min(int(np.searchsorted(self.scores, score)), len(self._edges) - 1)
 
-    def _add(self, counts: Tensor, values: Tensor, *, is_free: bool) -> None:
-        """Add values to the numbers and sums of the bins."""
-        values = values.reshape(-1).to(self._dtype)
-        keys = _to_keys(values, self._dtype)
-        inside = (values >= 0) & (keys >= self._low) & (keys < self._high)
-        bins, squares = (keys[inside].long() - self._low) // self.width, values[inside].double()
-        if is_free:
-            counts[0] += torch.bincount(bins, minlength=_BINS).cpu()
-        counts[1] += torch.bincount(bins, weights=squares * squares, minlength=_BINS).cpu()
-
-    def _read_values(self, keys: Any) -> Any:
-        """Return the values of keys."""
-        return keys.astype(_KEYS[self._dtype][1]).view(_FLOATS[self._dtype])
-
-
-def _find_least_root(dtype: torch.dtype) -> float:
-    """Return the least value of a dtype whose square is not 0 in double precision."""
-    if dtype == torch.float32:
-        return 2.0**-149
-    root = 2.0**-537.5  # the square is half of the least number
-    return root if root * root > 0 else float(np.nextafter(root, 1.0))
+    def _add(self, table: Tensor, values: Tensor, *, is_free: bool) -> None:
+        """Add values to the numbers and sums of the bins; the last bin is for all other values."""
+        for piece in torch.split(values, _SLICE):
+            bits = (piece.double() + 0.0).view(torch.int64)  # -0.0 is 0; -inf is below 0
+            keys = bits >> self._keys.unused
+            inside = (keys >= self._low) & (keys < self._high)
+            if reads_at_once(piece.device):
+                bits, bins = bits[inside], keys[inside] - self._low >> self._width
+            else:
+                bins = torch.where(inside, keys - self._low >> self._width, table.shape[1] - 1)
+            squares = _square(bits, torch.float64).to(torch.int64)
+            if is_free:
+                table[0].scatter_add_(0, bins, torch.ones_like(bins))
+            table[1].scatter_add_(0, bins, squares >> _HALF)
+            table[2].scatter_add_(0, bins, squares & (1 << _HALF) - 1)
 
 
-def _to_keys(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return whole numbers in the order of values of at least 0; -0.0 is 0."""
-    return (values.to(dtype) + 0.0).view(_KEYS[dtype][0])
+def _square(bits: Any, double: Any) -> Any:
+    """Return the squares of doubles as whole numbers below 2**54, in an array or a tensor.
+
+    A square has the unit 2**(2e - 52), where e is the exponent of the double. It is exact for a
+    value of single precision.
+
+    Args:
+        bits: The bits of the doubles.
+        double: The dtype of a double.
+    """
+    fractions = (bits & (1 << _FRACTION) - 1 | 1023 << _FRACTION).view(double)
+    return fractions * fractions * 2.0**_FRACTION

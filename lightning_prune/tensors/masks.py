@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.parts import count_pieces
+
 BITS_ON = ("cpu",)
 _IS_NARROW = ContextVar("is_narrow", default=False)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -69,11 +71,33 @@ class Mask:
         """The memory of the mask, True where a weight is pruned; None where a mask is bits."""
         return None if self._has_bits else self._form
 
+    @property
+    def version(self) -> int | None:
+        """A number that changes with the mask; None if changes leave no trace."""
+        return None if self._form.is_inference() else self._form._version
+
     def count(self) -> Tensor:
         """Return the number of kept weights, as a tensor on the device of the mask."""
         if self._has_bits:
             return self._form.count_nonzero()
-        return self._form.numel() - self._form.sum()
+        return self._form.numel() - count_pieces(self._form)
+
+    def count_with(self, mask: Tensor) -> Tensor:
+        """Return the number of weights that both this mask and a bool mask keep, as a tensor."""
+        mask = mask.expand(self.shape)
+        if self._has_bits:
+            return count_pieces(self._form, mask, join=lambda bits, kept: (bits != 0) & kept)
+        return count_pieces(self._form, mask, join=torch.lt)  # False before True
+
+    def compare(self, mask: Tensor) -> Tensor:
+        """Return the numbers of weights that a bool mask keeps and changes, as a tensor."""
+        mask = mask.expand(self.shape)
+        if self._has_bits:  # numpy compares and counts many times faster
+            kept, form = mask.numpy(), self._form.numpy()
+            counts = [np.count_nonzero(kept), np.count_nonzero((form != 0) != kept)]
+            return torch.tensor(counts, device="cpu")
+        changed = count_pieces(self._form, mask, join=torch.eq)  # a form is True where pruned
+        return torch.stack([count_pieces(mask), changed])
 
     def count_revived(self, weights: Tensor) -> Tensor:
         """Return the number of pruned weights that are not 0, as a tensor on their device.
@@ -81,8 +105,12 @@ class Mask:
         Args:
             weights: Weights in the shape of the mask.
         """
-        pruned = self._form == 0 if self._has_bits else self._form
-        return (weights != 0).logical_and_(pruned.to(weights.device)).sum()
+
+        def find(values: Tensor, form: Tensor) -> Tensor:
+            pruned = form == 0 if self._has_bits else form
+            return (values != 0).logical_and_(pruned.to(values.device))
+
+        return count_pieces(weights, self._form, join=find)
 
     def set(self, mask: Tensor) -> None:
         """Adopt a bool mask; True keeps."""
@@ -122,19 +150,7 @@ class Mask:
         if self._has_bits:
             self._form.bitwise_and_(mask.to(self._form.dtype).neg_())
         else:
-            self._form.logical_or_(~mask)
-
-    def renew(self, mask: Tensor) -> Tensor:
-        """Adopt a bool mask; return the numbers of kept and of changed weights, as a tensor."""
-        mask = mask.expand(self.shape)
-        if self._has_bits:  # numpy compares and counts many times faster
-            kept, form = mask.numpy(), self._form.numpy()
-            counts = [np.count_nonzero(kept), np.count_nonzero((form != 0) != kept)]
-            self.set(mask)
-            return torch.tensor(counts, device="cpu")
-        changed = (self._form == mask).sum()  # where a bool form is True, the weight is pruned
-        self.set(mask)
-        return torch.stack([mask.sum(), changed])
+            self._form.ge_(mask)  # pruned, or not kept by the other mask
 
     def split(self, values: Tensor, rest: Tensor) -> None:
         """Move the values of pruned weights into ``rest``, and leave +0.0; ``rest`` becomes 0 else.

@@ -135,6 +135,8 @@ class Part:
         shard: Shard | None = None,
         size: int | None = None,
         sizes: Sizes = SIZES,
+        *,
+        pruned: Tensor | None = None,
     ) -> "Part":
         """Return the part with the values of a tensor in memory.
 
@@ -143,15 +145,21 @@ class Part:
             shard: Place of the values in the whole tensor; None for a whole tensor.
             size: Number of values of the whole tensor; None to take the number from the shape.
             sizes: Sizes of the pieces.
+            pruned: True where a value counts as -inf, shaped as the values; None for nowhere.
         """
         size = size or (math.prod(shard.shape) if shard else scores.numel())
 
         def read(stride: int) -> Iterator[Tensor]:
-            pieces = slice_pieces(scores, sizes)
-            return (flatten_wide(scores[rows])[::stride] for rows in pieces)
+            for rows in slice_pieces(scores, sizes):
+                piece = flatten_wide(scores[rows])[::stride]
+                if pruned is not None:
+                    piece = piece.masked_fill(pruned[rows].reshape(-1)[::stride], -math.inf)
+                yield piece
 
         def read_raw() -> Iterator[Piece]:
-            return (Piece(scores[rows].detach()) for rows in slice_pieces(scores, sizes))
+            for rows in slice_pieces(scores, sizes):
+                lacks = None if pruned is None else pruned[rows]
+                yield Piece(scores[rows].detach(), pruned=lacks)
 
         dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
         return cls(
@@ -188,6 +196,22 @@ def slice_pieces(tensor: Tensor, sizes: Sizes = SIZES) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, max(rows, 1), step))
 
 
+def count_pieces(*tensors: Tensor, join: Callable[..., Tensor] | None = None) -> Tensor:
+    """Return the number of true values of a bool tensor, as a tensor; no wait and no large copy.
+
+    torch counts in a copy with eight bytes for each value, so this counts in pieces.
+
+    Args:
+        tensors: The bool tensor, or tensors of the same shape that ``join`` turns into it.
+        join: Makes a bool tensor of pieces of the tensors, value by value.
+    """
+    counts = []
+    for rows in slice_pieces(tensors[0]):
+        pieces = [tensor[rows] for tensor in tensors]
+        counts.append((pieces[0] if join is None else join(*pieces)).count_nonzero())
+    return torch.stack(counts).sum()
+
+
 def flatten_wide(scores: Tensor) -> Tensor:
     """Flatten the scores, and widen them without loss to a dtype that numpy can compare."""
     return widen_to_single(scores.detach().reshape(-1))
@@ -205,4 +229,4 @@ def to_tensor(values: Any) -> Tensor:
 
 def count_true(mask: Any) -> int:
     """Count the true values of a bool numpy array or tensor."""
-    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.sum())
+    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.count_nonzero())

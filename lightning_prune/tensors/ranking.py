@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_prune.tensors.batches import mark_best
 from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
-from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide
+from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide, slice_pieces
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import Shard
 from lightning_prune.tensors.thresholds import cut_pieces, divide_local, find_thresholds
@@ -63,8 +63,8 @@ def choose_best(scores: Tensor, keep: int, sizes: Sizes = SIZES) -> Tensor:
         return torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
     if keep == 1:
         best = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-        best[scores.argmax()] = True  # the first of equal scores
-        return best.view(scores.shape)
+        first = scores.argmax().view(1)  # of equal scores; a number as an index would be read
+        return best.scatter_(0, first, True).view(scores.shape)
     part = Part.of(scores, sizes=sizes)
     if part.is_batched:
         return mark_best([part], [keep], sizes=sizes)[0].view(scores.shape)
@@ -137,9 +137,12 @@ def choose_best_evenly(scores: Tensor, keep: int) -> Tensor:
         [[True, True], [True, False]]
     """
     rows = scores.flatten(1)
-    floors, caps = (rows == math.inf).sum(1), (rows > -math.inf).sum(1)
-    quotas = _divide_evenly(keep, floors, caps)
-    return choose_best_of_rows(rows, quotas).view(scores.shape)
+    pieces = list(slice_pieces(rows))
+    floors = torch.cat([(rows[piece] == math.inf).sum(1) for piece in pieces])
+    caps = torch.cat([(rows[piece] > -math.inf).sum(1) for piece in pieces])
+    quotas = _divide_evenly(keep, floors, caps, rows.shape[1])
+    best = [choose_best_of_rows(rows[piece], quotas[piece]) for piece in pieces]
+    return torch.cat(best).view(scores.shape)
 
 
 def rank_rows(scores: Tensor) -> Tensor:
@@ -312,16 +315,16 @@ def count_best_local(scores: Tensor, keep: int, shard: Shard | None) -> int:
     return sum(int(mask.count_nonzero()) for mask in cut_pieces(part.read(1), value, ties))
 
 
-def _divide_evenly(total: int, floors: Tensor, caps: Tensor) -> Tensor:
-    """Divide ``total`` over rows as evenly as floors and caps allow, the earlier rows first."""
-    low, high = 0, int(caps.max())
-    while low < high:  # find the highest level whose sum does not exceed the total
-        middle = (low + high + 1) // 2
-        if int(torch.clamp(torch.full_like(caps, middle), floors, caps).sum()) <= total:
-            low = middle
-        else:
-            high = middle - 1
-    quotas = torch.clamp(torch.full_like(caps, low), floors, caps)
-    may_rise = ((quotas == low) & (quotas < caps)).nonzero().flatten()
-    quotas[may_rise[: total - int(quotas.sum())]] += 1
-    return quotas
+def _divide_evenly(total: int, floors: Tensor, caps: Tensor, most: int) -> Tensor:
+    """Divide ``total`` over rows as evenly as floors and caps allow, the earlier rows first.
+
+    The host does not wait: the sum at each level is known from how many rows rise there.
+    """
+    ones = torch.ones_like(floors)
+    rising = torch.zeros(most + 1, dtype=floors.dtype, device=floors.device)
+    rising.scatter_add_(0, floors, ones).scatter_add_(0, caps, -ones)
+    sums = floors.sum() + rising.cumsum(0).cumsum(0)  # at the levels from 1 on
+    level = (sums <= total).sum()  # the highest level whose sum does not exceed the total
+    quotas = level.expand_as(caps).clamp(floors, caps)
+    may_rise = (quotas == level) & (quotas < caps)
+    return quotas + (may_rise & (may_rise.cumsum(0) <= total - quotas.sum()))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.parts import SIZES, reads_at_once
 from lightning_prune.tensors.shards import Shard, combine_shards
 
 _EXACT = 52  # bits of a whole number that double precision adds up without rounding
 _LEAST, _BIAS = -1022, 1023  # the least exponent of double precision, and the exponent of 1.0
-_PIECE = 3 << 15  # values in a piece; they stay in the cache between operations
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,11 +127,12 @@ def _cut(rows: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield the slices of rows and columns of pieces that are small and lie close in memory."""
     height, width = rows.shape
     everywhere = slice(None)
+    piece = SIZES.piece if reads_at_once(rows.device) else SIZES.launch
     if rows.stride(0) >= rows.stride(1):
-        step = max(_PIECE // max(width, 1), 1)
+        step = max(piece // max(width, 1), 1)
         yield from ((slice(begin, begin + step), everywhere) for begin in range(0, height, step))
     else:
-        step = max(_PIECE // max(height, 1), 1)
+        step = max(piece // max(height, 1), 1)
         yield from ((everywhere, slice(begin, begin + step)) for begin in range(0, width, step))
 
 

@@ -87,7 +87,7 @@ def divide_local(
     order = -part.shard.find_indices_at(torch.cat(places)).double()  # the lower index comes first
     indices = Part.of(order, part.shard, size=threshold.at, sizes=sizes)
     (last,) = find_thresholds([indices], lambda counts: counts[0] < ties, sizes)
-    return threshold.value, int((order >= last.value).sum())
+    return threshold.value, int((order >= last.value).count_nonzero())
 
 
 def cut_pieces(

@@ -13,10 +13,12 @@ from lightning_prune import (
     MacsBudget,
     OneShotSchedule,
     PruningCallback,
+    Rewind,
     SparsityCheckpoint,
     SparsityMonitor,
     StraightThrough,
     TaylorCriterion,
+    Tolerance,
 )
 from tests.callbacks.conftest import Classifier
 from tests.callbacks.runs import STEPS, Save, fit
@@ -104,6 +106,26 @@ def test_other_callbacks_wait_as_well(tmp_path):
     assert Path(best.best_model_path).exists()
     logged = (Path(logger.log_dir) / "metrics.csv").read_text()
     assert "sparsity/net.0.weight" in logged
+
+
+@pytest.mark.parametrize(
+    "goes_back",
+    [
+        {"rewind": Rewind(), "schedule": OneShotSchedule()},
+        {"tolerance": Tolerance(monitor="val_acc")},
+    ],
+)
+def test_a_recipe_that_goes_back_to_earlier_weights_cannot_wait_for_an_example(goes_back):
+    steps = []
+
+    class Counts(Callback):
+        def on_train_batch_start(self, *_):
+            steps.append(1)
+
+    recipe = {"sparsity": 0.5, "pattern": ChannelPattern(round_to=1), **goes_back}
+    with pytest.raises(ValueError, match="example_input_array"):
+        run(recipe, Counts(), validate=True)
+    assert not steps
 
 
 def test_without_a_call_of_forward_the_error_comes_before_a_weight_moves():

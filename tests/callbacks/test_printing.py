@@ -1,9 +1,11 @@
 """The tables of a pruning are as short as asked, and nobody prints them unasked."""
 
 import pytest
+import torch
 
-from lightning_prune import PruningCallback
+from lightning_prune import ChannelPattern, PruningCallback
 from tests.callbacks.runs import fit
+from tests.callbacks.teaching import Forwarding
 
 
 def printed(capsys, *, table="short", **options):
@@ -30,3 +32,12 @@ def test_a_full_table_has_the_name_of_each_parameter(capsys):
 def test_a_wrong_size_is_refused_by_name():
     with pytest.raises(ValueError, match="table='long'"):
         PruningCallback(table="long")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_search_for_channels_shows_a_bar_if_the_trainer_does(wanted, terminal):
+    pruning = PruningCallback(
+        sparsity=0.5, pattern=ChannelPattern(round_to=1), example=torch.zeros(1, 16), table="off"
+    )
+    fit(pruning=pruning, model=Forwarding(), enable_progress_bar=wanted)
+    assert ("following channels" in terminal.getvalue()) is wanted

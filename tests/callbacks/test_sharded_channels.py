@@ -1,15 +1,22 @@
 """Channels under `ModelParallelStrategy`: trained, resumed on fewer processes, and removed."""
 
+from contextlib import redirect_stdout
+from io import StringIO
+
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from lightning_prune import (
     ChannelPattern,
     MacsBudget,
+    MultiStepSchedule,
     PolynomialSchedule,
     PruningCallback,
+    Rewind,
+    SparsityMonitor,
     TaylorCriterion,
     shrink,
 )
@@ -53,7 +60,7 @@ def fit(folder, recipe, *, name="whole", distributed=False, ckpt_path=None):
             ),
         )
     pruning, model = PruningCallback(**{"schedule": SCHEDULE} | recipe), kind()
-    trainer = make_trainer(folder, strategy, pruning)
+    trainer = make_trainer(folder, strategy, pruning, SparsityMonitor(), logger=CSVLogger(folder))
     if name == "stopped":
         model.on_train_epoch_end = lambda: setattr(trainer, "should_stop", True)
     trainer.fit(model, loader(), ckpt_path=ckpt_path, weights_only=True)
@@ -79,11 +86,35 @@ def test_channels_of_shards_are_pruned_wherever_they_lie(example, two, tmp_path)
         assert all(torch.equal(weights[name] != 0, mask) for name, mask in masks.items())
 
 
-@pytest.mark.works_with(SECTION, "Channels under FSDP2, to a budget of multiply-adds")
-def test_channels_of_shards_land_on_a_budget_of_multiply_adds(two, tmp_path):
+def fit_to_budget(folder):
+    """Return the masks, and the printed text."""
     recipe = {"budget": MacsBudget(keep=0.5), "pattern": ChannelPattern(round_to=1)}
-    for masks, _ in two(fit, tmp_path, {**recipe, "example": EXAMPLE}):
+    with redirect_stdout(StringIO()) as printed:
+        masks, _ = fit(folder, {**recipe, "example": EXAMPLE})
+    return masks, printed.getvalue()
+
+
+@pytest.mark.works_with(SECTION, "Channels under FSDP2, to a budget of multiply-adds")
+def test_channels_of_shards_land_on_a_budget_and_are_measured(two, tmp_path):
+    (masks, printed), (others, nothing) = two(fit_to_budget, tmp_path)
+    assert widths(masks) == widths(others) == 17
+    words = "asked for at most 340 multiply-adds, predicted 340, measured 340"
+    assert words in " ".join(printed.split())
+    assert words not in " ".join(nothing.split())
+
+
+def fit_rounds(folder):
+    """Go back to the weights of the first step after the first of two prunings."""
+    schedule = MultiStepSchedule(milestones=(0.3, 0.6))
+    recipe = {**HALF, "example": EXAMPLE, "rewind": Rewind(to=1), "schedule": schedule}
+    return fit(folder, recipe)
+
+
+@pytest.mark.works_with(SECTION, "Channels under FSDP2 with `Rewind`")
+def test_channels_of_shards_are_rewound(two, tmp_path):
+    for masks, weights in two(fit_rounds, tmp_path):
         assert widths(masks) == 17
+        assert all(torch.equal(weights[name] != 0, mask) for name, mask in masks.items())
 
 
 @pytest.mark.works_with(SECTION, "Channels under FSDP2, resumed, also by a process alone")

@@ -1,6 +1,7 @@
 """Help, version and completion, which are answered without an import of torch."""
 
 import inspect
+import shutil
 
 import pytest
 
@@ -111,6 +112,9 @@ def test_help_version_and_completion_import_neither_torch_nor_lightning(tmp_path
     [
         (["s"], ["sensitivity", "search", "shrink"]),
         (["search", "--mode", ""], ["max", "min"]),
+        (["search", "--mode", "="], ["max", "min"]),  # bash
+        (["search", "--mode", "=", "mi"], ["min"]),
+        (["search", "--mode=mi"], ["--mode=min"]),  # zsh
         (["fit", "--pruning.schedule", "C"], ["CosineSchedule"]),
         (["fit", "--pruning.keep_zeros", "t"], ["true"]),
         (["fit", "--print_config", "--pruning.sp"], ["--pruning.sparsity"]),
@@ -123,9 +127,13 @@ def test_the_tab_key_completes_commands_options_and_words(answer, words, expecte
     assert answer("completion", "words", *words).split() == expected
 
 
-def test_bash_reads_the_script(answer, tmp_path):
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_reads_the_script(shell, answer, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
     (tmp_path / "script").write_text(answer("completion"))
-    line = "source ./script; lightning-prune() { printf '%s\n' \"$@\"; }; "
+    line = "complete() { :; }; emulate sh; " if shell == "zsh" else ""  # as bashcompinit does
+    line += ". ./script; lightning-prune() { printf '%s\n' \"$@\"; }; "
     line += "COMP_WORDS=(lightning-prune fit --pru); COMP_CWORD=2; _lightning_prune; "
-    run = run_command("bash", "-c", f"{line} echo ${{COMPREPLY[@]}}", folder=tmp_path)
+    run = run_command(shell, "-c", f"{line} echo ${{COMPREPLY[@]}}", folder=tmp_path)
     assert run.stdout == "completion words fit --pru\n"

@@ -48,6 +48,22 @@ def test_a_mask_keeps_exactly_what_was_asked_between_what_must_and_what_may(patt
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("pattern", PATTERNS)
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1), left=st.sampled_from([0.2, 0.8, 1.0]))
+def test_numbers_that_are_told_beforehand_are_those_of_the_masks(pattern, shape, seed, share, left):
+    pattern = pattern()
+    generator = torch.Generator().manual_seed(seed)
+    scores = pattern.to_atoms(torch.rand(shape, generator=generator).mul(3).round())
+    alive = torch.rand(scores.shape, generator=generator) < left
+    total, kept, fitting = alive.numel(), int(alive.sum()), int(pattern.count_fitting(alive))
+    for due in (round(share * total), total // 2):
+        told = pattern.count_bounds(total, kept, fitting, due)
+        if told is not None:
+            assert told == tuple(int(mask.sum()) for mask in pattern.bounds(scores, alive, due))
+            assert (told[1] == kept) == pattern.is_satisfied(alive, due)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pattern", PATTERNS)
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1))
 def test_a_pattern_that_promises_slices_can_keep_a_weight_of_each(pattern, shape, seed, share):
     pattern = pattern()

@@ -5,14 +5,20 @@ import torch
 from torch import nn
 
 from lightning_prune import (
+    BlockPattern,
+    BranchPattern,
+    ChannelPattern,
     ERKAllocation,
     GlobalAllocation,
     GradientCriterion,
     LAMPAllocation,
     MovementCriterion,
     NMPattern,
+    OneShotSchedule,
+    Phases,
     PolynomialSchedule,
     Pruner,
+    RandomCriterion,
     Regrow,
     StraightThrough,
     TaylorCriterion,
@@ -33,11 +39,52 @@ RECIPES = {
     "RigL": {"regrow": Regrow(criterion=GradientCriterion(), schedule=RAMP)},
     "straight-through": {"straight_through": StraightThrough()},
     "N:M": {"pattern": NMPattern(n=2, m=4), "sparsity": 0.5},
+    "N:M on the way": {"pattern": NMPattern(n=2, m=4), "sparsity": 0.6},
     "rows": {"pattern": UnstructuredPattern(per_row=True)},
+    "blocks": {"pattern": BlockPattern(shape=(2, 2))},
+    "global blocks": {"pattern": BlockPattern(shape=(2, 2)), "allocation": GlobalAllocation()},
+    "global rows": {
+        "pattern": UnstructuredPattern(per_row=True),
+        "allocation": GlobalAllocation(),
+    },
+    "RigL in N:M": {
+        "pattern": NMPattern(n=2, m=4),
+        "sparsity": 0.6,
+        "regrow": Regrow(criterion=GradientCriterion(), schedule=RAMP),
+    },
+    "SET": {
+        "schedule": OneShotSchedule(end=0, unit="step"),
+        "regrow": Regrow(criterion=RandomCriterion(), first=RandomCriterion(), schedule=RAMP),
+    },
+    "straight-through in N:M": {
+        "pattern": NMPattern(n=2, m=4),
+        "sparsity": 0.5,
+        "straight_through": StraightThrough(),
+    },
+    "phases": {
+        "schedule": OneShotSchedule(end=0, unit="step"),
+        "phases": Phases(begin=1, end=5, rounds=1, unit="step"),
+    },
 }
-WAITS = 3
-"""An update reads once which pruned weights are not 0, once whether scores are finite, and once how
-many weights the masks keep."""
+WAITS = {
+    "uniform": 1,
+    "ERK": 1,
+    "held scores": 1,
+    "global": 2,
+    "signed scores": 2,
+    "RigL": 2,
+    "SET": 2,
+    "N:M": 1,
+    "N:M on the way": 1,
+    "rows": 1,
+    "blocks": 1,
+    "global blocks": 2,
+    "global rows": 2,
+    "RigL in N:M": 3,
+}
+"""An update reads at once which pruned weights are not 0, whether scores are finite, and how many
+weights and atoms the masks will keep. A global ranking reads the threshold before. Regrowth reads
+the numbers after pruning, and then a pattern with bounds reads the numbers of atoms."""
 
 
 def make_net(tensors=3, dtype=torch.float32):
@@ -46,10 +93,21 @@ def make_net(tensors=3, dtype=torch.float32):
     return nn.Sequential(*layers).to(dtype)
 
 
-def start(net, **recipe):
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+class Branch(nn.Module):
+    """A residual branch of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+def start(net, make=torch.optim.AdamW, example=None, **recipe):
+    optimizer = make(net.parameters(), lr=0.01)
     pruner = Pruner(**{"sparsity": 0.75, "schedule": RAMP, **recipe})
-    pruner.attach(net, optimizer, steps=6)
+    pruner.attach(net, optimizer, steps=6, example=example)
     return optimizer, pruner
 
 
@@ -97,18 +155,90 @@ def count_waits(tensors, **recipe):
     return waits
 
 
-@pytest.mark.parametrize("name", ["uniform", "ERK", "held scores", "signed scores"])
-def test_an_update_waits_three_times_whatever_the_number_of_tensors(name):
+@pytest.mark.parametrize("name", WAITS)
+def test_the_waits_of_an_update_do_not_grow_with_the_number_of_tensors(name):
     few, many = count_waits(3, **RECIPES[name]), count_waits(9, **RECIPES[name])
-    assert len(few) == len(many)
-    assert len(many) == WAITS + (name == "signed scores")  # a global ranking waits once more
+    assert len(few) == len(many) == WAITS[name]
 
 
-def test_an_update_of_groups_of_4_waits_twice_for_each_tensor_and_twice_for_all():
-    # At sparsity 0.5 the pattern also looks whether at most 2 of each 4 are kept.
-    recipe = {"pattern": NMPattern(n=2, m=4), "sparsity": 0.6}
-    few, many = count_waits(3, **recipe), count_waits(9, **recipe)
-    assert (len(many) - len(few)) / 6 <= 2
+@pytest.mark.parametrize(
+    ("name", "waits"), [("straight-through", 1), ("straight-through in N:M", 1)]
+)
+def test_a_step_with_straight_through_waits_for_the_masks_only(name, waits):
+    for tensors in (3, 9):
+        net = make_net(tensors)
+        with as_on_an_accelerator():
+            optimizer, pruner = start(net, torch.optim.SGD, **RECIPES[name])  # AdamW waits, too
+            train(net, optimizer, pruner, steps=5)
+            net(torch.ones(1, 8)).sum().backward()
+            with waits_of_the_host() as seen:
+                pruner.before_step(optimizer)
+                before = pruner.choices
+                optimizer.step()
+            assert pruner.choices == before + 1
+        assert len(seen) == waits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "waits"),
+    [
+        ({"pattern": ChannelPattern(round_to=1)}, 2),
+        ({"pattern": ChannelPattern(round_to=1), "allocation": GlobalAllocation()}, 3),
+        ({"pattern": BranchPattern(), "sparsity": 0.9}, 3),
+    ],
+    ids=["channels", "global channels", "branches"],
+)
+def test_the_waits_do_not_grow_with_the_channels_and_branches(recipe, waits):
+    for layers in (2, 5):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 8), *(Branch() for _ in range(layers)), nn.Linear(8, 8))
+        with as_on_an_accelerator():
+            optimizer, pruner = start(net, example=torch.ones(1, 8), **recipe)
+            train(net, optimizer, pruner, steps=3)
+            net(torch.ones(1, 8)).sum().backward()
+            before = pruner.updates
+            with waits_of_the_host() as seen:
+                pruner.before_step(optimizer)
+            assert pruner.updates == before + 1
+        assert len(seen) == waits
+
+
+@pytest.mark.parametrize("allocation", [UniformAllocation(), ERKAllocation()])
+def test_a_plan_that_needs_no_scores_makes_no_masks(allocation, monkeypatch):
+    def refuse(*_):
+        raise AssertionError
+
+    net = make_net()
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_prune.recipe.nm_pattern.choose_best_of_groups", refuse)
+        _, pruner = start(net, pattern=NMPattern(n=2, m=4), sparsity=0.5, allocation=allocation)
+    assert pruner.plan == {f"{index}.weight": 0.5 for index in range(3)}
+
+
+def test_pruned_weights_that_left_zero_are_found_before_scores_that_are_not_finite():
+    net = make_net()
+    with as_on_an_accelerator():
+        optimizer, pruner = start(net)
+        train(net, optimizer, pruner, steps=3)
+        before = {name: mask.clone() for name, mask in pruner.masks.items()}
+        with torch.no_grad():
+            net[1].weight.fill_(torch.nan)
+        with pytest.raises(RuntimeError, match=r"need pruned weights to be 0, got .* '1.weight'"):
+            pruner.before_step(optimizer)
+        for name, mask in pruner.masks.items():
+            assert torch.equal(mask, before[name])
+
+
+def test_a_warning_of_pruned_weights_that_left_zero_masks_them_before_they_are_scored():
+    net = make_net()
+    with as_on_an_accelerator():
+        optimizer, pruner = start(net, on_revival="warn", criterion=TaylorCriterion())
+        train(net, optimizer, pruner, steps=3)
+        with torch.no_grad():
+            net[1].weight.fill_(1.0)
+        with pytest.warns(UserWarning, match="they are masked again"):
+            pruner.before_step(optimizer)
+        assert not net[1].weight[~pruner.masks["1.weight"]].any()
 
 
 def test_a_score_that_is_not_finite_changes_nothing():

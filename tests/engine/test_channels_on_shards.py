@@ -1,5 +1,7 @@
 """Channels on shards: the masks are those of one process, to the entry."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from lightning_prune import (
     LAMPAllocation,
     MacsBudget,
     MultiStepSchedule,
+    OneShotSchedule,
     ParameterBudget,
     Pruner,
     TaylorCriterion,
@@ -162,3 +165,68 @@ def test_sums_over_shards_have_the_bits_of_one_process(world, layout, request):
     for found in request.getfixturevalue(world)(prune_any_weights, layout):
         for (kind, recipe), one, other in zip(ANY_WEIGHTS, expected, found, strict=True):
             assert_same((kind, recipe), [one], [other])
+
+
+GATHERING = [
+    {"pattern": EACH, "sparsity": 0.6, "criterion": TaylorCriterion()},
+    {"pattern": EACH, "budget": MacsBudget(keep=0.5), "criterion": FisherCriterion()},
+    {"pattern": EACH, "sparsity": 0.6, "penalty": GrowingPenalty(largest=0.5, ahead=0.5)},
+]
+
+
+def stop_in_between(layout):
+    """Return weights and states after three steps; the third step has been gathered only."""
+    return [train(recipe, layout, last=3)[1:] for recipe in GATHERING]
+
+
+def go_on(stopped, *layout):
+    return [
+        train(recipe, *layout, first=3, weights=weights, state=state)[:2]
+        for recipe, (weights, state) in zip(GATHERING, stopped, strict=True)
+    ]
+
+
+@pytest.mark.works_with(SECTION, "Channels on four shards, resumed on two and on one")
+def test_channels_go_on_in_fewer_processes(two, four):
+    uninterrupted = [prune(recipe) for recipe in GATHERING]
+    stopped, *_ = four(stop_in_between, by_fsdp)
+    assert all(any(state["observed"].values()) for _, state in stopped[:-1])
+    for resumed in (go_on(stopped), *two(go_on, stopped, by_styles)):
+        for recipe, whole, found in zip(GATHERING, uninterrupted, resumed, strict=True):
+            assert_same(recipe, whole, found)
+
+
+class Wide(nn.Sequential):
+    """A hidden layer of 24 channels between inputs and outputs of any number."""
+
+    def __init__(self, width):
+        super().__init__(nn.Linear(width, 24), nn.ReLU(), nn.Linear(24, width))
+        self.example_input_array = torch.zeros(2, width)
+
+
+def count_traffic(width):
+    """Return the bytes of the messages of an update, and the number of places of channels."""
+    net = by_rows(Wide(width))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pruner = Pruner(sparsity=0.5, pattern=EACH, schedule=OneShotSchedule(end=0))
+    pruner.attach(net, optimizer, steps=1)
+    sent = []
+    all_reduce = torch.distributed.all_reduce
+
+    def count(tensor, *arguments, **options):
+        sent.append(tensor.numel() * tensor.itemsize)
+        return all_reduce(tensor, *arguments, **options)
+
+    with patch.object(torch.distributed, "all_reduce", count):
+        pruner.update(optimizer)
+    assert pruner.sparsity == 0.5
+    return sum(sent), len(sent)
+
+
+@pytest.mark.works_with(SECTION, "Messages of channels do not grow with their width")
+def test_messages_are_as_long_as_the_channels_are_many(two):
+    narrow, wide = (two(count_traffic, width) for width in (6, 600))
+    assert narrow == wide
+    for sent, messages in wide:
+        assert sent <= 16 * 24 * 2 + 4 * 24 * 3 + 64  # sums in two matrices; booleans with the bias
+        assert messages <= 8

@@ -282,7 +282,7 @@ def test_a_parameter_without_a_shape_is_refused_by_name():
         make_macs_cost(model, selection, make_call(nn.Linear(4, 4), batch))
 
 
-def test_shards_are_refused_for_multiply_adds_and_counted_whole_as_parameters():
+def test_parameters_and_multiply_adds_of_shards_are_counted_whole():
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_tensor
@@ -295,7 +295,7 @@ def test_shards_are_refused_for_multiply_adds_and_counted_whole_as_parameters():
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         selection = select(layer, [optimizer], Recipe(sparsity=0.5), batch)
         assert make_parameter_cost(selection)({"weight": 10}) == 10 + 4
-        with pytest.raises(ValueError, match=r"got the sharded 'weight'.*use ParameterBudget"):
-            make_macs_cost(layer, selection, make_call(layer, batch))
+        macs = make_macs_cost(layer, selection, make_call(layer, batch))
+        assert [macs({"weight": kept}) for kept in (16, 10)] == [16, 10]
     finally:
         distributed.destroy_process_group()

@@ -12,6 +12,7 @@ from lightning_prune import (
     GradientCriterion,
     GrowingPenalty,
     LAMPAllocation,
+    MacsBudget,
     MovementCriterion,
     NMPattern,
     OneShotSchedule,
@@ -65,6 +66,8 @@ RECIPES = (
         {"pattern": BlockPattern(shape=(1, 4)), "keep_zeros": True, "sparsity": {"*": 0.7}},
         {"straight_through": StraightThrough(), **NM},
         {"phases": Phases(begin=1, end=3, rounds=1, unit="step"), **NM},
+        {"budget": MacsBudget(keep=0.3), "sparsity": {"*": 0.9}},
+        {"allocation": GlobalAllocation(per="macs"), "sparsity": {"*": 0.7}},
     ]
 )
 
@@ -92,6 +95,7 @@ def assert_same(recipe, ones, others):
 )
 @pytest.mark.works_with(SECTION, "Taylor, Fisher, movement and Wanda: the masks of one process")
 @pytest.mark.works_with(SECTION, "LAMP on shards: the masks of one process")
+@pytest.mark.works_with(SECTION, "Multiply-adds of shards, as a budget and with `per`")
 @pytest.mark.works_with(SECTION, "`phases` and `straight_through` on shards: as in one process")
 @pytest.mark.parametrize(
     ("world", "layout", "recipes"),

@@ -1,6 +1,9 @@
-"""What cannot be found out from shards is found in a whole copy, by the first process for all."""
+"""A whole copy answers questions that shards cannot; the first process asks for all."""
 
+import gc
+import threading
 from functools import partial
+from weakref import ref
 
 import pytest
 import torch
@@ -58,7 +61,10 @@ def describe_shards():
     """Return the description of a copy, and whether the module is as before and still trains."""
     torch.manual_seed(0)
     net = by_rows(Tied())
-    described = find_from_whole(net, describe)
+    copies = []
+    described = find_from_whole(net, lambda whole: copies.append(ref(whole)) or describe(whole))
+    gc.collect()
+    assert not any(copy() for copy in copies)  # the copy is free
     before = [type(part).__name__ for part in net.modules()], len(net._forward_pre_hooks)
     net(torch.ones(2, 5)).sum().backward()
     assert net[0].weight.grad is not None
@@ -78,21 +84,26 @@ def fail(error, whole):
     raise error
 
 
-def error_of(error):
+def error_of(error, **attributes):
     net = by_rows(Tied())
+    vars(net).update(attributes)
     with pytest.raises(Exception, match="t") as caught:
         find_from_whole(net, partial(fail, error))
     return caught.type, str(caught.value)
 
 
 def errors():
-    return [error_of(ValueError("need this")), error_of(KeyError("that"))]
+    this, that = ValueError("need this"), KeyError("that")
+    return [error_of(this), error_of(that), error_of(that, lock=threading.Lock())]
 
 
 def test_all_processes_raise_the_error_of_the_first(two):
     first, second = two(errors)
-    assert first == [(ValueError, "need this"), (KeyError, "'that'")]
-    assert second == [(ValueError, "need this"), (RuntimeError, "'that'")]
+    assert first[:2] == [(ValueError, "need this"), (KeyError, "'that'")]
+    assert second[:2] == [(ValueError, "need this"), (RuntimeError, "'that'")]
+    copied, told = first[2], second[2]
+    assert copied == (TypeError, "cannot pickle '_thread.lock' object")
+    assert told == (RuntimeError, copied[1])
 
 
 class Branching(Net):

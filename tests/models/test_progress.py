@@ -1,5 +1,3 @@
-import io
-
 import pytest
 import torch
 from rich import get_console, reconfigure
@@ -9,27 +7,6 @@ from lightning_prune import ChannelPattern, Pruner, export_onnx, report, shrink
 from lightning_prune.models.progress import note_progress, show_progress, track_progress
 
 CLEARED = "\x1b[2K"  # a line
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-    def read_anew(self):
-        """Return the text since the last call."""
-        text = self.getvalue()
-        self.seek(0)
-        self.truncate()
-        return text
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    stream = Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    reconfigure(file=stream, width=80)
-    yield stream
-    reconfigure()
 
 
 def test_a_stage_is_shown_in_a_bar_that_goes_at_the_end(terminal):

@@ -71,6 +71,27 @@ def test_it_shrinks_row_by_row(form):
     assert torch.equal(mask.flatten(3).kept, (kept & other).flatten()[::3])
 
 
+def test_it_counts_before_it_changes_what_will_be_kept_and_changed(form):
+    for kept, other in [(torch.rand(6, 4) < 0.7, torch.rand(6, 4) < 0.7) for _ in range(9)]:
+        mask = Mask(kept, torch.zeros(6, 4))
+        assert int(mask.count_with(other)) == int((kept & other).sum())
+        assert int(mask.count_with(other[:, :1])) == int((kept & other[:, :1]).sum())
+        assert mask.compare(other).tolist() == [int(other.sum()), int((kept ^ other).sum())]
+        weights = torch.randint(2, (6, 4)).float()
+        assert int(mask.count_revived(weights)) == int((weights != 0)[~kept].sum())
+
+
+def test_the_version_changes_with_the_mask_also_by_a_view(form):
+    mask = Mask(torch.rand(6, 4) < 0.7, torch.zeros(6, 4))
+    versions = [mask.version]
+    for change in (mask.set, mask.intersect, mask[2:].intersect, mask.transpose(0, 1).set):
+        change(torch.tensor(True))
+        versions.append(mask.version)
+    assert len(set(versions)) == len(versions)
+    with torch.inference_mode():
+        assert Mask(torch.tensor(True), torch.zeros(6, 4)).version is None
+
+
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float64, 8), (torch.float32, 4)])
 def test_a_mask_is_as_wide_as_a_weight_or_one_byte(dtype, width, form):
     mask = Mask(torch.tensor(True), torch.zeros(10, 10, dtype=dtype))

@@ -1,8 +1,9 @@
 """The time and the memory of an update of all masks on a device."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from lightning_prune import (
     ERKAllocation,
     GlobalAllocation,
+    LAMPAllocation,
     NMPattern,
     PolynomialSchedule,
     Pruner,
@@ -21,6 +23,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "uniform": {"sparsity": 0.9, "allocation": UniformAllocation()},
     "ERK": {"sparsity": 0.9, "allocation": ERKAllocation()},
     "global": {"sparsity": 0.9, "allocation": GlobalAllocation()},
+    "LAMP": {"sparsity": 0.9, "allocation": LAMPAllocation()},
     "2:4": {"sparsity": 0.5, "pattern": NMPattern(n=2, m=4)},
 }
 TWO_UPDATES = PolynomialSchedule(begin=0, end=1, every=1, unit="step", initial=8 / 9)
@@ -33,14 +36,14 @@ class Model:
     Args:
         weights: Number of weights.
         tensors: Number of matrices.
-        limits: The most milliseconds of an update, by the name of the recipe.
-        most_bytes: The most bytes for each weight that an update takes; None for no bar.
+        limits: The most milliseconds of an update, by the name of the recipe; infinity for no bar.
+        most_bytes: The most bytes for each weight that an update takes, by the name of the recipe.
     """
 
     weights: float
     tensors: int
     limits: Mapping[str, float]
-    most_bytes: float | None = None
+    most_bytes: Mapping[str, float] = field(default_factory=dict)
 
     def build(self, scale: float) -> nn.Module:
         """Return the matrices, with a multiple of the weights."""
@@ -51,16 +54,19 @@ class Model:
         )
 
 
-ALL_AT = {100: 10.0, 1000: 40.0}  # milliseconds by millions of weights
+WITHOUT_BAR = math.inf
 MODELS = {
     "100 M": Model(
-        weights=1e8, tensors=60, limits=dict.fromkeys(("uniform", "ERK", "global"), ALL_AT[100])
+        weights=1e8,
+        tensors=60,
+        limits={"uniform": 10.0, "ERK": 10.0, "global": 10.0, "LAMP": WITHOUT_BAR},
     ),
     "1 B": Model(
         weights=1e9,
         tensors=120,
-        limits=dict.fromkeys(("uniform", "ERK", "global"), ALL_AT[1000]) | {"2:4": 60.0},
-        most_bytes=1.25,  # one for the mask, and chunks of a fixed size
+        limits={"uniform": 40.0, "ERK": 40.0, "global": 40.0, "LAMP": WITHOUT_BAR, "2:4": 60.0},
+        # One for the masks, and chunks of a fixed size.
+        most_bytes={"uniform": 1.25, "ERK": 1.25, "global": 1.25, "LAMP": 2.0},
     ),
 }
 

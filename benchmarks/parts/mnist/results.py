@@ -71,7 +71,6 @@ def print_runs(runs: Sequence[Run]) -> list[Bar]:
             )
             for key, points in accuracies.items()
         ),
-        width=140,
     )
     return [bar for found in bars.values() for bar in found]
 
