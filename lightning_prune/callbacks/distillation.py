@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from lightning_prune.callbacks.namespace import (
 )
 from lightning_prune.callbacks.teaching import FORWARD, TeachingStep, describe_call, find_module
 from lightning_prune.deploy.checkpoints import read_checkpoint
+from lightning_prune.engine.whole_copies import copy_whole
 from lightning_prune.models.compiled import is_compiled
 
-_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+_FLATTENING = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
 class DistillationCallback(LightningCallback):
@@ -47,7 +47,8 @@ class DistillationCallback(LightningCallback):
     the module: the module's parameters, optimizers and ``state_dict`` do not contain it. The
     teacher runs once a batch, in the precision of the student and in evaluation mode: dropout is
     off, and batch normalization uses its running statistics and does not update them. The teacher
-    leaves torch's random generators alone.
+    leaves torch's random generators alone. Where FSDP2 or tensor parallelism shard the student,
+    each process holds a whole teacher.
 
     The callback wraps ``training_step`` during each batch and adds the term to the returned loss.
     So accumulation, gradient scaling, clipping and DDP treat the sum as the user's own loss. The
@@ -74,10 +75,10 @@ class DistillationCallback(LightningCallback):
 
     Raises:
         ValueError: If an argument is out of range, or if ``temperature`` and ``features`` are both
-            None. Also when training starts: with manual optimization, shards (FSDP, DeepSpeed,
-            ModelParallelStrategy) or compiled modules, or if the checkpoint or a name does not fit
-            the module. Also in the first batch: if ``training_step`` did not call ``output``, if
-            ``output`` did not call a feature, or if the inputs or outputs of a call do not fit.
+            None. Also when training starts: with manual optimization, flattened parameters (FSDP1,
+            DeepSpeed) or compiled modules, or if the checkpoint or a name does not fit the module.
+            Also in the first batch: if ``training_step`` did not call ``output``, if ``output`` did
+            not call a feature, or if the inputs or outputs of a call do not fit.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -140,10 +141,11 @@ class DistillationCallback(LightningCallback):
                 "where training_step calls backward; set automatic_optimization=True, or add the "
                 "loss in training_step"
             )
-        if is_lightning(trainer.strategy, *_SHARDING):
+        if is_lightning(trainer.strategy, *_FLATTENING):
             raise ValueError(
-                "need a strategy that leaves parameters whole, got "
-                f"{type(trainer.strategy).__name__}; use DDP or a single device"
+                "need a strategy that leaves parameters whole or shards each of them, got "
+                f"{type(trainer.strategy).__name__}; use DDP, FSDP2 (ModelParallelStrategy) or a "
+                "single device"
             )
         self._restored_state = {}
 
@@ -172,9 +174,9 @@ class DistillationCallback(LightningCallback):
         for name in (self.output, *self.features):
             find_module(pl_module, name)
         with _suspend_own_hooks(pl_module):
-            model = deepcopy(pl_module)
+            model = copy_whole(pl_module)
         origin = self._load_teacher(model, self._restored_state or {})
-        self._model = model.requires_grad_(False).eval()
+        self._model = model.to(pl_module.device).requires_grad_(False).eval()
         self._origin, self._restored_state = origin, None
 
     def on_train_batch_start(

@@ -142,8 +142,9 @@ class TeachingStep:
                 return
             losses, targets = self._feature_losses[name], self._teacher_features[name]
             if len(losses) < len(targets):
-                target = _widen(targets[len(losses)])
-                losses.append((_widen(_find_feature(output, name)) - target).square().mean())
+                feature, target = _find_feature(output, name), targets[len(losses)]
+                _refuse_other_shape(feature, target, f"the feature '{name}'")
+                losses.append((_widen(feature) - _widen(target)).square().mean())
             else:
                 self._refuse_calls(name, f"more than {len(targets)}")
 
@@ -154,11 +155,11 @@ class TeachingStep:
             return
         terms = []
         if self.temperature is not None:
+            logits = _find_logits(output, self.output)
+            targets = _find_logits(self._teacher_output, self.output)
+            _refuse_other_shape(logits, targets, describe_call(self.output))
             loss = compute_soft_target_loss(
-                _find_logits(output, self.output),
-                _find_logits(self._teacher_output, self.output),
-                temperature=self.temperature,
-                class_dim=self.class_dim,
+                logits, targets, temperature=self.temperature, class_dim=self.class_dim
             )
             terms.append(loss)
         for name, losses in self._feature_losses.items():
@@ -210,6 +211,15 @@ def _find_feature(output: Any, name: str) -> Tensor:
             f"{type(output).__name__}; name another module as a feature"
         )
     return first
+
+
+def _refuse_other_shape(student: Tensor, teacher: Tensor, name: str) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"need outputs of one shape from {name}, got {tuple(student.shape)} of the student and "
+            f"{tuple(teacher.shape)} of the teacher; name a module whose output tensor parallelism "
+            "does not cut"
+        )
 
 
 def _widen(tensor: Tensor) -> Tensor:

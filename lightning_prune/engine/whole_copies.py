@@ -35,9 +35,10 @@ def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Fo
     """
     if not has_shards(module):
         return find(module)
-    whole = _gather_tensors(module)
+    is_first = torch.distributed.get_rank() == 0
+    whole = _gather_tensors(module, is_wanted=is_first)
     found, error = None, None
-    if torch.distributed.get_rank() == 0:
+    if is_first:
         try:
             found = find(_copy_without_shards(module, whole))
         except Exception as raised:  # of the model's own code
@@ -45,6 +46,17 @@ def find_from_whole(module: nn.Module, find: Callable[[nn.Module], Found]) -> Fo
     del whole
     shared: Found = _share(found, error)
     return shared
+
+
+def copy_whole(module: nn.Module) -> nn.Module:
+    """Return a deep copy; of a sharded module, a whole copy on the CPU of each process.
+
+    Args:
+        module: The module; if it is sharded, all processes call this together.
+    """
+    if not has_shards(module):
+        return deepcopy(module)
+    return _copy_without_shards(module, _gather_tensors(module, is_wanted=True))
 
 
 def has_shards(module: nn.Module) -> bool:
@@ -86,8 +98,8 @@ def _share(found: Any, error: Exception | None) -> Any:
     return found
 
 
-def _gather_tensors(module: nn.Module) -> dict[int, Tensor]:
-    """Return sharded tensors as whole tensors on the CPU, by id; nothing but in the first process.
+def _gather_tensors(module: nn.Module, *, is_wanted: bool) -> dict[int, Tensor]:
+    """Return sharded tensors as whole tensors on the CPU, by id; nothing where nothing is wanted.
 
     All processes call this together.
     """
@@ -95,7 +107,7 @@ def _gather_tensors(module: nn.Module) -> dict[int, Tensor]:
     known: dict[int, Tensor] = {}
     for tensor in _find_sharded(module):
         whole = gather_whole(local_part(tensor), find_shard(tensor))
-        if torch.distributed.get_rank() == 0:
+        if is_wanted:
             known[id(tensor)] = whole.cpu()
             if isinstance(tensor, nn.Parameter):
                 trains = tensor.requires_grad

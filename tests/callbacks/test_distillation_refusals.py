@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
 from lightning_prune import DistillationCallback
@@ -127,11 +127,11 @@ def test_a_compiled_module_is_refused(make_trainer, loader):
         make_trainer(DistillationCallback(output="net")).fit(model, loader)
 
 
-@pytest.mark.works_with(SECTION, "FSDP, `ModelParallelStrategy`, DeepSpeed", refused=True)
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
-def test_shards_are_refused(strategy):
+@pytest.mark.works_with(SECTION, "FSDP1 (`FSDPStrategy`), DeepSpeed", refused=True)
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_flattened_parameters_are_refused(strategy):
     trainer = SimpleNamespace(callbacks=[], strategy=strategy.__new__(strategy))
-    with pytest.raises(ValueError, match=f"leaves parameters whole, got {strategy.__name__}"):
+    with pytest.raises(ValueError, match=f"shards each of them, got {strategy.__name__}; use DDP"):
         DistillationCallback().setup(trainer, make(), "fit")
 
 
