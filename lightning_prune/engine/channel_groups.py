@@ -127,7 +127,7 @@ class ChannelGroup(CoupledGroup):
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield each member with a mask that spreads over it; indices of no channel are kept."""
         for member, place in self._places():
-            channel = self._copy(place, atoms.device, lambda place: place.channel_of_index)
+            channel = self._copy(place, atoms.device, _read_channels)
             kept = torch.cat([atoms, atoms.new_ones(1)])[channel]
             shape = [1] * len(member.mask.shape)
             shape[place.axis] = len(kept)
@@ -171,6 +171,10 @@ class ChannelGroup(CoupledGroup):
     def _tabulate(self, place: "ChannelPlace") -> Tensor:
         """Return the indices of each channel of a place, ``(channels, most)``, with -1 beyond."""
         return _tabulate(place.channel_of_index, self.channels)
+
+
+def _read_channels(place: "ChannelPlace") -> Tensor:
+    return place.channel_of_index
 
 
 def _tabulate(channel: Tensor, channels: int) -> Tensor:
