@@ -22,13 +22,11 @@ from lightning_prune import (
     TaylorCriterion,
     UniformAllocation,
 )
-from lightning_prune.models.torch_floors import TorchFloor
 from tests.conftest import answers
 from tests.engine.branches import ResNet, Transformer
 from tests.engine.channels import Attention, Concatenation, Depthwise, Net, Residual
 from tests.engine.cut_nets import masks_of
 from tests.engine.sharded import by_both, by_fsdp, by_styles, train
-from tests.versions import refused_before
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 SECTION = "Replicas and shards"
@@ -74,10 +72,7 @@ def assert_same(recipe, ones, others):
         ("two", by_fsdp),
         ("two", by_styles),
         pytest.param("four", by_fsdp, marks=pytest.mark.rare),
-        pytest.param(
-            *("four", by_both),
-            marks=[pytest.mark.rare, refused_before(TorchFloor.UNEVEN_SHARDS)],
-        ),
+        pytest.param("four", by_both, marks=pytest.mark.rare),
     ],
 )
 def test_shards_have_the_channels_of_one_process(world, layout, request):

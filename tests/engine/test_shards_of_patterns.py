@@ -25,12 +25,10 @@ from lightning_prune import (
     UnstructuredPattern,
     WandaCriterion,
 )
-from lightning_prune.models.torch_floors import TorchFloor
 from tests.conftest import answers
 from tests.engine.cut_nets import masks_of
 from tests.engine.sharded import by_both, by_fsdp, by_styles, make_net, train
 from tests.models.mixtures import Experts
-from tests.versions import refused_before
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 SECTION = "Replicas and shards"
@@ -103,10 +101,7 @@ def assert_same(recipe, ones, others):
         ("two", by_styles, RECIPES_OF_MATRICES),
         ("two", by_fsdp, RECIPES),
         pytest.param("four", by_fsdp, RECIPES, marks=pytest.mark.rare),
-        pytest.param(
-            *("four", by_both, RECIPES),
-            marks=[pytest.mark.rare, refused_before(TorchFloor.UNEVEN_SHARDS)],
-        ),
+        pytest.param("four", by_both, RECIPES, marks=pytest.mark.rare),
     ],
 )
 def test_shards_have_the_masks_of_one_process(world, layout, recipes, request):
