@@ -1,6 +1,7 @@
 """One training under pruning: its tensors, its due points, and the hooks on its optimizers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -18,8 +19,8 @@ from lightning_prune.engine.ownership import Ownership
 from lightning_prune.engine.roster import Roster
 from lightning_prune.engine.step_hooks import (
     StepHooks,
-    changes_nothing,
     refuse_incomplete_gradients,
+    refuse_unknown_step,
     will_be_skipped,
 )
 from lightning_prune.engine.updates import Updates
@@ -29,7 +30,7 @@ from lightning_prune.recipe.budgets import Unit
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import Schedule
-from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.recipe.tensor import PrunedTensor, undo_states
 from lightning_prune.tensors.shards import sum_replicas
 
 
@@ -70,6 +71,7 @@ class Training:
         self._gradients = GradientGuard(recipe)
         self._copies = DenseCopies(recipe)
         self.next_atoms = NextAtoms(recipe)
+        self._observes = recipe.chosen_criterion.gathers or recipe.penalty is not None
 
     @property
     def enrolment(self) -> Enrolment:
@@ -154,13 +156,13 @@ class Training:
             if is_due:
                 self.inspect()
             self._zeros.keepers[index].clear()
-            with self._copies.show(index):
-                self._observe(optimizer, is_due=is_due and not self._copies.is_on)
+            if is_due or self._observes:
+                with self._copies.show(index):
+                    self._observe(optimizer, is_due=is_due and not self._copies.is_on)
             self.due_points.in_step.add(index)
         else:
             self._gradients.refuse_others(index, self.due_points.steps[index])
-        for tensor in self.owned(index):
-            tensor.forget_seen()  # LBFGS has seen the same inputs again
+        self._forget_seen(index)  # LBFGS has seen the same inputs again
         self._zeros.keepers[index].before_step()
         self._copies.prepare(index)
         if is_first:
@@ -172,8 +174,7 @@ class Training:
         self.due_points.in_step.discard(index)
         self._gradients.forget(index)
         self._copies.withdraw(index)
-        for tensor in self.owned(index):
-            tensor.forget_seen()
+        self._forget_seen(index)
 
     def update(self, optimizer: Optimizer) -> bool:
         """Update the masks if an update is due; return whether a due point was passed."""
@@ -278,18 +279,13 @@ class Training:
         index = self.index(optimizer)
         tensors = [tensor for tensor in self.owned(index) if tensor.is_scored]
         sum_replicas(value for tensor in tensors for value in tensor.seen.values())
-        before = {tensor: tensor.state for tensor in tensors}
-        try:
+        with undo_states(tensors):
             for tensor in tensors if self.recipe.chosen_criterion.gathers else ():
                 tensor.state = self.recipe.chosen_criterion.observe(tensor, tensor.state)
             found = self.next_atoms.find(index, self.enrolment, self.due_points)
             if is_due:
                 self._update(optimizer)
             self.next_atoms.take(found, index, self.enrolment.selection.groups)
-        except BaseException:
-            for tensor, state in before.items():
-                tensor.state = state
-            raise
 
     def _choose_again(self, optimizer: Optimizer) -> None:
         """Choose the masks among the moved weights, by the steps completed before this step."""
@@ -309,29 +305,32 @@ class Training:
         self._copies.begin_step(index)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        with self._copies.end_step(self.index(optimizer)):
-            self._end_step(optimizer)
-
-    def _end_step(self, optimizer: Optimizer) -> None:
         index = self.index(optimizer)
+        with self._copies.end_step(index) if self._copies.is_on else nullcontext():
+            self._end_step(optimizer, index)
+
+    def _end_step(self, optimizer: Optimizer, index: int) -> None:
         self._gradients.end_step(index)
         if index in self.due_points.in_step:
             if self._copies.is_on:
                 self._choose_again(optimizer)
             self.due_points.complete_step(index)
-            self.next_atoms.shrink(optimizer, index, self.enrolment.selection.groups)
-        elif not (self._is_untrained(optimizer) or changes_nothing(optimizer)):
-            raise RuntimeError(
-                "need before_step(optimizer) between backward() and step(), got a step without it; "
-                "in a LightningModule, step what self.optimizers() returns"
-            )
+            if self.recipe.penalty is not None:
+                self.next_atoms.shrink(optimizer, index, self.enrolment.selection.groups)
         else:
-            for tensor in self.owned(index):
-                tensor.forget_seen()
+            refuse_unknown_step(optimizer, self._is_untrained)
+            self._forget_seen(index)
         self._zeros.keepers[index].after_step()
         step = self.due_points.steps[index]
-        for tensor in self.owned(index):
-            tensor.step = step
+        for tensor in self.tensors:
+            if tensor.optimizer == index:
+                tensor.step = step
+
+    def _forget_seen(self, index: int) -> None:
+        """Let go what hooks of the criterion have seen since the last step of an optimizer."""
+        for tensor in self.tensors:
+            if tensor.seen and tensor.optimizer == index:
+                tensor.forget_seen()
 
     def _keep_zeros(self) -> None:
         """Find out again which optimizer trains which tensor."""
