@@ -39,7 +39,7 @@ class StepHooks:
         self._handles = []
 
 
-def refuse_unknown_step(optimizer: Optimizer, is_untrained: Callable[[Optimizer], bool]) -> None:
+def refuse_unknown_step(optimizer: Optimizer, is_trial_step: Callable[[Optimizer], bool]) -> None:
     """Raise RuntimeError for a step of training without a call of ``before_step``.
 
     A distributed checkpoint needs the state of the optimizer. Before the first step torch makes the
@@ -47,10 +47,10 @@ def refuse_unknown_step(optimizer: Optimizer, is_untrained: Callable[[Optimizer]
 
     Args:
         optimizer: The optimizer that has stepped.
-        is_untrained: Whether the present step changes no weight, or is a trial.
+        is_trial_step: Whether the present step is outside of training.
     """
     changes_nothing = all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups)
-    if not (changes_nothing or is_untrained(optimizer)):
+    if not (changes_nothing or will_be_skipped(optimizer) or is_trial_step(optimizer)):
         raise RuntimeError(
             "need before_step(optimizer) between backward() and step(), got a step without it; "
             "in a LightningModule, step what self.optimizers() returns"

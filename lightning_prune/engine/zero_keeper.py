@@ -61,8 +61,9 @@ class ZeroKeeper:
             if tensor.parameter.device != tensor.mask.device:
                 tensor.follow_parameter()
         if not self._is_clear:
-            for tensor in self._list_pruned():
-                clear_pruned(self._optimizer, tensor.parameter, tensor.mask)
+            for tensor in self._tensors:
+                if tensor.kept < tensor.total:
+                    clear_pruned(self._optimizer, tensor.parameter, tensor.mask)
             self._plain = {
                 tensor
                 for tensor in self._tensors
@@ -93,19 +94,24 @@ class ZeroKeeper:
 
     def after_step(self) -> None:
         """Mask the weights of each tensor whose pruned weights may have moved."""
-        pruned = self._list_pruned()
-        moved = [tensor for tensor in pruned if not self._left_zeros(tensor)]
+        moved = []
+        for tensor in self._tensors:
+            if tensor.kept < tensor.total:
+                if self._left_zeros(tensor):
+                    self._written[tensor] = tensor.parameter._version
+                else:
+                    moved.append(tensor)
         if moved:
             self._weights.apply([t.mask for t in moved], [t.weights for t in moved])
-        for tensor in pruned:
-            if tensor.shard is None:
-                self._written[tensor] = tensor.parameter._version
+            for tensor in moved:
+                if tensor.shard is None:
+                    self._written[tensor] = tensor.parameter._version
         self._overwritten.clear()
         self._masked.clear()  # releases the gradients
 
-    def _list_pruned(self) -> list[PrunedTensor]:
-        """Return the tensors with pruned weights."""
-        return [tensor for tensor in self._tensors if tensor.kept < tensor.total]
+    def forget_gradients(self) -> None:
+        """Let the gradients go of a step that is not made."""
+        self._masked.clear()
 
     def note_writes(self) -> None:
         """Note the tensors that other code has written into since the last step."""
