@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.parts import slice_pieces
+
 BITS_ON = ("cpu",)
 _IS_NARROW = ContextVar("is_narrow", default=False)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -110,11 +112,21 @@ class Mask:
             values: Weights, gradients or optimizer statistics, in the shape of the mask.
         """
         if not self._has_bits:
-            values.masked_fill_(self._form.to(values.device), 0)
+            if self.device.type == values.device.type == "cpu" and values.ndim:
+                self._apply_in_pieces(values)
+            else:
+                values.masked_fill_(self._form.to(values.device), 0)
         elif values.element_size() == self._width and values.is_cpu:
             values.view(self._form.dtype).bitwise_and_(self._form)
         else:
             values.masked_fill_((self._form == 0).to(values.device), 0)
+
+    def _apply_in_pieces(self, values: Tensor) -> None:
+        """Do the same for a narrow mask on a CPU, where ``masked_fill_`` is five times slower."""
+        dtype = _INTEGERS[values.element_size()]
+        for rows in slice_pieces(values):
+            bits = self._form[rows].view(torch.int8).to(dtype).sub_(1)  # all set where kept
+            values[rows].view(dtype).bitwise_and_(bits)
 
     def intersect(self, mask: Tensor) -> None:
         """Keep only weights that a bool mask, which may broadcast, keeps too."""

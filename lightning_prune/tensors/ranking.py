@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_prune.tensors.batches import mark_best
 from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
-from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide
+from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide, slice_pieces
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import Shard
 from lightning_prune.tensors.thresholds import cut_pieces, divide_local, find_thresholds
@@ -86,10 +86,13 @@ def choose_best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
         >>> choose_best_of_rows(scores, torch.tensor([1, 1])).tolist()
         [[False, True], [True, False]]
     """
-    order = flatten_wide(scores).view(scores.shape).argsort(dim=1, descending=True, stable=True)
-    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    is_best = ranks < keep[:, None]
-    return torch.zeros_like(is_best).scatter_(1, order, is_best)
+    best = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    ranks = torch.arange(scores.shape[1], device=scores.device)
+    for rows in slice_pieces(scores):  # an order takes eight bytes a score
+        wide = flatten_wide(scores[rows]).view(scores[rows].shape)
+        order = wide.argsort(dim=1, descending=True, stable=True)
+        best[rows].scatter_(1, order, ranks < keep[rows, None])
+    return best
 
 
 def choose_best_of_groups(groups: Tensor, keep: int) -> Tensor:
