@@ -16,7 +16,7 @@ from lightning_prune.callbacks.namespace import LightningCallback, LightningModu
 from lightning_prune.callbacks.old_statistics import OldStatistics
 from lightning_prune.callbacks.printing import print_table, shows_progress
 from lightning_prune.callbacks.seen_example import SeenExample, may_wait
-from lightning_prune.callbacks.skipped_steps import will_be_skipped
+from lightning_prune.callbacks.skipped_steps import SkippedSteps
 from lightning_prune.callbacks.steering import Steering
 from lightning_prune.callbacks.unsupported import refuse_unsupported
 from lightning_prune.engine.digests import describe_shards, refuse_other_weights
@@ -159,7 +159,7 @@ class PruningCallback(LightningCallback):
         # What the next training restores: empty for a new training, None once training has started.
         self._restored_state: dict[str, Any] | None = None
         self._is_training = False
-        self._statistics = OldStatistics(self.pruner)
+        self._statistics, self._skipped = OldStatistics(self.pruner), SkippedSteps(self.pruner)
 
     @property
     def recipe(self) -> Recipe:
@@ -251,7 +251,7 @@ class PruningCallback(LightningCallback):
             state=self._restored_state,
         )
         self._restored_state, self._is_training = None, True
-        self._statistics = OldStatistics(self.pruner)
+        self._statistics, self._skipped = OldStatistics(self.pruner), SkippedSteps(self.pruner)
         self._host.forget()
         self._host.mask_copies(find_averages(trainer))
         print_table(trainer, self.pruner, "To be pruned", self.table)
@@ -285,7 +285,7 @@ class PruningCallback(LightningCallback):
             self._attach(trainer, pl_module, example)
             self.pruner.begin_step(optimizer)  # `step` calls the closure that we are in
         self.pruner.follow(trainer.optimizers)
-        if will_be_skipped(trainer, optimizer):
+        if self._skipped.will_be_skipped(trainer, optimizer):
             self.pruner.skip_step(optimizer)
         else:
             self.pruner.before_step(optimizer)
@@ -301,6 +301,7 @@ class PruningCallback(LightningCallback):
         """Log sparsity and target after each update; Lightning repeats them between updates."""
         if self._seen.is_watching:  # the first step is still to come
             return
+        self._skipped.end_steps()
         self._host.mask_copies(find_averages(trainer))
         self._statistics.note_batch()
         batches = trainer.fit_loop.total_batch_idx + 1

@@ -90,8 +90,10 @@ class BoundedGroup(Group):
         alive = self.alive()
         if self.may_return:
             alive.fill_(True)
-        blank = torch.zeros_like(alive, dtype=torch.float32)
-        ranked = blank if scores is None else self.rank(scores)
+        if scores is None:
+            ranked = torch.zeros_like(alive, dtype=torch.float32)
+        else:
+            ranked = self.rank(scores)
         protected, allowed = self.find_bounds(ranked, alive, due)
         if self.rows:
             protected = protected | self.find_row_holders(ranked.masked_fill(~allowed, -math.inf))

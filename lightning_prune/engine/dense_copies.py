@@ -80,6 +80,8 @@ class DenseCopies:
             RuntimeError: If the values are in place already: the gradients are not those of the
                 masked network.
         """
+        if self._answer is None:
+            return
         if index in self._inside:
             self.withdraw(index)
             raise RuntimeError(
@@ -90,7 +92,7 @@ class DenseCopies:
             )
         for tensor in self._tensors.get(index, ()):
             tensor.follow_parameter()
-            if self._answer is not None and index not in self._ready:
+            if index not in self._ready:
                 _scale_gradient(tensor, self._answer.gradient_scale)
         self._ready.add(index)
         if index in self._stepping:
@@ -98,9 +100,10 @@ class DenseCopies:
 
     def begin_step(self, index: int) -> None:
         """Note that ``optimizer.step`` begins."""
-        self._stepping.add(index)
-        if index in self._ready:
-            self._enter(index)
+        if self.is_on:
+            self._stepping.add(index)
+            if index in self._ready:
+                self._enter(index)
 
     def withdraw(self, index: int) -> None:
         """Mask the weights again, and change no value: the step is not made, or has failed."""

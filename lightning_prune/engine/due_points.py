@@ -3,12 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.schedules import Schedule
 
 
 class DuePoints:
     """Counts the steps of each optimizer, and notes the due points that it was served.
+
+    A fused optimizer is called also for a step that a gradient scaler skips. To ask at each step
+    whether it is skipped would hold up the host. So these steps are counted at first. The number of
+    skipped steps is read when the exact count matters: by the larger count, an update is due.
 
     Args:
         schedule: When to prune.
@@ -40,6 +47,7 @@ class DuePoints:
         self._regrow_clock = clocks(regrow) if clocks and regrow else None
         self._steps: list[int] = list(state.get("steps", []))[:optimizers]
         self._steps += [0] * (optimizers - len(self._steps))
+        self._skipped: dict[int, Tensor] = {}  # numbers of steps that are counted, on devices
         self._served: dict[int, float] = {}  # last due point since the start
         self._joined: set[int] = set()  # optimizers with new tensors that have not seen it
         self._pruned = _read_points(state.get("due", {}))
@@ -48,6 +56,8 @@ class DuePoints:
     @property
     def steps(self) -> list[int]:
         """The completed steps of each optimizer, those before a resume included."""
+        for index in list(self._skipped):
+            self._take_back_skipped(index)
         return list(self._steps)
 
     def follow(self, optimizers: int) -> None:
@@ -59,10 +69,20 @@ class DuePoints:
         """Take over the last due points of an earlier `state_dict`; steps go on."""
         self._pruned, self._served = _read_points(state["due"]), {}
 
-    def complete_step(self, index: int) -> None:
-        """Count a step of an optimizer."""
+    def complete_step(self, index: int, found_infinity: Tensor | None) -> int:
+        """Count a step of an optimizer, and return the count.
+
+        Args:
+            index: The index of the optimizer.
+            found_infinity: A number that is not 0 if a scaler has skipped the step; None if the
+                step was made.
+        """
         self.in_step.remove(index)
         self._steps[index] += 1
+        if found_infinity is not None:
+            is_skipped = (found_infinity != 0).to(torch.int64)
+            self._skipped[index] = self._skipped.get(index, 0) + is_skipped
+        return self._steps[index]
 
     def look_again(self, index: int, *, has_joined: bool = False) -> None:
         """Serve the last due point once more: a new tensor has not seen it.
@@ -85,9 +105,9 @@ class DuePoints:
 
     def is_due(self, index: int) -> bool:
         """Whether a due point of an optimizer has passed that was not served."""
-        if self.is_over(index):
+        if not self._seems_due(index):
             return False
-        return self.next_pruning(index) is not None or self.next_regrowth(index) is not None
+        return not self._take_back_skipped(index) or self._seems_due(index)
 
     def next_pruning(self, index: int) -> float | None:
         """Return the due point of an optimizer that has not been served since the start."""
@@ -137,6 +157,18 @@ class DuePoints:
             return False
         regrown = self.regrow is None or self._regrown.get(index) == self.regrow.end
         return self._served.get(index) == self.schedule.end and regrown
+
+    def _seems_due(self, index: int) -> bool:
+        """Whether an update is due if no scaler has skipped a step since the last look."""
+        if self.is_over(index):
+            return False
+        return self.next_pruning(index) is not None or self.next_regrowth(index) is not None
+
+    def _take_back_skipped(self, index: int) -> bool:
+        """Read how many of the counted steps were skipped, and whether there were any."""
+        skipped = int(self._skipped.pop(index, 0))
+        self._steps[index] -= skipped
+        return skipped > 0
 
 
 def _read_points(saved: Mapping[str, float]) -> dict[int, float]:

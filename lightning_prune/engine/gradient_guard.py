@@ -38,12 +38,14 @@ class GradientGuard:
 
     def begin_step(self, index: int) -> None:
         """Note that ``optimizer.step`` begins."""
-        self._stepping.add(index)
+        if self._is_on:
+            self._stepping.add(index)
 
     def end_step(self, index: int) -> None:
         """Note that ``optimizer.step`` ends, and let the gradients go."""
-        self._stepping.discard(index)
-        self.forget(index)
+        if self._is_on:
+            self._stepping.discard(index)
+            self.forget(index)
 
     def refuse_others(self, index: int, step: int) -> None:
         """Raise RuntimeError if the step has other gradients than those that were observed."""

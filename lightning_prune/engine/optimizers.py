@@ -31,23 +31,41 @@ _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _PROFILER = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
 
-def leaves_zeros(optimizer: Optimizer, least_eps: float) -> bool:
-    """Whether a step keeps a weight at 0 if the gradient and the statistics of the weight are 0.
+class Steadiness:
+    """Tells whether a step keeps a weight at 0 if its gradient and its statistics are 0.
 
     Element-wise optimizers keep zeros if no other hook runs after the step, and no method is
     replaced in the object. Only ``step`` is: schedulers of learning rates put it into a counter,
     and our hooks run inside. But 0 / (0 + eps) is NaN if eps vanishes in the precision of the
     statistics.
 
+    The class and the attributes are looked at again if another class or number of attributes is
+    found. The rest is asked at each step.
+
     Args:
         optimizer: The optimizer.
         least_eps: The least eps that does not vanish in the precision of the statistics.
     """
-    kind = cast(Hashable, type(optimizer))
-    is_patched = _replaces_methods(kind, tuple(vars(optimizer)))
-    if is_patched or not _is_elementwise(kind) or len(optimizer._optimizer_step_post_hooks) > 1:
-        return False
-    return all(group.get("eps", math.inf) >= least_eps for group in optimizer.param_groups)
+
+    def __init__(self, optimizer: Optimizer, least_eps: float) -> None:
+        self._optimizer, self._least_eps = optimizer, least_eps
+        self._looked_at: tuple[type, int] | None = None
+        self._is_elementwise = False
+
+    def leaves_zeros(self) -> bool:
+        """Whether the next step keeps such weights at 0."""
+        optimizer = self._optimizer
+        found = type(optimizer), len(vars(optimizer))
+        if found != self._looked_at:
+            kind = cast(Hashable, type(optimizer))
+            is_patched = _replaces_methods(kind, tuple(vars(optimizer)))
+            self._looked_at, self._is_elementwise = found, not is_patched and _is_elementwise(kind)
+        if not self._is_elementwise or len(optimizer._optimizer_step_post_hooks) > 1:
+            return False
+        for group in optimizer.param_groups:
+            if group.get("eps", math.inf) < self._least_eps:
+                return False
+        return True
 
 
 @cache

@@ -1,6 +1,6 @@
 """Ownership: the parameters that an optimizer trains, so that a new one is cheap to notice."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -43,6 +43,45 @@ class Ownership:
         known = self._known.keys() - {id(parameter) for parameter in waiting}
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._known = {id(p): p for p in held if id(p) in known or _is_trained(p)}
+
+
+class Owners:
+    """The optimizers of a training in their order, with the parameters that each of them trains.
+
+    Args:
+        optimizers: The optimizers, at a time when the tensors were just selected.
+
+    Attributes:
+        optimizers: The optimizers.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer] = ()) -> None:
+        self.optimizers = list(optimizers)
+        self._ownerships = [Ownership(optimizer) for optimizer in optimizers]
+
+    def index(self, optimizer: Optimizer) -> int:
+        """Return the place of an optimizer.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        for index, known in enumerate(self.optimizers):
+            if known is optimizer:
+                return index
+        raise ValueError("need one of the optimizers given to attach(), got another one")
+
+    def has_grown(self, index: int) -> bool:
+        """Whether an optimizer trains a parameter that it did not train before."""
+        return self._ownerships[index].has_grown(self.optimizers[index])
+
+    def look_again(self, waiting: Sequence[nn.Parameter]) -> None:
+        """Get to know the parameters that are trained now.
+
+        Args:
+            waiting: Parameters that can be pruned once they are trained; they are forgotten.
+        """
+        for optimizer, ownership in zip(self.optimizers, self._ownerships, strict=True):
+            ownership.look_again(optimizer, waiting)
 
 
 def _is_trained(parameter: nn.Parameter) -> bool:

@@ -4,11 +4,13 @@ from abc import ABC
 from collections.abc import Mapping
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_prune.engine.candidates import Selection
 from lightning_prune.engine.groups import Group
 from lightning_prune.engine.limits import Spending
 from lightning_prune.engine.training import Training
+from lightning_prune.engine.wrappers import unwrap_optimizer
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.tensor import PrunedTensor
 
@@ -122,3 +124,14 @@ class Readings(ABC):
     def plan(self) -> Mapping[str, float | None]:
         """The final sparsity of each group; None where only the training will tell."""
         return self._training.enrolment.plan
+
+    def is_eventful(self, optimizer: Optimizer) -> bool:
+        """Whether the next step does more than to keep zeros: it observes, or updates the masks.
+
+        If not, a loop need not ask a gradient scaler whether it skips the step, which would hold up
+        the host. It calls ``before_step``, and ``skip_step`` before the next step.
+
+        Args:
+            optimizer: The optimizer that will step next.
+        """
+        return self._training.is_eventful(unwrap_optimizer(optimizer))

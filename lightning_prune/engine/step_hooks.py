@@ -39,13 +39,22 @@ class StepHooks:
         self._handles = []
 
 
-def changes_nothing(optimizer: Optimizer) -> bool:
-    """Whether all learning rates are 0, as in the step by which torch makes an empty state.
+def refuse_unknown_step(optimizer: Optimizer, is_trial_step: Callable[[Optimizer], bool]) -> None:
+    """Raise RuntimeError for a step of training without a call of ``before_step``.
 
     A distributed checkpoint needs the state of the optimizer. Before the first step torch makes the
-    state by a step with learning rates and gradients of 0.
+    state by a step with learning rates and gradients of 0. That is no step of training.
+
+    Args:
+        optimizer: The optimizer that has stepped.
+        is_trial_step: Whether the present step is outside of training.
     """
-    return all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups)
+    changes_nothing = all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups)
+    if not (changes_nothing or will_be_skipped(optimizer) or is_trial_step(optimizer)):
+        raise RuntimeError(
+            "need before_step(optimizer) between backward() and step(), got a step without it; "
+            "in a LightningModule, step what self.optimizers() returns"
+        )
 
 
 def will_be_skipped(optimizer: Optimizer) -> bool:

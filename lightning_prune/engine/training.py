@@ -1,6 +1,7 @@
 """One training under pruning: its tensors, its due points, and the hooks on its optimizers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -14,12 +15,12 @@ from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.next_atoms import NextAtoms
 from lightning_prune.engine.notices import warn_of_untrained
 from lightning_prune.engine.optimizers import clear_pruned, forget_directions
-from lightning_prune.engine.ownership import Ownership
+from lightning_prune.engine.ownership import Owners
 from lightning_prune.engine.roster import Roster
 from lightning_prune.engine.step_hooks import (
     StepHooks,
-    changes_nothing,
     refuse_incomplete_gradients,
+    refuse_unknown_step,
     will_be_skipped,
 )
 from lightning_prune.engine.updates import Updates
@@ -29,7 +30,7 @@ from lightning_prune.recipe.budgets import Unit
 from lightning_prune.recipe.clocks import Clock
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.schedules import Schedule
-from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.recipe.tensor import PrunedTensor, undo_states
 from lightning_prune.tensors.shards import sum_replicas
 
 
@@ -63,13 +64,13 @@ class Training:
         )
         self._zeros = ZeroWatch(recipe.on_revival)
         self.updates = Updates(recipe, self._zeros)
-        self._optimizers: list[Optimizer] = []
-        self._is_untrained: Callable[[Optimizer], bool]  # changes no weight, or is a trial
-        self._ownerships: list[Ownership] = []
+        self._owners = Owners()
+        self._is_trial_step: Callable[[Optimizer], bool]
         self._hooks = StepHooks(self.begin_step, self._after_step)
         self._gradients = GradientGuard(recipe)
         self._copies = DenseCopies(recipe)
         self.next_atoms = NextAtoms(recipe)
+        self._observes = recipe.chosen_criterion.gathers or recipe.penalty is not None
 
     @property
     def enrolment(self) -> Enrolment:
@@ -94,7 +95,7 @@ class Training:
         state: Mapping[str, Any] | None,
     ) -> None:
         """Choose the tensors, restore a state, and hook the optimizers."""
-        self._is_untrained = lambda each: will_be_skipped(each) or is_trial_step(each)
+        self._is_trial_step = is_trial_step
         self.calls_before_step = calls_before_step
         model = unwrap_model(model)
         self.roster = Roster(
@@ -118,7 +119,7 @@ class Training:
         plain = [unwrap_optimizer(optimizer) for optimizer in optimizers]
         enrolment = self.roster.enroll(plain, self.due_points.steps)
         self._copies.check(optimizers, enrolment.selection.tensors)
-        self._optimizers = plain
+        self._owners = Owners(plain)
         self.is_running = True
         try:
             self.roster.commit(enrolment)
@@ -131,22 +132,28 @@ class Training:
     def follow(self, optimizers: Sequence[Optimizer]) -> None:
         """Continue with replaced or added optimizers; each place keeps the count of steps."""
         plain = [unwrap_optimizer(optimizer) for optimizer in optimizers]
-        if plain == self._optimizers:
+        if plain == self._owners.optimizers:
             return
         steps = self.due_points.steps
         steps += [0] * (len(plain) - len(steps))
         enrolment = self.roster.enroll(plain, steps)
         self._copies.check(optimizers, enrolment.selection.tensors)
         self._unhook_optimizers()
-        self._optimizers = plain
+        self._owners = Owners(plain)
         self.due_points.follow(len(optimizers))
         self.roster.commit(enrolment)
         self._hook_optimizers()
 
+    def is_eventful(self, optimizer: Optimizer) -> bool:
+        """Whether the next step does more than to keep zeros."""
+        index = self._owners.index(optimizer)
+        looks_on = self._observes or self._copies.is_on
+        return looks_on or self._owners.has_grown(index) or self.due_points.is_due(index)
+
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe and update once a step; mask weights and gradients each time."""
-        index = self.index(optimizer)
-        if self._ownerships[index].has_grown(optimizer):
+        index = self._owners.index(optimizer)
+        if self._owners.has_grown(index):
             self._select_again()
         is_first = index not in self.due_points.in_step
         if is_first:
@@ -154,13 +161,13 @@ class Training:
             if is_due:
                 self.inspect(updates=not self._copies.is_on)
             self._zeros.keepers[index].clear()
-            with self._copies.show(index):
-                self._observe(optimizer, is_due=is_due and not self._copies.is_on)
+            if is_due or self._observes:
+                with self._copies.show(index):
+                    self._observe(optimizer, is_due=is_due and not self._copies.is_on)
             self.due_points.in_step.add(index)
         else:
             self._gradients.refuse_others(index, self.due_points.steps[index])
-        for tensor in self.owned(index):
-            tensor.forget_seen()  # LBFGS has seen the same inputs again
+        self._forget_seen(index)  # LBFGS has seen the same inputs again
         self._zeros.keepers[index].before_step()
         self._copies.prepare(index)
         if is_first:
@@ -168,23 +175,23 @@ class Training:
 
     def skip_step(self, optimizer: Optimizer) -> None:
         """Forget a step that will not be made."""
-        index = self.index(optimizer)
+        index = self._owners.index(optimizer)
         self.due_points.in_step.discard(index)
         self._gradients.forget(index)
         self._copies.withdraw(index)
-        for tensor in self.owned(index):
-            tensor.forget_seen()
+        self._zeros.keepers[index].forget_gradients()
+        self._forget_seen(index)
 
     def update(self, optimizer: Optimizer) -> bool:
         """Update the masks if an update is due; return whether a due point was passed."""
-        if not self.due_points.is_due(self.index(optimizer)):
+        if not self.due_points.is_due(self._owners.index(optimizer)):
             return False
         self.inspect(updates=True)
         return self._update(optimizer)
 
     def mask(self, optimizer: Optimizer) -> None:
         """Zero pruned weights, and their statistics in the optimizer."""
-        for tensor in self.owned(self.index(optimizer)):
+        for tensor in self.owned(self._owners.index(optimizer)):
             tensor.mask.apply(tensor.weights)
             clear_pruned(optimizer, tensor.parameter, tensor.mask)
         forget_directions(optimizer)
@@ -200,17 +207,18 @@ class Training:
     def correct_cost(self, unit: Unit, measured: float) -> None:
         """Take over a measured cost, and serve the last due points once more."""
         self.roster.correct_cost(unit, measured)
-        for index in range(len(self._optimizers)):
+        for index in range(len(self._owners.optimizers)):
             self.due_points.look_again(index, has_joined=True)
 
     def inspect(self, *, updates: bool = False) -> None:
         """Look for replaced layers, and for pruned weights that are not 0; an update may follow."""
         self._look_at_model()
+        self._note_steps()
         self._zeros.inspect(self.tensors, defers=updates)
 
     def _update(self, optimizer: Optimizer, *, renews: bool = False) -> bool:
         """Update the masks; return whether a due point was passed for the first time."""
-        index = self.index(optimizer)
+        index = self._owners.index(optimizer)
         return self.updates.make(optimizer, index, self.enrolment, self.due_points, renews=renews)
 
     def end(self, *, completed: bool) -> None:
@@ -221,6 +229,7 @@ class Training:
             tensor.follow_parameter()
         if completed:
             self._look_at_model()
+            self._note_steps()
             revival = self._zeros.describe(self.tensors)
         self._unhook_optimizers()
         self.is_running = False
@@ -242,17 +251,6 @@ class Training:
         """Yield the tensors that an optimizer owns."""
         return (tensor for tensor in self.tensors if tensor.optimizer == index)
 
-    def index(self, optimizer: Optimizer) -> int:
-        """Return the place of an optimizer in the list of optimizers.
-
-        Raises:
-            ValueError: If it is another one.
-        """
-        for index, known in enumerate(self._optimizers):
-            if known is optimizer:
-                return index
-        raise ValueError("need one of the optimizers given to attach(), got another one")
-
     def _look_at_model(self) -> None:
         """Select again if the model has other parameters than at the last look."""
         if self.roster.has_other_parameters:
@@ -260,13 +258,12 @@ class Training:
 
     def _select_again(self) -> None:
         """Take up tensors that an optimizer has gained; they are due at once."""
-        enrolment = self.roster.enroll(self._optimizers, self.due_points.steps)
-        self._copies.check(self._optimizers, enrolment.selection.tensors)
+        enrolment = self.roster.enroll(self._owners.optimizers, self.due_points.steps)
+        self._copies.check(self._owners.optimizers, enrolment.selection.tensors)
         joined = self.roster.commit(enrolment)
         self._keep_zeros()
-        waiting = self.roster.find_waiting()
-        for index, optimizer in enumerate(self._optimizers):
-            self._ownerships[index].look_again(optimizer, waiting)
+        self._owners.look_again(self.roster.find_waiting())
+        for index in range(len(self._owners.optimizers)):
             self.due_points.look_again(index, has_joined=index in joined)
 
     def _observe(self, optimizer: Optimizer, *, is_due: bool) -> None:
@@ -275,25 +272,20 @@ class Training:
         Replicas choose the same masks: DDP has already averaged their gradients, and the sums that
         hooks have gathered are added up here.
         """
-        index = self.index(optimizer)
+        index = self._owners.index(optimizer)
         tensors = [tensor for tensor in self.owned(index) if tensor.is_scored]
         sum_replicas(value for tensor in tensors for value in tensor.seen.values())
-        before = {tensor: tensor.state for tensor in tensors}
-        try:
+        with undo_states(tensors):
             for tensor in tensors if self.recipe.chosen_criterion.gathers else ():
                 tensor.state = self.recipe.chosen_criterion.observe(tensor, tensor.state)
             found = self.next_atoms.find(index, self.enrolment, self.due_points)
             if is_due:
                 self._update(optimizer)
             self.next_atoms.take(found, index, self.enrolment.selection.groups)
-        except BaseException:
-            for tensor, state in before.items():
-                tensor.state = state
-            raise
 
     def _choose_again(self, optimizer: Optimizer) -> None:
         """Choose the masks among the moved weights, by the steps completed before this step."""
-        index, points = self.index(optimizer), self.due_points
+        index, points = self._owners.index(optimizer), self.due_points
         renews = self._copies.renews(points.steps[index]) and points.share(index) > 0
         if renews or points.is_due(index):
             self._update(optimizer, renews=renews)
@@ -302,46 +294,53 @@ class Training:
         """Note that ``optimizer.step`` begins."""
         if self.calls_before_step:
             refuse_incomplete_gradients(self.recipe, args, kwargs)
-            (self.skip_step if self._is_untrained(optimizer) else self.before_step)(optimizer)
-        index = self.index(optimizer)
+            asks = self.is_eventful(optimizer)
+            is_left_out = self._is_trial_step(optimizer) or (asks and will_be_skipped(optimizer))
+            (self.skip_step if is_left_out else self.before_step)(optimizer)
+        index = self._owners.index(optimizer)
         self._gradients.begin_step(index)
         self._zeros.keepers[index].note_writes()
         self._copies.begin_step(index)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        with self._copies.end_step(self.index(optimizer)):
-            self._end_step(optimizer)
+        index = self._owners.index(optimizer)
+        with self._copies.end_step(index) if self._copies.is_on else nullcontext():
+            self._end_step(optimizer, index)
 
-    def _end_step(self, optimizer: Optimizer) -> None:
-        index = self.index(optimizer)
+    def _end_step(self, optimizer: Optimizer, index: int) -> None:
         self._gradients.end_step(index)
         if index in self.due_points.in_step:
             if self._copies.is_on:
                 self._choose_again(optimizer)
-            self.due_points.complete_step(index)
-            self.next_atoms.shrink(optimizer, index, self.enrolment.selection.groups)
-        elif not (self._is_untrained(optimizer) or changes_nothing(optimizer)):
-            raise RuntimeError(
-                "need before_step(optimizer) between backward() and step(), got a step without it; "
-                "in a LightningModule, step what self.optimizers() returns"
-            )
-        else:
+            step = self.due_points.complete_step(index, getattr(optimizer, "found_inf", None))
             for tensor in self.owned(index):
-                tensor.forget_seen()
+                tensor.step = step
+            if self.recipe.penalty is not None:
+                self.next_atoms.shrink(optimizer, index, self.enrolment.selection.groups)
+        else:
+            refuse_unknown_step(optimizer, self._is_trial_step)
+            self._forget_seen(index)
         self._zeros.keepers[index].after_step()
-        step = self.due_points.steps[index]
+
+    def _note_steps(self) -> None:
+        """Tell the tensors how many steps were completed, without those that were skipped."""
+        steps = self.due_points.steps
+        for tensor in self.tensors:
+            tensor.step = steps[tensor.optimizer]
+
+    def _forget_seen(self, index: int) -> None:
+        """Let go what hooks of the criterion have seen since the last step of an optimizer."""
         for tensor in self.owned(index):
-            tensor.step = step
+            tensor.forget_seen()
 
     def _keep_zeros(self) -> None:
         """Find out again which optimizer trains which tensor."""
         self._copies.follow(self.tensors)
-        self._zeros.renew(self._optimizers, self.tensors)
+        self._zeros.renew(self._owners.optimizers, self.tensors)
 
     def _hook_optimizers(self) -> None:
         self._keep_zeros()
-        self._ownerships = [Ownership(optimizer) for optimizer in self._optimizers]
-        self._hooks.add(self._optimizers)
+        self._hooks.add(self._owners.optimizers)
 
     def _unhook_optimizers(self) -> None:
         self._hooks.remove()

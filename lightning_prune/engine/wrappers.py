@@ -4,33 +4,31 @@ A wrapper shares the parameters of the object inside, but not the hooks: the opt
 these. Names of parameters are those of the model inside.
 """
 
-from typing import Any
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import Optimizer
 
-_OPTIMIZERS = {
+_ATTRIBUTES = {
     "AcceleratedOptimizer": "optimizer",  # Accelerate, and so the Trainer of transformers
     "_FabricOptimizer": "optimizer",
     "LightningOptimizer": "optimizer",
     "Lookahead": "_base_optimizer",  # timm
-}
-"""The attribute that holds the optimizer inside, by the name of the class of the wrapper."""
-
-_MODELS = {
     "DistributedDataParallel": "module",
     "DataParallel": "module",
     "_FabricModule": "module",
     "AveragedModel": "module",
     "ModelEmaV3": "module",  # timm
 }
-"""The attribute that holds the model inside, by the name of the class of the wrapper."""
+"""The attribute that holds the optimizer or model inside, by the name of the wrapper's class."""
 
 
 def list_layers(optimizer: Optimizer) -> list[Optimizer]:
     """Return a wrapper, the wrappers inside of it, and the optimizer in the middle."""
     layers = [optimizer]
-    while (inside := _look_inside(layers[-1], _OPTIMIZERS)) is not None:
+    while (inside := _look_inside(layers[-1])) is not None:
         layers.append(inside)
     return layers
 
@@ -44,7 +42,9 @@ def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
         >>> unwrap_optimizer(adam) is adam
         True
     """
-    return list_layers(optimizer)[-1]
+    while (inside := _look_inside(optimizer)) is not None:
+        optimizer = inside
+    return optimizer
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -55,14 +55,19 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         >>> unwrap_model(nn.DataParallel(net)) is net
         True
     """
-    while (inside := _look_inside(model, _MODELS)) is not None:
+    while (inside := _look_inside(model)) is not None:
         model = inside
     return model
 
 
-def _look_inside(wrapper: object, attributes: dict[str, str]) -> Any:
+def _look_inside(wrapper: Any) -> Any:
     """Return the object inside of a wrapper; None if it is no wrapper."""
-    for kind in type(wrapper).__mro__:
-        if kind.__name__ in attributes:
-            return getattr(wrapper, attributes[kind.__name__], None)
-    return None
+    attribute = _find_attribute(cast(Hashable, type(wrapper)))
+    return None if attribute is None else getattr(wrapper, attribute, None)
+
+
+@cache
+def _find_attribute(kind: Any) -> str | None:
+    """Return the attribute that holds the object inside; None if the class is no wrapper."""
+    names = (base.__name__ for base in kind.__mro__)
+    return next((_ATTRIBUTES[name] for name in names if name in _ATTRIBUTES), None)

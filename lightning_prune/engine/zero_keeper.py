@@ -1,12 +1,12 @@
 """Keep pruned weights at zero from step to step, with few passes over the weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_prune.engine.optimizers import clear_pruned, has_plain_statistics, leaves_zeros
+from lightning_prune.engine.optimizers import Steadiness, clear_pruned, has_plain_statistics
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.mask_sets import MaskSet
 from lightning_prune.tensors.shards import local_part
@@ -34,12 +34,13 @@ class ZeroKeeper:
         plain = [tensor for tensor in tensors if not tensor.may_return]
         self._tensors = [tensor for tensor in plain if id(tensor.parameter) in held]
         dtypes = {tensor.parameter.dtype for tensor in self._tensors}
-        self._least_eps = max((torch.finfo(dtype).smallest_normal for dtype in dtypes), default=0)
+        least_eps = max((torch.finfo(dtype).smallest_normal for dtype in dtypes), default=0)
+        self._steadiness = Steadiness(optimizer, least_eps)
         self._index = index
         self._optimizer = optimizer
         self._gradients, self._weights = MaskSet(), MaskSet()
         self._is_clear = False  # whether statistics of pruned weights are 0
-        self._foreign: set[PrunedTensor] = set()  # have statistics that may not be 0
+        self._plain: set[PrunedTensor] = set()  # are its own, whole, and with plain statistics
         self._disturbed: set[PrunedTensor] = set()  # had gradients that were not 0
         self._written: dict[PrunedTensor, int] = {}  # versions of weights after a step
         self._masked: dict[PrunedTensor, tuple[Tensor | None, int]] = {}  # gradients, versions
@@ -57,49 +58,60 @@ class ZeroKeeper:
         First all tensors of the engine follow a model that was moved to another device.
         """
         for tensor in self._tensors:
-            tensor.follow_parameter()
+            if tensor.parameter.device != tensor.mask.device:
+                tensor.follow_parameter()
         if not self._is_clear:
-            for tensor in self._iterate_pruned():
-                clear_pruned(self._optimizer, tensor.parameter, tensor.mask)
-            self._foreign = {
+            for tensor in self._tensors:
+                if tensor.kept < tensor.total:
+                    clear_pruned(self._optimizer, tensor.parameter, tensor.mask)
+            self._plain = {
                 tensor
                 for tensor in self._tensors
-                if not has_plain_statistics(self._optimizer, tensor.parameter)
+                if tensor.optimizer == self._index and tensor.shard is None
+                if has_plain_statistics(self._optimizer, tensor.parameter)
             }
             self._is_clear = True
 
+    # A call in a cold cache takes some microseconds, so the work of each step is in few functions.
     def before_step(self) -> None:
         """Mask the gradients."""
-        is_elementwise = leaves_zeros(self._optimizer, self._least_eps)
-        dense = [(tensor, tensor.parameter.grad) for tensor in self._iterate_pruned()]
-        dense = [(t, grad) for t, grad in dense if grad is None or grad.layout == torch.strided]
-        given = [(tensor.mask, local_part(grad)) for tensor, grad in dense if grad is not None]
-        self._gradients.apply([mask for mask, _ in given], [gradient for _, gradient in given])
-        if is_elementwise:
+        masks, gradients, dense = [], [], []
+        for tensor in self._tensors:
+            if tensor.kept < tensor.total:
+                gradient = tensor.parameter.grad
+                if gradient is not None:
+                    if gradient.layout != torch.strided:
+                        continue
+                    masks.append(tensor.mask)
+                    gradients.append(local_part(gradient))
+                dense.append((tensor, gradient))
+        self._gradients.apply(masks, gradients)
+        if self._steadiness.leaves_zeros():
             for tensor, gradient in dense:
-                if self._owns_plain(tensor):
+                if tensor in self._plain:
                     self._masked[tensor] = gradient, 0 if gradient is None else gradient._version
         self.note_writes()
 
     def after_step(self) -> None:
         """Mask the weights of each tensor whose pruned weights may have moved."""
-        pruned = list(self._iterate_pruned())
-        moved = [tensor for tensor in pruned if not self._left_zeros(tensor)]
-        self._weights.apply([t.mask for t in moved], [t.weights for t in moved])
-        for tensor in pruned:
-            if tensor.shard is None:
-                self._written[tensor] = tensor.parameter._version
-        self._overwritten = set()
-        self._masked = {}  # releases the gradients
+        moved = []
+        for tensor in self._tensors:
+            if tensor.kept < tensor.total:
+                if self._left_zeros(tensor):
+                    self._written[tensor] = tensor.parameter._version
+                else:
+                    moved.append(tensor)
+        if moved:
+            self._weights.apply([t.mask for t in moved], [t.weights for t in moved])
+            for tensor in moved:
+                if tensor.shard is None:
+                    self._written[tensor] = tensor.parameter._version
+        self._overwritten.clear()
+        self._masked.clear()  # releases the gradients
 
-    def _iterate_pruned(self) -> Iterator[PrunedTensor]:
-        """Yield the tensors with pruned weights."""
-        return (tensor for tensor in self._tensors if tensor.kept < tensor.total)
-
-    def _owns_plain(self, tensor: PrunedTensor) -> bool:
-        """Whether the optimizer owns the tensor, and has plain statistics of the whole tensor."""
-        is_own = tensor.optimizer == self._index and tensor.shard is None
-        return is_own and tensor not in self._foreign
+    def forget_gradients(self) -> None:
+        """Let the gradients go of a step that is not made."""
+        self._masked.clear()
 
     def note_writes(self) -> None:
         """Note the tensors that other code has written into since the last step."""

@@ -200,9 +200,10 @@ class PruningTrainerCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, *, optimizer: Optimizer, **others: Any
     ) -> None:
         """Look whether the step was made, and whether the model may be the best from now on."""
-        if self.pruner.steps == self._steps:
-            self.pruner.skip_step(optimizer)
-        self._steps = self.pruner.steps
+        if self.recipe.chosen_criterion.gathers:  # else there is nothing to forget
+            if self.pruner.steps == self._steps:
+                self.pruner.skip_step(optimizer)
+            self._steps = self.pruner.steps
         if state.logging_steps and state.global_step % state.logging_steps == 0:
             self.pruner.check_zeros()
         self._keep_dense_from_best(state)

@@ -166,10 +166,11 @@ class PruningYoloCallbacks:
     def on_train_batch_end(self, trainer: Any) -> None:
         """Count the batch, and look whether a scaler has skipped the step."""
         self._progress.batch += 1
-        tries, steps = trainer.ema.updates, self.pruner.steps[0]
-        if tries != self._tries and steps == self._steps:
-            self.pruner.skip_step(trainer.optimizer)
-        self._tries, self._steps = tries, steps
+        if self.recipe.chosen_criterion.gathers:  # else there is nothing to forget
+            tries, steps = trainer.ema.updates, self.pruner.steps[0]
+            if tries != self._tries and steps == self._steps:
+                self.pruner.skip_step(trainer.optimizer)
+            self._tries, self._steps = tries, steps
 
     def on_train_epoch_end(self, trainer: Any) -> None:
         """Mask the average of the weights, which will be validated and saved."""

@@ -1,6 +1,7 @@
 """A parameter under pruning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -49,6 +50,7 @@ class PrunedTensor:
             mask; None if there was no sparse phase, or training is sparse.
 
     Attributes:
+        total: Number of weights of the whole tensor, including pruned weights.
         kept: Number of weights of the whole tensor that the mask keeps.
         changes: Number of weights of the whole tensor that the mask has pruned or regrown; a
             weight counts again at each change.
@@ -77,10 +79,12 @@ class PrunedTensor:
     step: int = 0
     rest: Tensor | None = None
     suspended: Tensor | None = None
+    total: int = field(init=False)
     kept: int = field(init=False)
     changes: int = 0
 
     def __post_init__(self) -> None:
+        self.total = self.parameter.numel()
         self.count_kept()
 
     def follow_parameter(self) -> None:
@@ -197,11 +201,6 @@ class PrunedTensor:
         shape[0], shape[self.output_axis] = shape[self.output_axis], shape[0]
         return tuple(shape)
 
-    @property
-    def total(self) -> int:
-        """Number of weights of the whole tensor, including pruned weights."""
-        return self.parameter.numel()
-
     def indices(self) -> Tensor:
         """Return for each local weight the row-major index in the whole tensor."""
         if self.shard is not None:
@@ -211,3 +210,15 @@ class PrunedTensor:
     def output_first(self, tensor: Tensor) -> Tensor:
         """Return a view with the output axis first; a second call restores the order."""
         return tensor.transpose(0, self.output_axis)
+
+
+@contextmanager
+def undo_states(tensors: Iterable[PrunedTensor]) -> Iterator[None]:
+    """Give tensors back the states that they have now, if the block raises."""
+    before = {tensor: tensor.state for tensor in tensors}
+    try:
+        yield
+    except BaseException:
+        for tensor, state in before.items():
+            tensor.state = state
+        raise

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.parts import count_pieces
+from lightning_prune.tensors.parts import count_pieces, slice_pieces
 
 BITS_ON = ("cpu",)
 _IS_NARROW = ContextVar("is_narrow", default=False)
@@ -43,23 +43,22 @@ class Mask:
     Args:
         mask: Bool mask; True keeps; broadcasts to the shape of the weights.
         weights: The weights under the mask; they give shape, device, width and strides.
+
+    Attributes:
+        device: Device of the mask.
     """
 
     def __init__(self, mask: Tensor, weights: Tensor) -> None:
         self._has_bits = weights.device.type in BITS_ON and not _IS_NARROW.get()
         dtype = _INTEGERS[weights.element_size()] if self._has_bits else torch.bool
         self._form = torch.empty_like(weights, dtype=dtype, requires_grad=False)
+        self._width, self.device = self._form.element_size(), self._form.device
         self.set(mask)
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the tensor."""
         return self._form.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the mask."""
-        return self._form.device
 
     @property
     def kept(self) -> Tensor:
@@ -139,11 +138,21 @@ class Mask:
             values: Weights, gradients or optimizer statistics, in the shape of the mask.
         """
         if not self._has_bits:
-            values.masked_fill_(self._form.to(values.device), 0)
-        elif values.element_size() == self._form.element_size() and values.device.type == "cpu":
+            if self.device.type == values.device.type == "cpu" and values.ndim:
+                self._apply_in_pieces(values)
+            else:
+                values.masked_fill_(self._form.to(values.device), 0)
+        elif values.element_size() == self._width and values.is_cpu:
             values.view(self._form.dtype).bitwise_and_(self._form)
         else:
             values.masked_fill_((self._form == 0).to(values.device), 0)
+
+    def _apply_in_pieces(self, values: Tensor) -> None:
+        """Do the same for a narrow mask on a CPU, where ``masked_fill_`` is five times slower."""
+        dtype = _INTEGERS[values.element_size()]
+        for rows in slice_pieces(values):
+            bits = self._form[rows].view(torch.int8).to(dtype).sub_(1)  # all set where kept
+            values[rows].view(dtype).bitwise_and_(bits)
 
     def intersect(self, mask: Tensor) -> None:
         """Keep only weights that a bool mask, which may broadcast, keeps too."""
@@ -192,5 +201,6 @@ class Mask:
 
     def _view(self, form: Tensor) -> "Mask":
         view = object.__new__(Mask)
-        view._form, view._has_bits = form, self._has_bits
+        view._form, view._width, view._has_bits = form, self._width, self._has_bits
+        view.device = self.device
         return view

@@ -86,10 +86,13 @@ def choose_best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
         >>> choose_best_of_rows(scores, torch.tensor([1, 1])).tolist()
         [[False, True], [True, False]]
     """
-    order = flatten_wide(scores).view(scores.shape).argsort(dim=1, descending=True, stable=True)
-    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    is_best = ranks < keep[:, None]
-    return torch.zeros_like(is_best).scatter_(1, order, is_best)
+    best = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    ranks = torch.arange(scores.shape[1], device=scores.device)
+    for rows in slice_pieces(scores):  # an order takes eight bytes a score
+        wide = flatten_wide(scores[rows]).view(scores[rows].shape)
+        order = wide.argsort(dim=1, descending=True, stable=True)
+        best[rows].scatter_(1, order, ranks < keep[rows, None])
+    return best
 
 
 def choose_best_of_groups(groups: Tensor, keep: int) -> Tensor:

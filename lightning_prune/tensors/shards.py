@@ -188,6 +188,8 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return the local part of a tensor, detached; writing into it changes the tensor."""
+    if type(tensor) is Tensor and not tensor.requires_grad:  # as gradients at each step
+        return tensor
     tensor = tensor.detach()
     return tensor.to_local() if is_sharded(tensor) else tensor
 
