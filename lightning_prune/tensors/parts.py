@@ -209,7 +209,7 @@ def count_pieces(*tensors: Tensor, join: Callable[..., Tensor] | None = None) ->
     for rows in slice_pieces(tensors[0]):
         pieces = [tensor[rows] for tensor in tensors]
         counts.append((pieces[0] if join is None else join(*pieces)).count_nonzero())
-    return torch.stack(counts).sum()
+    return torch.stack(counts).sum() if len(counts) > 1 else counts[0]
 
 
 def flatten_wide(scores: Tensor) -> Tensor:
