@@ -7,8 +7,9 @@ shows the table of `benchmarks/results/zoo.md` at ``<!-- printed: zoo -->``, and
 `memory.md` at ``<!-- printed: memory 2 -->``. With ``--check`` nothing is written, and a page that
 differs from the results is an error.
 
-A line that ends in ``<!-- from: zoo -->`` quotes these results, or those on the page `zoo.md`. A
-number with a decimal point that is not among them, rounded alike, is an error.
+A line with ``<!-- from: zoo -->`` quotes these results, or those on the page `zoo.md`, and so does
+a row of a table whose last cell is ``benchmarks/zoo.py``. A number with a decimal point that is not
+among them, rounded alike, is an error.
 """
 
 import argparse
@@ -34,7 +35,10 @@ DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 README = DOCS.parent / "README.md"
 PRINTED = re.compile(r"<!-- (printed: (\w+)(?: (\d+))?) -->")
-QUOTED = re.compile(r"^(.*)<!-- from: (\w+) -->", re.MULTILINE)
+QUOTED = re.compile(
+    r"^(?P<line>.*)(?:<!-- from: (?P<name>\w+) -->|`benchmarks/(?P<script>\w+)\.py` \|$)",
+    re.MULTILINE,
+)
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?!\.?\d)")
 SEEDS = 3
 UNITS = {"accuracy": "validation accuracy, in points", "bits": "bits a byte; fewer are better"}
@@ -99,8 +103,9 @@ def main() -> None:
         for mark, name, place in PRINTED.findall(text):
             filled[path] = fill(filled[path], mark, read_printed(name, int(place or 1)))
     for path, text in [*filled.items(), (README, README.read_text())]:
-        for line, name in QUOTED.findall(text):
-            if strangers := find_strangers(line, read_numbers(name, filled)):
+        for quoted in QUOTED.finditer(text):
+            name = quoted["name"] or quoted["script"]
+            if strangers := find_strangers(quoted["line"], read_numbers(name, filled)):
                 sys.exit(f"need numbers of the results {name} in {path.name}, got {strangers}")
     for path in pages:
         if not arguments.check:
