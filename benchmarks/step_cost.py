@@ -44,12 +44,14 @@ histograms are drawn in every fifth epoch, so a fifth of a drawing counts.
 under valgrind. It needs a few minutes and judges nothing. Valgrind knows no AVX-512: on a processor
 with AVX-512, products take fewer instructions than it counts, and the ratio is larger.
 
-Prints tables as Markdown. Exits with 1 if a bar is missed.
+Prints tables as Markdown, the last with the ratios of all workloads. Exits with 1 if a bar is
+missed.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -70,6 +72,7 @@ from benchmarks.parts.step_cost.monitor import judge_monitor
 from benchmarks.parts.step_cost.training import MONITOR_SHARE, WORKLOADS, Workload
 from benchmarks.parts.step_cost.ways import AGAIN, BASE, DENSE, INSIDE, OURS, PEERS, RENEWED
 
+RATIOS = ("workload", "over without", "isolated", "bar", "masks chosen anew over without", "bar")
 HEADINGS = ("training", "ms a step, fastest", "fastest tenth", "over without", "tenth", "zeros")
 
 
@@ -96,8 +99,48 @@ def print_times(times: Mapping[str, Times], base: Times, absent: list[str]) -> N
         print(write_markdown_row(name, "not installed", "", "", "", ""))
 
 
-def judge(workload: Workload, seconds: float) -> Iterator[Bar]:
-    """Measure a workload, print the table, and yield the bars."""
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """A step with pruning over a step without.
+
+    Args:
+        workload: What is trained.
+        ours: Of the means of the fastest tenth of the blocks.
+        isolated: The same, of the time in our hooks alone.
+        renewed: Like ``ours``, with masks that are chosen anew at each step.
+        peers: Like ``ours``, by the name of the peer.
+    """
+
+    workload: Workload
+    ours: float
+    isolated: float
+    renewed: float
+    peers: Mapping[str, float]
+
+    def write_row(self) -> str:
+        """Return a row of the last table; the ratio that the bar is for is bold."""
+        ratios = {False: f"{self.ours:.3f}", True: f"{self.isolated:.4f}"}
+        judged = self.workload.is_isolated
+        cells = (f"**{each}**" if key is judged else each for key, each in ratios.items())
+        bars = (self.workload.bar, f"{self.renewed:.2f}", self.workload.renewed_bar)
+        return write_markdown_row(self.workload.name, *cells, *bars)
+
+    def set_bars(self) -> Iterator[Bar]:
+        """Yield the bars."""
+        name = self.workload.name
+        ratio = self.isolated if self.workload.is_isolated else self.ours
+        yield Bar(name=f"{name}, a step over a step without", value=ratio, most=self.workload.bar)
+        yield Bar(
+            name=f"{name}, a step with masks chosen anew over a step without",
+            value=self.renewed,
+            most=self.workload.renewed_bar,
+        )
+        for peer, ratio in self.peers.items():
+            yield Bar(name=f"{name}, ours beside {peer}", value=self.ours, most=ratio)
+
+
+def compare(workload: Workload, seconds: float) -> Ratios:
+    """Measure a workload, print the table, and return the ratios."""
     with hide_output():
         times, absent = measure(workload, seconds)
     base = Times(blocks=times[DENSE].blocks + times[AGAIN].blocks)
@@ -109,16 +152,13 @@ def judge(workload: Workload, seconds: float) -> Iterator[Bar]:
     print_times(times, base, absent)
     parts = ", ".join(f"{name} {1e6 * s:.0f}" for name, s in spent.items())
     print(f"\nisolated: {isolated:.4f}; µs a step in {parts}", flush=True)
-    ours = times[OURS].fastest / base.fastest
-    ratio = isolated if workload.is_isolated else ours
-    yield Bar(name=f"{workload.name}, a step over a step without", value=ratio, most=workload.bar)
-    renewed = times[RENEWED].fastest / base.fastest
-    bar_name = f"{workload.name}, a step with masks chosen anew over a step without"
-    yield Bar(name=bar_name, value=renewed, most=workload.renewed_bar)
-    for name in PEERS:
-        if name in times:
-            peer = times[name].fastest / base.fastest
-            yield Bar(name=f"{workload.name}, ours beside {name}", value=ours, most=peer)
+    return Ratios(
+        workload=workload,
+        ours=times[OURS].fastest / base.fastest,
+        isolated=isolated,
+        renewed=times[RENEWED].fastest / base.fastest,
+        peers={name: times[name].fastest / base.fastest for name in PEERS if name in times},
+    )
 
 
 def read_arguments() -> argparse.Namespace:
@@ -147,12 +187,15 @@ def main() -> None:
         print_instructions()
         return
     bars: list[Bar] = []
+    rows: list[str] = []
     for name in arguments.workloads:
         workload = WORKLOADS[name]
-        bars += judge(workload, workload.share * arguments.seconds)
+        ratios = compare(workload, workload.share * arguments.seconds)
+        bars += ratios.set_bars()
+        rows.append(ratios.write_row())
         if name == "resnet":
             bars.append(judge_monitor(workload, MONITOR_SHARE * arguments.seconds))
-    print()
+    print("", write_markdown_header(*RATIOS), *rows, "", sep="\n")
     finish(bars)
 
 

@@ -24,6 +24,7 @@ class BlockPattern(Pattern):
         ValueError: If a side is less than 1.
 
     Examples:
+        >>> import torch
         >>> pattern = BlockPattern(shape=(1, 2))
         >>> atoms = pattern.to_atoms(torch.tensor([[1.0, 3.0, 0.0, 1.0]]))
         >>> atoms.tolist(), pattern.to_entries(pattern(atoms, keep=1), (1, 4)).tolist()
