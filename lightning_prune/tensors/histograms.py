@@ -15,35 +15,77 @@ from lightning_prune.tensors.parts import (
     to_tensor,
 )
 from lightning_prune.tensors.samples import Fits, find_last
-from lightning_prune.tensors.shards import sum_by_tensor
+from lightning_prune.tensors.shards import Shard, sum_by_tensor
 
 _DIGIT = 8  # each pass over the shards finds this many bits
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def search_histograms(pool: Sequence[Part], fits: Fits, sizes: Sizes) -> list[Threshold]:
+def search_histograms(
+    pool: Sequence[Part], fits: Fits, sizes: Sizes, *, by_total: bool
+) -> list[Threshold]:
     """Find the highest value of sharded tensors that does not fit, by histograms of the bits.
 
     The histograms are summed over the processes before ``fits`` is asked, so all processes find
     the same.
+
+    Args:
+        pool: The tensors.
+        fits: Whether numbers to keep fit.
+        sizes: Sizes of the pieces of the search.
+        by_total: Whether only the sum of the numbers decides. Then a pass sends a histogram of the
+            pool instead of a histogram of each tensor.
     """
     dtype = find_dtype(pool)
     bits = dtype.itemsize * 8
     known, top = 0, bits  # the bits of the key from `top` on are known
-    above = at = torch.zeros(len(pool), dtype=torch.int64, device="cpu")
+    above = at = torch.zeros(1 if by_total else len(pool), dtype=torch.int64, device="cpu")
+    divided = []  # the local numbers above and at the digits, of each tensor
     while top:
         shift = max(top - _DIGIT, 0)
-        counts = sum_by_tensor(
-            [(_count_digits(part, dtype, known, top, shift, sizes), part.shard) for part in pool]
-        )
-        digit, above, at = _choose_digit(counts, above, fits)
+        counts = [(_count_digits(p, dtype, known, top, shift, sizes), p.shard) for p in pool]
+        summed = _sum_pool(counts) if by_total else sum_by_tensor(counts)
+        digit, above, at = _choose_digit(summed, above, fits)
+        divided.append([torch.stack([of[digit + 1 :].sum(), of[digit]]) for of, _ in counts])
         known, top = known << (top - shift) | digit, shift
+    if by_total:
+        above, at = _sum_divided(pool, divided)
     key = torch.tensor(known - (1 << bits - 1), dtype=_INTEGERS[dtype], device="cpu")
     value = float(_order_bits(key).view(dtype))
     return [
         Threshold(value=value, above=number, at=equal)
         for number, equal in zip(above.tolist(), at.tolist(), strict=True)
     ]
+
+
+def _sum_pool(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
+    """Return the sum over all tensors and processes as a single row."""
+    by_layout: dict[object, list[tuple[Tensor, Shard | None]]] = {}
+    for count, shard in counts:
+        by_layout.setdefault(shard.groups if shard else (), []).append((count, shard))
+    sums = []
+    for layout in by_layout.values():
+        device = layout[0][0].device
+        local = torch.stack([count.to(device) for count, _ in layout]).sum(0)
+        sums.append((local, layout[0][1]))
+    return sum_by_tensor(sums).sum(0, keepdim=True)
+
+
+def _sum_divided(
+    pool: Sequence[Part], divided: Sequence[Sequence[Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return the numbers of each tensor above a key and at it.
+
+    Args:
+        pool: The tensors.
+        divided: For each digit of the key, the local numbers of each tensor above and at the digit.
+    """
+    counts = []
+    for part, of_digits in zip(pool, zip(*divided, strict=True), strict=True):
+        above = torch.stack(of_digits)[:, 0].sum()
+        counts.append((torch.stack([above, of_digits[-1][1]]), part.shard))
+    above, at = sum_by_tensor(counts).unbind(1)
+    return above, at
 
 
 def _choose_digit(counts: Tensor, above: Tensor, fits: Fits) -> tuple[int, Tensor, Tensor]:

@@ -35,7 +35,8 @@ def find_thresholds(
     single pass. If a part has a guess, the first bracket is around the guess, without a sample. The
     search needs memory for a piece and for a few hundredths of the values. Shards send no
     values, but histograms of the bits, from the highest bits down. Those are four histograms of 2
-    KiB each for a tensor in single precision, at any size of the tensor.
+    KiB each for a tensor in single precision, at any size of the tensor. If only the sum decides,
+    they are four histograms for all tensors together.
 
     Args:
         pool: The tensors.
@@ -45,7 +46,7 @@ def find_thresholds(
             a little faster.
     """
     if any(part.shard is not None for part in pool):
-        return search_histograms(pool, fits, sizes)
+        return search_histograms(pool, fits, sizes, by_total=total is not None)
     if all(part.is_batched for part in pool):
         return find_division(pool, fits, sizes, total)
     field = _Field(pool, fits, sizes, by_total=total is not None)
