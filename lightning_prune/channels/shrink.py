@@ -19,7 +19,7 @@ from lightning_prune.models.comparison import Reference
 from lightning_prune.models.compiled import copy_module, unwrap_compiled
 from lightning_prune.models.names import named_parameters, named_tensors
 from lightning_prune.models.progress import show_progress
-from lightning_prune.tensors.shards import is_sharded
+from lightning_prune.tensors.shards import refuse_shards
 
 _BATCHES = 3
 
@@ -78,22 +78,14 @@ def shrink(
         >>> smaller[0], smaller.zero_channels_left
         (Linear(in_features=4, out_features=2, bias=True), {})
     """
-    _refuse_shards(module)
+    remedy = "load a checkpoint of it into the plain module"
+    refuse_shards(named_parameters(module), wanted="shrink", remedy=remedy)
     call = make_call(module, example)
     with show_progress(progress):
         smaller = _remove_zeros(module, call)
         if statistics is not None:
             measure_statistics(smaller, statistics, call)
     return smaller
-
-
-def _refuse_shards(module: nn.Module) -> None:
-    for name, parameter in named_parameters(module).items():
-        if is_sharded(parameter):
-            raise ValueError(
-                f"need whole parameters to shrink, got the sharded '{name}'; load a checkpoint of "
-                "it into the plain module"
-            )
 
 
 def _remove_zeros(module: Smaller, call: Call) -> Smaller:

@@ -12,8 +12,8 @@ from lightning_prune.engine.costs import Cost
 from lightning_prune.engine.count_costs import make_macs_cost, make_parameter_cost
 from lightning_prune.engine.latency_costs import make_latency_cost
 from lightning_prune.engine.limits import Latencies, Limit, Limits
-from lightning_prune.engine.whole_copies import refuse_shards
 from lightning_prune.models.calls import make_call
+from lightning_prune.models.names import named_parameters
 from lightning_prune.recipe.budgets import (
     Budget,
     BytesBudget,
@@ -22,6 +22,7 @@ from lightning_prune.recipe.budgets import (
     ParameterBudget,
 )
 from lightning_prune.recipe.recipe import Recipe
+from lightning_prune.tensors.shards import refuse_shards
 
 
 def make_limits(
@@ -81,7 +82,7 @@ def make_cost(
     """Return the cost that a budget limits; the arguments are those of `make_limits`."""
     if isinstance(budget, LatencyBudget | BytesBudget) and budget.needs_example:
         remedy = "use MacsBudget, ParameterBudget or BytesBudget(file='sparse'), or DDP"
-        refuse_shards(model, wanted=budget.describe(), remedy=remedy)
+        refuse_shards(named_parameters(model), wanted=budget.describe(), remedy=remedy)
     if isinstance(budget, LatencyBudget):
         return _price_latency(budget, model, selection, example, latencies)
     return _PRICES[type(budget)](budget, model, selection, example)

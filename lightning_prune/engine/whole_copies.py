@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.models.compiled import copy_module
-from lightning_prune.models.names import named_parameters
 from lightning_prune.models.sharding import find_class, reshard
 from lightning_prune.tensors.shards import find_shard, gather_whole, is_sharded, local_part
 
@@ -55,32 +54,13 @@ def copy_whole(module: nn.Module) -> nn.Module:
         module: The module; if it is sharded, all processes call this together.
     """
     if not has_shards(module):
-        return deepcopy(module)
+        return copy_module(module)
     return _copy_without_shards(module, _gather_tensors(module, is_wanted=True))
 
 
 def has_shards(module: nn.Module) -> bool:
     """Whether a parameter is sharded."""
     return any(map(is_sharded, module.parameters()))
-
-
-def refuse_shards(module: nn.Module, *, wanted: str, remedy: str) -> None:
-    """Refuse a module with a sharded parameter.
-
-    Args:
-        module: The module.
-        wanted: Words for the feature that needs whole parameters.
-        remedy: Words for the features that work.
-
-    Raises:
-        ValueError: If a parameter is sharded.
-    """
-    for name, parameter in named_parameters(module).items():
-        if is_sharded(parameter):
-            raise ValueError(
-                f"need whole parameters for {wanted}, got the sharded '{name}' (FSDP2 or tensor "
-                f"parallelism); {remedy}"
-            )
 
 
 def _share(found: Any, error: Exception | None) -> Any:

@@ -73,12 +73,12 @@ class ZeroWatch:
 
     def _react(self, revived: Mapping[PrunedTensor, int]) -> None:
         """Raise or warn, and mask the tensors again that are not 0."""
-        if revived:
-            revival = describe_revival(revived, self._optimizers, self.keepers)
-            report_revival(revival, self._reaction)
+        if not revived:
+            return
+        report_revival(describe_revival(revived, self._optimizers, self.keepers), self._reaction)
         for tensor in revived:
             tensor.mask.apply(tensor.weights)
-        for keeper in self.keepers if revived else ():
+        for keeper in self.keepers:
             keeper.begin_anew()
 
     def report(self, revival: str) -> None:

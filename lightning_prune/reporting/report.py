@@ -22,7 +22,7 @@ from lightning_prune.reporting.records import LayerReport, Report
 from lightning_prune.reporting.runtimes import measure_latencies
 from lightning_prune.reporting.tensorrt import SPARSE
 from lightning_prune.reporting.zeros import describe_pattern
-from lightning_prune.tensors.shards import is_sharded
+from lightning_prune.tensors.shards import refuse_shards
 
 _FILLING = 0.01  # of the size of the other weights: too small to matter, too large to be denormal
 
@@ -104,12 +104,8 @@ def _check(module: nn.Module, threads: int, blocks: int) -> None:
         raise ValueError(f"need threads >= 1, got threads={threads}")
     if blocks < LEAST_BLOCKS:
         raise ValueError(f"need blocks >= {LEAST_BLOCKS}, got blocks={blocks}")
-    for name, parameter in module.named_parameters():
-        if is_sharded(parameter):
-            raise ValueError(
-                f"need whole parameters to report on, got the sharded '{name}'; load a checkpoint "
-                "of it into the plain module"
-            )
+    remedy = "load a checkpoint of it into the plain module"
+    refuse_shards(dict(module.named_parameters()), wanted="report", remedy=remedy)
 
 
 def _count_zeros(module: nn.Module) -> tuple[float, tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Replicas and shards: local parts of tensors, and sums over processes."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeGuard
@@ -184,6 +184,25 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def refuse_shards(parameters: Mapping[str, Tensor], *, wanted: str, remedy: str) -> None:
+    """Refuse parameters of which one is sharded.
+
+    Args:
+        parameters: The parameters by name.
+        wanted: Words for the feature that needs whole parameters.
+        remedy: Words for the features that work.
+
+    Raises:
+        ValueError: If a parameter is sharded.
+    """
+    for name, parameter in parameters.items():
+        if is_sharded(parameter):
+            raise ValueError(
+                f"need whole parameters for {wanted}, got the sharded '{name}' (FSDP2 or tensor "
+                f"parallelism); {remedy}"
+            )
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -8,41 +8,7 @@ import torch
 from torch.distributed import checkpoint as distributed
 
 from lightning_prune.deploy.checkpoints import read_lightning_checkpoint
-
-MODULE = """
-import torch
-from lightning.pytorch import LightningDataModule, LightningModule
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-
-
-class Model(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
-        self.example_input_array = torch.zeros(2, 16)
-
-    def forward(self, inputs):
-        return self.net(inputs)
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), 0.01)
-
-
-class Data(LightningDataModule):
-    def train_dataloader(self):
-        generator = torch.Generator().manual_seed(1)
-        images = torch.randn(80, 16, generator=generator)
-        return DataLoader(TensorDataset(images, torch.arange(80) % 4), batch_size=20)
-
-    val_dataloader = train_dataloader
-"""
+from tests.cli.modules import CLASSIFIER
 
 CONFIG = """
 seed_everything: 1
@@ -53,7 +19,7 @@ trainer:
   enable_checkpointing: false
   callbacks:
     - class_path: lightning_prune.PruningCallback
-      init_args: {sparsity: 0.5, pattern: {class_path: ChannelPattern, init_args: {round_to: 1}}}
+      init_args: {sparsity: 0.5}
 model: sharded.Model
 data: sharded.Data
 """
@@ -65,7 +31,7 @@ TOLERANCE = [*MONITOR, "--tolerance", "0.9", "--trials", "1", "--statistics", "1
 @pytest.fixture
 def folder(project):
     """Write a checkpoint as a file and as the folder that Lightning writes with FSDP2."""
-    folder = project("sharded", MODULE, CONFIG)
+    folder = project("sharded", CLASSIFIER, CONFIG)
     from sharded import Model
 
     model = Model()

@@ -129,7 +129,7 @@ def refusals():
         with pytest.raises(ValueError, match="need") as caught:
             pruner.attach(net, optimizer, steps=1)
         found.append(str(caught.value))
-    with pytest.raises(ValueError, match="need whole parameters to shrink") as caught:
+    with pytest.raises(ValueError, match="need whole parameters for shrink") as caught:
         shrink(by_rows(Net()))
     return [*found, str(caught.value)]
 
@@ -149,4 +149,4 @@ def test_what_needs_a_whole_module_is_refused_by_name(two):
         assert "BytesBudget(keep=0.5, file='onnx'), got the sharded '0.weight'" in file
         assert "use MacsBudget, ParameterBudget or BytesBudget(file='sparse')" in file
         assert "need a forward that torch.export can trace" in branching
-        assert "got the sharded '0.weight'; load a checkpoint of it" in shrunk
+        assert "load a checkpoint of it" in shrunk
