@@ -39,17 +39,21 @@ def search_histograms(
     dtype = find_dtype(pool)
     bits = dtype.itemsize * 8
     known, top = 0, bits  # the bits of the key from `top` on are known
+    shards = [part.shard for part in pool]
     above = at = torch.zeros(1 if by_total else len(pool), dtype=torch.int64, device="cpu")
-    divided = []  # the local numbers above and at the digits, of each tensor
+    device = pool[0].device
+    higher = torch.zeros(len(pool), dtype=torch.int64, device=device)  # here, of each tensor
     while top:
         shift = max(top - _DIGIT, 0)
-        counts = [(_count_digits(p, dtype, known, top, shift, sizes), p.shard) for p in pool]
-        summed = _sum_pool(counts) if by_total else sum_by_tensor(counts)
+        found = [_count_digits(part, dtype, known, top, shift, sizes) for part in pool]
+        local = torch.stack([counts.to(device) for counts in found])
+        summed = _sum_pool(local, shards) if by_total else _sum_each(local, shards)
         digit, above, at = _choose_digit(summed, above, fits)
-        divided.append([torch.stack([of[digit + 1 :].sum(), of[digit]]) for of, _ in counts])
+        higher += local[:, digit + 1 :].sum(1)
+        equal = local[:, digit]
         known, top = known << (top - shift) | digit, shift
     if by_total:
-        above, at = _sum_divided(pool, divided)
+        above, at = _sum_each(torch.stack([higher, equal], dim=1), shards).unbind(1)
     key = torch.tensor(known - (1 << bits - 1), dtype=_INTEGERS[dtype], device="cpu")
     value = float(_order_bits(key).view(dtype))
     return [
@@ -58,34 +62,18 @@ def search_histograms(
     ]
 
 
-def _sum_pool(counts: Sequence[tuple[Tensor, Shard | None]]) -> Tensor:
-    """Return the sum over all tensors and processes as a single row."""
-    by_layout: dict[object, list[tuple[Tensor, Shard | None]]] = {}
-    for count, shard in counts:
-        by_layout.setdefault(shard.groups if shard else (), []).append((count, shard))
-    sums = []
-    for layout in by_layout.values():
-        device = layout[0][0].device
-        local = torch.stack([count.to(device) for count, _ in layout]).sum(0)
-        sums.append((local, layout[0][1]))
+def _sum_each(local: Tensor, shards: Sequence[Shard | None]) -> Tensor:
+    """Return the rows of local numbers, each summed over the processes."""
+    return sum_by_tensor(list(zip(local, shards, strict=True)))
+
+
+def _sum_pool(local: Tensor, shards: Sequence[Shard | None]) -> Tensor:
+    """Return the sum of all rows over the processes, as a single row."""
+    by_layout: dict[object, list[int]] = {}
+    for row, shard in enumerate(shards):
+        by_layout.setdefault(shard.groups if shard else (), []).append(row)
+    sums = [(local[rows].sum(0), shards[rows[0]]) for rows in by_layout.values()]
     return sum_by_tensor(sums).sum(0, keepdim=True)
-
-
-def _sum_divided(
-    pool: Sequence[Part], divided: Sequence[Sequence[Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """Return the numbers of each tensor above a key and at it.
-
-    Args:
-        pool: The tensors.
-        divided: For each digit of the key, the local numbers of each tensor above and at the digit.
-    """
-    counts = []
-    for part, of_digits in zip(pool, zip(*divided, strict=True), strict=True):
-        above = torch.stack(of_digits)[:, 0].sum()
-        counts.append((torch.stack([above, of_digits[-1][1]]), part.shard))
-    above, at = sum_by_tensor(counts).unbind(1)
-    return above, at
 
 
 def _choose_digit(counts: Tensor, above: Tensor, fits: Fits) -> tuple[int, Tensor, Tensor]:
