@@ -10,6 +10,7 @@ from lightning_prune import (
     CosineSchedule,
     GlobalAllocation,
     GradientCriterion,
+    MagnitudeCriterion,
     MovementCriterion,
     MultiStepSchedule,
     PolynomialSchedule,
@@ -26,6 +27,7 @@ from tests.hooks import hooks
 if not (find_spec("transformers") and find_spec("accelerate")):
     pytest.skip("needs lightning-prune[transformers]", allow_module_level=True)
 
+from accelerate.optimizer import AcceleratedOptimizer
 from transformers import BertForSequenceClassification
 
 from tests.integrations.transformers_runs import (
@@ -287,3 +289,28 @@ def test_the_values_of_the_callback_are_those_of_the_pruner(tmp_path):
     assert isinstance(pruning.pruner, Pruner)
     assert pruning.sparsity == pruning.pruner.sparsity
     assert pruning.masks.keys() == pruning.pruner.masks.keys()
+
+
+@pytest.mark.parametrize("criterion", [MovementCriterion(), MagnitudeCriterion()])
+def test_a_step_that_is_not_made_is_forgotten_if_the_criterion_gathers(
+    criterion, tmp_path, monkeypatch
+):
+    """A gradient scaler, which needs a GPU here, would leave out the step in the same way."""
+    makes, forgets = AcceleratedOptimizer.step, Pruner.skip_step
+    steps, forgotten = [], []
+
+    def step(optimizer, closure=None):
+        steps.append(optimizer)
+        if len(steps) != 2:
+            makes(optimizer, closure)
+
+    def forget(pruner, optimizer):
+        forgotten.append(len(steps))
+        forgets(pruner, optimizer)
+
+    monkeypatch.setattr(AcceleratedOptimizer, "step", step)
+    monkeypatch.setattr(Pruner, "skip_step", forget)
+    pruning = PruningTrainerCallback(sparsity=0.8, schedule=QUICK, criterion=criterion)
+    make_trainer(tmp_path, pruning, max_steps=4).train()
+    assert forgotten == ([2] if criterion.gathers else [])
+    assert pruning.pruner.steps == [3]
