@@ -41,7 +41,7 @@ def judge_updates(device: torch.device, scale: float, turns: int) -> Iterator[Ba
     """
     print(write_markdown_header("update", "weights", "ms", "bytes a weight", "bar, ms"))
     for name, model in MODELS.items():
-        built = model.build(scale).to(device)
+        built = model.build(scale, device)
         weights = sum(parameter.numel() for parameter in built.parameters())
         for reference, seconds in time_references(built, turns).items():
             print(write_markdown_row(reference, f"{weights:,}", f"{1e3 * seconds:.2f}", "", ""))

@@ -153,7 +153,8 @@ def measure(
         without: Bytes of the process without a model.
     """
     torch.manual_seed(0)
-    model = Network(width).to(device).eval()
+    with device:
+        model = Network(width).eval()
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()

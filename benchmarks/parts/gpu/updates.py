@@ -45,13 +45,13 @@ class Model:
     limits: Mapping[str, float]
     most_bytes: Mapping[str, float] = field(default_factory=dict)
 
-    def build(self, scale: float) -> nn.Module:
-        """Return the matrices, with a multiple of the weights."""
+    def build(self, scale: float, device: torch.device) -> nn.Module:
+        """Return the matrices on a device, with a multiple of the weights."""
         side = round((scale * self.weights / (self.tensors / 4 * 6)) ** 0.5 / 16) * 16
         shapes = [(3 * side, side)] + [(side, side)] * 3
-        return nn.ParameterDict(
-            {f"weight{i}": nn.Parameter(torch.randn(shapes[i % 4])) for i in range(self.tensors)}
-        )
+        with device:
+            matrices = [torch.randn(shapes[i % 4]) for i in range(self.tensors)]
+        return nn.ParameterDict({f"weight{i}": each for i, each in enumerate(matrices)})
 
 
 WITHOUT_BAR = math.inf
@@ -123,7 +123,7 @@ def time_references(model: nn.Module, turns: int) -> dict[str, float]:
 def time_update(model: nn.Module, recipe: Mapping[str, Any], turns: int) -> Update:
     """Return the cost of an update; the weights are the same afterwards."""
     device = next(model.parameters()).device
-    dense = [parameter.detach().to("cpu", copy=True) for parameter in model.parameters()]
+    dense = [parameter.detach().clone() for parameter in model.parameters()]
     found = []
     for _ in range(turns):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
