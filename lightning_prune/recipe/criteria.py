@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_prune.arguments.checks import check_fields
 from lightning_prune.recipe.old_names import refuse_old_names
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.parts import take_magnitudes
 from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.uniform import draw_uniform
 
@@ -132,9 +133,7 @@ class MagnitudeCriterion(SourceCriterion):
         """Return :math:`w`."""
         return tensor.weights
 
-    def transform(self, values: Tensor) -> Tensor:
-        """Return :math:`|w|`."""
-        return values.abs()
+    transform = staticmethod(take_magnitudes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +176,7 @@ class GradientCriterion(SourceCriterion):
         """Return :math:`g`."""
         return tensor.gradient
 
-    def transform(self, values: Tensor) -> Tensor:
-        """Return :math:`|g|`."""
-        return values.abs()
+    transform = staticmethod(take_magnitudes)
 
 
 @dataclass(frozen=True, kw_only=True)

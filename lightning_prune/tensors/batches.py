@@ -7,12 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.chunks import read_chunks
-from lightning_prune.tensors.histograms import count_each
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, find_dtype
+from lightning_prune.tensors.readers import Reader, make_reader, send
 from lightning_prune.tensors.samples import Fits, find_last
 
-_DIGIT = 11  # each pass over the values finds this many bits
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _KINDS: dict[torch.dtype, Any] = {
     torch.float32: (np.int32, np.float32),
@@ -65,20 +63,21 @@ def mark_best(
         for threshold, keep in zip(thresholds or [None] * len(parts), keeps, strict=True)
     ]
     device, dtype = parts[0].device, find_dtype(parts)
-    values = _send([0.0 if each is None else each.value for each in known], dtype, device)
-    above = _send([0 if each is None else each.above for each in known], torch.int64, device)
-    wanted = _send(list(keeps), torch.int64, device)
+    values = send([0.0 if each is None else each.value for each in known], dtype, device)
+    above = send([0 if each is None else each.above for each in known], torch.int64, device)
+    wanted = send(list(keeps), torch.int64, device)
+    reader = make_reader(parts, sizes)
     if unknown := [index for index, each in enumerate(known) if each is None]:
         # A tensor that keeps nothing gets the highest value as the threshold, and keeps no tie.
-        places = _send(unknown, torch.int64, device)
+        places = send(unknown, torch.int64, device)
         least = wanted[places, None].clamp(min=1)
-        found = _search(
-            [parts[index] for index in unknown], lambda higher: (higher < least).sum(1) - 1, sizes
-        )
+        are_all = len(unknown) == len(parts)
+        of_unknown = reader if are_all else make_reader([parts[i] for i in unknown], sizes)
+        found = _search(of_unknown, lambda higher: (higher < least).sum(1) - 1)
         values[places] = found.bits.to(_INTEGERS[dtype]).view(dtype)
         above[places] = found.above
     ties = torch.where(wanted > 0, wanted - above, 0)
-    return _mark(parts, values, ties, sizes)
+    return reader.mark(values, ties)
 
 
 def find_division(
@@ -103,7 +102,7 @@ def find_division(
         found = find_last(range(table.shape[1]), lambda place: fits(table[:, place].tolist()))
         return torch.full((len(parts),), found, device=higher.device)
 
-    found = _search(parts, choose, sizes)
+    found = _search(make_reader(parts, sizes), choose)
     integer, kind = _KINDS[find_dtype(parts)]
     bits, *numbers = torch.stack(found).tolist()  # waits once for all
     values = np.array(bits, dtype=integer).view(kind).tolist()
@@ -113,24 +112,23 @@ def find_division(
     ]
 
 
-def _search(parts: Sequence[Part], choose: _Choose, sizes: Sizes) -> _Division:
+def _search(reader: Reader, choose: _Choose) -> _Division:
     """Find a value of each tensor, digit by digit of the bits, from the highest on."""
-    dtype, device = find_dtype(parts), parts[0].device
-    top = dtype.itemsize * 8
-    base = torch.full((len(parts),), -(1 << _DIGIT - 1), device=device)  # the first digit is signed
+    top, width = reader.dtype.itemsize * 8, reader.digit
+    base = torch.full((reader.length,), -(1 << width - 1), device=reader.device)  # holds the sign
     above = at = torch.zeros_like(base)
     is_first = True
     while top:
-        shift = max(top - _DIGIT, 0)
+        shift = max(top - width, 0)
         digits = 1 << top - shift
         order = _order_digits(base, digits, is_first=is_first)
-        counts = _count_digits(parts, base, shift, digits, dtype, sizes).gather(1, order)
+        counts = reader.count_digits(base, shift, digits).gather(1, order)
         higher = above[:, None] + counts.cumsum(1) - counts
         place = choose(higher)[:, None]
         above, at = higher.gather(1, place)[:, 0], counts.gather(1, place)[:, 0]
         base = base + order.gather(1, place)[:, 0]
         top, is_first = shift, False
-        base = base << min(top, _DIGIT)
+        base = base << min(top, width)
     return _Division(bits=base, above=above, at=at)
 
 
@@ -149,49 +147,3 @@ def _order_digits(base: Tensor, digits: int, *, is_first: bool) -> Tensor:
         middle = digits // 2
         return torch.cat([rising[middle:].flip(0), rising[:middle]]).expand(len(base), -1)
     return torch.where(base[:, None] < 0, rising, rising.flip(0))
-
-
-def _count_digits(
-    parts: Sequence[Part], base: Tensor, shift: int, digits: int, dtype: torch.dtype, sizes: Sizes
-) -> Tensor:
-    """Count in each tensor the values with the known higher bits, by the next digit."""
-    counts = torch.zeros(len(parts), digits, dtype=torch.int64, device=base.device)
-    known = base.to(_INTEGERS[dtype])
-    for chunk in read_chunks([part.pieces() for part in parts], sizes):
-        # -0.0 ranks as +0.0.
-        keys = chunk.values.to(dtype).add_(0.0).view(known.dtype).bitwise_right_shift_(shift)
-        pieces = chunk.split(keys)
-        torch._foreach_sub_(pieces, known[chunk.parts].to(keys.device).unbind())
-        found = torch.stack([count_each(piece, digits) for piece in pieces])
-        counts[chunk.parts] += found.to(counts.device, torch.int64)
-    return counts
-
-
-def _mark(parts: Sequence[Part], values: Tensor, ties: Tensor, sizes: Sizes) -> list[Tensor]:
-    """Return the flat bool masks of all higher values, and of the first equal values."""
-    found: list[list[Tensor]] = [[] for _ in parts]
-    for chunk in read_chunks([part.pieces() for part in parts], sizes):
-        mask, equal, early = (torch.empty_like(chunk.values, dtype=torch.bool) for _ in range(3))
-        ranks = torch.empty_like(chunk.values, dtype=torch.int32)
-        bounds = values[chunk.parts].to(mask.device).unbind()
-        left = ties[chunk.parts].to(mask.device).unbind()
-        pieces = zip(
-            *map(chunk.split, (chunk.values.to(values.dtype), mask, equal, ranks, early)),
-            strict=True,
-        )
-        for piece, bound, number in zip(pieces, bounds, left, strict=True):
-            scores, is_higher, is_equal, rank, is_early = piece
-            torch.gt(scores, bound, out=is_higher)
-            torch.eq(scores, bound, out=is_equal)
-            torch.cumsum(is_equal, 0, dtype=torch.int32, out=rank)
-            torch.le(rank, number, out=is_early)
-        ties[chunk.parts.stop - 1] -= is_equal.sum()  # the last part may go on
-        mask |= equal.logical_and_(early)
-        for index, of_part in enumerate(chunk.split(mask), chunk.first):
-            found[index].append(of_part)
-    return [torch.cat(masks) if len(masks) > 1 else masks[0] for masks in found]
-
-
-def _send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return numbers on a device, without waiting for the device."""
-    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)

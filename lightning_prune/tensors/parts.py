@@ -71,6 +71,11 @@ class Threshold:
         return self.above <= keep <= self.above + self.at
 
 
+def take_magnitudes(values: Tensor) -> Tensor:
+    """Return the absolute values: the transform of a `Piece` that kernels know."""
+    return values.abs()
+
+
 class Piece(NamedTuple):
     """Values of a part from which scores are made.
 
@@ -120,12 +125,13 @@ class Part:
         return self.shard is None and not reads_at_once(self.device)
 
     @cached_property
-    def _views(self) -> Sequence[Piece] | None:
+    def views(self) -> Sequence[Piece] | None:
+        """All values as they lie; None if ``read`` makes them."""
         return None if self.read_raw is None else list(self.read_raw())
 
     def pieces(self) -> Iterable[Piece]:
         """Return all values, as they lie if that is possible."""
-        views = self._views
+        views = self.views
         return (Piece(values) for values in self.read(1)) if views is None else views
 
     @classmethod

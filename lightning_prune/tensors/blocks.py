@@ -1,0 +1,75 @@
+"""Blocks of many tensors, one for each program of a launch on a GPU."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+FUSES_ON = ("cuda",) if find_spec("triton") is not None else ()
+"""Types of devices on which a kernel of Triton does the work of many tensors in one launch."""
+
+SPAN = 1 << 15
+"""Number of values of a program."""
+
+
+def can_fuse(tensor: Tensor) -> bool:
+    """Whether kernels read a tensor as it lies: it has no gaps, and the device has Triton."""
+    return tensor.device.type in FUSES_ON and tensor.is_contiguous()
+
+
+def enter_device(device: torch.device) -> AbstractContextManager[None]:
+    """Let Triton launch on a device; its interpreter runs on a CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def find_addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Return the addresses of tensors; 0 for none."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+class Blocks:
+    """The rows of a table, one for each tensor, and the programs that share the values out.
+
+    All whole numbers travel to the device together, and the host does not wait.
+
+    Args:
+        sizes: Number of values of each tensor.
+        columns: Numbers of the rows that a kernel reads, such as addresses.
+        device: Where the launch will be.
+
+    Attributes:
+        device: The device.
+        span: Number of values of a program.
+        programs: Number of programs.
+        rows: The row of each program, ``(programs,)``.
+        starts: The first value of each program, ``(programs,)``.
+        sizes: Number of values of each row, ``(rows,)``.
+        columns: The columns, each ``(rows,)``.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], columns: Sequence[Sequence[int]], device: torch.device
+    ) -> None:
+        self.device, self.span = device, SPAN
+        numbers = torch.tensor(sizes, device="cpu")
+        spans = ((numbers + self.span - 1) // self.span).clamp(min=1)
+        rows = torch.arange(len(sizes), device="cpu").repeat_interleave(spans)
+        before = (spans.cumsum(0) - spans).repeat_interleave(spans)
+        self.programs = len(rows)
+        starts = (torch.arange(len(rows), device="cpu") - before) * self.span
+        of_rows = [torch.tensor(column, device="cpu") for column in columns]
+        self.rows, self.starts, self.sizes, *self.columns = _send(
+            [rows, starts, numbers, *of_rows], device
+        )
+
+
+def _send(columns: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return columns of whole numbers on a device, each at a multiple of 16 bytes."""
+    widths = [len(column) + len(column) % 2 for column in columns]
+    table = torch.zeros(sum(widths), dtype=torch.int64, device="cpu")
+    for place, column in zip(torch.split(table, widths), columns, strict=True):
+        place[: len(column)] = column
+    sent = torch.split(table.to(device, non_blocking=True), widths)
+    return [place[: len(column)] for place, column in zip(sent, columns, strict=True)]

@@ -1,0 +1,249 @@
+"""Kernels that rank the values of many tensors in a few launches, on GPUs with Triton."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightning_prune.tensors.blocks import Blocks, enter_device, find_addresses
+from lightning_prune.tensors.parts import Piece, take_magnitudes
+
+_BLOCK = 2048
+_ELEMENTS = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.int16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+_WHOLE = {torch.float32: tl.int32, torch.float64: tl.int64}
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+class PieceTable:
+    """Reads the pieces of several parts on a device by kernels, as they lie.
+
+    Args:
+        pieces: The pieces of each part. All have the same dtype, no gaps, and either no transform
+            or all `take_magnitudes`.
+        dtype: Precision in which values are compared.
+    """
+
+    digit = 8  # a pass copies nothing, and counts few digits faster
+
+    def __init__(self, pieces: Sequence[Sequence[Piece]], dtype: torch.dtype) -> None:
+        flat = [piece for of_part in pieces for piece in of_part]
+        lengths = [piece.values.numel() for piece in flat]
+        owners = [owner for owner, of_part in enumerate(pieces) for _ in of_part]
+        ends = torch.tensor(lengths, device="cpu").cumsum(0).tolist()
+        self._total = ends[-1]
+        self._lengths = [sum(p.values.numel() for p in of_part) for of_part in pieces]
+        self._blocks = Blocks(
+            lengths,
+            [
+                find_addresses([piece.values for piece in flat]),
+                find_addresses([piece.pruned for piece in flat]),
+                owners,
+                [end - length for end, length in zip(ends, lengths, strict=True)],
+            ],
+            flat[0].values.device,
+        )
+        self.length, self.device, self.dtype = len(pieces), self._blocks.device, dtype
+        self._pieces = flat  # they must stay where they are
+        bits = 8 * dtype.itemsize
+        self._form = {
+            "element": _ELEMENTS[flat[0].values.dtype],
+            "wide": _ELEMENTS[dtype],
+            "whole": _WHOLE[dtype],
+            "is_magnitude": flat[0].transform is take_magnitudes,
+            "top": bits - 1,
+            "largest": (1 << bits - 1) - 1,
+            "lowest": -(1 << bits - 1),
+            "pruned": int(torch.tensor(-torch.inf, dtype=dtype).view(_INTEGERS[dtype])),
+            "span": self._blocks.span,
+            "block": _BLOCK,
+        }
+
+    def count_digits(self, base: Tensor, shift: int, digits: int) -> Tensor:
+        """Count in each part the values with known higher bits, by the next digit."""
+        counts = torch.zeros(len(base), digits, dtype=torch.int64, device=base.device)
+        known = base.to(_INTEGERS[self.dtype])
+        self._launch(_count_digits, known, counts, shift=shift, digits=digits)
+        return counts
+
+    def mark(self, values: Tensor, ties: Tensor) -> list[Tensor]:
+        """Return the flat bool masks of all higher values, and of the first equal values."""
+        bounds = values.to(self.dtype).view(_INTEGERS[self.dtype])
+        equal = torch.empty(self._blocks.programs, dtype=torch.int64, device=values.device)
+        self._launch(_count_equal, bounds, equal)
+        owners = self._blocks.columns[2][self._blocks.rows]
+        of_parts = torch.zeros_like(ties).scatter_add_(0, owners, equal)
+        before = equal.cumsum(0) - equal - (of_parts.cumsum(0) - of_parts)[owners]
+        masks = torch.empty(self._total, dtype=torch.bool, device=values.device)
+        self._launch(_mark, bounds, ties[owners] - before, masks)
+        return list(torch.split(masks, self._lengths))
+
+    def _launch(self, kernel: Any, *arguments: Tensor, **constants: int) -> None:
+        blocks = self._blocks
+        with enter_device(self.device):
+            kernel[(blocks.programs,)](
+                blocks.rows,
+                blocks.starts,
+                blocks.sizes,
+                *blocks.columns,
+                *arguments,
+                **self._form,
+                **constants,
+            )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _read_bits(  # type: ignore[no-untyped-def]
+    source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+):
+    """Return the bits of scores: of +0.0 for -0.0, and of -inf for pruned weights."""
+    read = tl.load(source + places, mask=is_inside, other=0)
+    if source.dtype.element_ty == tl.int16:  # bfloat16: a conversion may lose denormal numbers
+        read = (read.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    bits = read.to(wide).to(whole, bitcast=True)
+    if is_magnitude:
+        bits = bits & largest
+    bits = tl.where(bits == lowest, 0, bits)
+    flags = form.to(tl.pointer_type(tl.int8))
+    is_pruned = tl.load(flags + places, mask=is_inside & (form != 0), other=0) != 0
+    return tl.where(is_pruned, pruned, bits)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _count_digits(  # type: ignore[no-untyped-def]
+    rows,
+    starts,
+    sizes,
+    values,
+    forms,
+    owners,
+    targets,
+    bases,
+    counts,
+    element: tl.constexpr,
+    wide: tl.constexpr,
+    whole: tl.constexpr,
+    is_magnitude: tl.constexpr,
+    top: tl.constexpr,
+    largest: tl.constexpr,
+    lowest: tl.constexpr,
+    pruned: tl.constexpr,
+    span: tl.constexpr,
+    block: tl.constexpr,
+    shift: tl.constexpr,
+    digits: tl.constexpr,
+):
+    """Add the numbers of the values of a program, by digit, to those of the part."""
+    row = tl.load(rows + tl.program_id(0))
+    start = tl.load(starts + tl.program_id(0))
+    owner = tl.load(owners + row)
+    base = tl.load(bases + owner)
+    size = tl.load(sizes + row)
+    source = tl.load(values + row).to(tl.pointer_type(element))
+    form = tl.load(forms + row)
+    found = tl.zeros([digits], dtype=tl.int32)
+    for first in range(0, span, block):
+        places = start + first + tl.arange(0, block)
+        is_inside = places < size
+        bits = _read_bits(
+            source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+        )
+        keys = (bits >> shift) - base
+        is_known = is_inside & (keys >= 0) & (keys < digits)
+        found += tl.histogram(keys.to(tl.int32), digits, mask=is_known)
+    places_of_digits = counts + owner * digits + tl.arange(0, digits)
+    tl.atomic_add(places_of_digits, found.to(tl.int64), mask=found > 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _count_equal(  # type: ignore[no-untyped-def]
+    rows,
+    starts,
+    sizes,
+    values,
+    forms,
+    owners,
+    targets,
+    bounds,
+    counts,
+    element: tl.constexpr,
+    wide: tl.constexpr,
+    whole: tl.constexpr,
+    is_magnitude: tl.constexpr,
+    top: tl.constexpr,
+    largest: tl.constexpr,
+    lowest: tl.constexpr,
+    pruned: tl.constexpr,
+    span: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Count the values of a program that are equal to the threshold of the part."""
+    row = tl.load(rows + tl.program_id(0))
+    start = tl.load(starts + tl.program_id(0))
+    bound = tl.load(bounds + tl.load(owners + row))
+    size = tl.load(sizes + row)
+    source = tl.load(values + row).to(tl.pointer_type(element))
+    form = tl.load(forms + row)
+    number = tl.zeros([block], dtype=tl.int32)
+    for first in range(0, span, block):
+        places = start + first + tl.arange(0, block)
+        is_inside = places < size
+        bits = _read_bits(
+            source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+        )
+        number += (is_inside & (bits == bound)).to(tl.int32)
+    tl.store(counts + tl.program_id(0), tl.sum(number, axis=0).to(tl.int64))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _mark(  # type: ignore[no-untyped-def]
+    rows,
+    starts,
+    sizes,
+    values,
+    forms,
+    owners,
+    targets,
+    bounds,
+    ties,
+    masks,
+    element: tl.constexpr,
+    wide: tl.constexpr,
+    whole: tl.constexpr,
+    is_magnitude: tl.constexpr,
+    top: tl.constexpr,
+    largest: tl.constexpr,
+    lowest: tl.constexpr,
+    pruned: tl.constexpr,
+    span: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Mark the values of a program above the threshold, and the first equal values."""
+    row = tl.load(rows + tl.program_id(0))
+    start = tl.load(starts + tl.program_id(0))
+    bound = tl.load(bounds + tl.load(owners + row))
+    size = tl.load(sizes + row)
+    source = tl.load(values + row).to(tl.pointer_type(element))
+    form = tl.load(forms + row)
+    target = masks.to(tl.pointer_type(tl.int8)) + tl.load(targets + row)
+    left = tl.load(ties + tl.program_id(0))
+    bound_in_order = bound ^ ((bound >> top) & largest)
+    for first in range(0, span, block):
+        places = start + first + tl.arange(0, block)
+        is_inside = places < size
+        bits = _read_bits(
+            source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+        )
+        is_higher = (bits ^ ((bits >> top) & largest)) > bound_in_order
+        is_equal = is_inside & (bits == bound)
+        rank = tl.cumsum(is_equal.to(tl.int32), axis=0)
+        is_kept = is_higher | (is_equal & (rank <= left))
+        tl.store(target + places, is_kept.to(tl.int8), mask=is_inside)
+        left -= tl.sum(is_equal.to(tl.int32), axis=0).to(tl.int64)
