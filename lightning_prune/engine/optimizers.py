@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, cast
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.tensors.mask_sets import MaskSet
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import is_sharded, local_part
 
@@ -108,17 +109,34 @@ def has_plain_statistics(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
 
 
 def clear_pruned(optimizer: Optimizer, parameter: nn.Parameter, mask: Mask) -> None:
+    """Zero the statistics of the pruned weights of a parameter, as `clear_all` does."""
+    clear_all(optimizer, [(parameter, mask)])
+
+
+def clear_all(
+    optimizer: Optimizer,
+    masks: Sequence[tuple[nn.Parameter, Mask]],
+    weights: Sequence[tuple[Mask, Tensor]] = (),
+) -> None:
     """Zero the statistics of pruned weights, where a statistic has a value for each weight.
 
     Tensors of other shapes stay as they are, and so do whole numbers: in the codes of an 8-bit
     optimizer, 0 does not stand for zero. A tensor of another class, or in eight bits, is zeroed by
     its own ``copy_``, or stays as it is.
+
+    Args:
+        optimizer: The optimizer.
+        masks: Parameters with their masks.
+        weights: Masks with weights that are zeroed, too.
     """
-    for value in _list_statistics(optimizer, parameter):
-        if _is_plain(value, mask.shape):
-            mask.apply(local_part(value))
-        elif value.shape == mask.shape and value.is_floating_point():
-            _clear_foreign(value, mask)
+    plain = list(weights)
+    for parameter, mask in masks:
+        for value in _list_statistics(optimizer, parameter):
+            if _is_plain(value, mask.shape):
+                plain.append((mask, local_part(value)))
+            elif value.shape == mask.shape and value.is_floating_point():
+                _clear_foreign(value, mask)
+    MaskSet().apply([mask for mask, _ in plain], [value for _, value in plain])
 
 
 def _list_statistics(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:

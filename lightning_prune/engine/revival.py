@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lightning_prune.engine.tally import Tally
 from lightning_prune.engine.zero_keeper import ZeroKeeper
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.counting import Masked, count_revived
 from lightning_prune.tensors.shards import local_part, sum_by_tensor
 
 
@@ -50,7 +51,8 @@ def ask_revived(
 def _count_revived(tensors: Sequence[PrunedTensor]) -> dict[PrunedTensor, Tensor]:
     """Return the number of local pruned weights that are not 0, for tensors with pruned weights."""
     pruned = [tensor for tensor in tensors if tensor.kept < tensor.total]
-    return {tensor: tensor.mask.count_revived(tensor.weights) for tensor in pruned}
+    counts = count_revived([Masked(tensor.mask, tensor.weights) for tensor in pruned])
+    return dict(zip(pruned, counts, strict=True))
 
 
 def describe_revival(

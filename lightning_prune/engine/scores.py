@@ -12,8 +12,14 @@ from torch import Tensor
 from lightning_prune.engine.tally import Tally
 from lightning_prune.recipe.criteria import Criterion
 from lightning_prune.recipe.tensor import PrunedTensor
-from lightning_prune.tensors.chunks import count_not_finite
-from lightning_prune.tensors.parts import Piece, flatten_wide, reads_at_once, slice_pieces
+from lightning_prune.tensors.counting import count_not_finite
+from lightning_prune.tensors.parts import (
+    Piece,
+    flatten_wide,
+    reads_at_once,
+    slice_pieces,
+    take_magnitudes,
+)
 from lightning_prune.tensors.precision import widen_to_single
 from lightning_prune.tensors.shards import local_part, sum_shards
 
@@ -103,6 +109,8 @@ class TensorScores:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the scores, at least single."""
+        if self._transform in (None, take_magnitudes):
+            return torch.promote_types(self._values.dtype, torch.float32)
         return widen_to_single(self._score(flatten_wide(self._values[:0]))).dtype
 
     @property

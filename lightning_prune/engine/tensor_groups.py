@@ -9,6 +9,7 @@ from lightning_prune.engine.groups import Group, Scores
 from lightning_prune.engine.tally import Counted
 from lightning_prune.models.sharding import find_class
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.counting import Masked
 
 
 class TensorGroup(Group):
@@ -69,8 +70,9 @@ class TensorGroup(Group):
         """Yield how many weights the tensor keeps after a mask; a threshold is counted later."""
         if isinstance(choice, Tensor):
             for member, weights in self.spread(choice):
-                count = member.mask.compare if self.may_return else member.mask.count_with
-                yield count(weights), member.shard, member.note_changed
+                pair = Masked(member.mask, weights.expand(member.mask.shape))
+                count = member.mask.compare(weights) if self.may_return else pair
+                yield count, member.shard, member.note_changed
 
     def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
         """Yield the tensor with the mask of its weights."""

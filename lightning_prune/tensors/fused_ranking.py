@@ -19,6 +19,7 @@ _ELEMENTS = {
     torch.float64: tl.float64,
 }
 _WHOLE = {torch.float32: tl.int32, torch.float64: tl.int64}
+_MINUS_INFINITY = {torch.float32: -(1 << 23), torch.float64: -(1 << 52)}  # its bits
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -61,7 +62,7 @@ class PieceTable:
             "top": bits - 1,
             "largest": (1 << bits - 1) - 1,
             "lowest": -(1 << bits - 1),
-            "pruned": int(torch.tensor(-torch.inf, dtype=dtype).view(_INTEGERS[dtype])),
+            "pruned": _MINUS_INFINITY[dtype],
             "span": self._blocks.span,
             "block": _BLOCK,
         }
@@ -99,7 +100,7 @@ class PieceTable:
             )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _read_bits(  # type: ignore[no-untyped-def]
     source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
 ):

@@ -167,13 +167,13 @@ class _MixedReader:
 def _find_kind(part: Part) -> object:
     """Return what parts share that a kernel reads in one launch; None where no kernel can."""
     views = part.views
-    if not views or not all(map(_is_known, views)):
+    if not views or not all(map(is_known, views)):
         return None
     return views[0].values.device, views[0].values.dtype, views[0].transform
 
 
-def _is_known(piece: Piece) -> bool:
-    """Whether a kernel reads a piece as it lies."""
+def is_known(piece: Piece) -> bool:
+    """Whether kernels read a piece as it lies, and know how scores are made of it."""
     values, pruned = piece.values, piece.pruned
     has_scores = piece.transform in (None, take_magnitudes) and values.dtype in _FLOATS
     has_form = pruned is None or (can_fuse(pruned) and pruned.device == values.device)
