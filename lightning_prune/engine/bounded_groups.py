@@ -6,14 +6,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_prune.engine.choices import Settled
+from lightning_prune.engine.choices import Choice, Quota, Settled
 from lightning_prune.engine.groups import Group, Scores, count_atoms
 from lightning_prune.engine.tally import Counted, Tally
 from lightning_prune.recipe.atoms import Atoms, PlannedAtoms, TensorAtoms, count_bounds
+from lightning_prune.recipe.block_pattern import BlockPattern
+from lightning_prune.recipe.nm_pattern import NMPattern
 from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.parts import count_pieces
 from lightning_prune.tensors.ranking import Share, choose_best, compute_keep, count_best_local
 from lightning_prune.tensors.shards import sum_shards
+from lightning_prune.tensors.thresholds import cut_pieces
+
+_CHOOSES_BEST = (NMPattern.__call__, BlockPattern.__call__)
+"""The calls of patterns that keep the best scores, of equal scores the first."""
 
 
 class BoundedGroup(Group):
@@ -136,13 +142,24 @@ class BoundedGroup(Group):
         versions = [(member.mask, member.mask.version) for member in self.members]
         return versions if all(version is not None for _, version in versions) else object()
 
-    def choose(self, atoms: Atoms, share: Share) -> Tensor:
-        """Choose the atoms that stay, as the pattern says; at a bound nothing is ranked."""
+    def choose(self, atoms: Atoms, share: Share) -> Choice:
+        """Choose the atoms that stay, as the pattern says; at a bound nothing is ranked.
+
+        On an accelerator, the best atoms of many tensors are found together.
+        """
         if share.keep == atoms.floor:
             return atoms.protected
         if share.keep == atoms.cap:
             return atoms.allowed
-        return self.choose_local(atoms.rank(), share.keep)
+        if self.shard is not None or type(self.pattern).__call__ not in _CHOOSES_BEST:
+            return self.choose_local(atoms.rank(), share.keep)
+        part, shape = atoms.part, atoms.scores.shape
+
+        def cut(value: float, ties: int | None) -> Tensor:
+            return torch.cat(list(cut_pieces(part.read(1), value, ties))).view(shape)
+
+        quota = Quota(part=part, share=Share(keep=share.keep), shape=shape, is_held=True, cut=cut)
+        return quota if part.is_batched else quota.settle()
 
     def alive_after(self, choice: Settled) -> Tensor:
         """Return which atoms are alive once a choice is carried out."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.tensors.batches import mark_best
+from lightning_prune.tensors.blocks import can_fuse
 from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide, slice_pieces
 from lightning_prune.tensors.samples import Fits, find_last
@@ -112,6 +113,10 @@ def choose_best_of_groups(groups: Tensor, keep: int) -> Tensor:
     members = groups.shape[1]
     if members > _COMPARED:
         return choose_best_of_rows(groups, torch.full_like(groups[:, 0], keep, dtype=torch.int64))
+    if can_fuse(groups):
+        from lightning_prune.tensors import fused_groups  # it imports Triton, which takes long
+
+        return fused_groups.choose_best_of_groups(groups, keep)
     columns = groups.unbind(1)
     # At first every later member counts as better; a win of the earlier one corrects both ranks.
     ranks = [
