@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lightning_prune.tensors.blocks import Blocks, enter_device, find_addresses
 from lightning_prune.tensors.parts import Piece, take_magnitudes
+from lightning_prune.tensors.squares import FRACTION, HALF, SquareKeys
 
 _BLOCK = 2048
+_COPIES = 32
 _ELEMENTS = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.int16,
@@ -86,7 +88,34 @@ class PieceTable:
         self._launch(_mark, bounds, ties[owners] - before, masks)
         return list(torch.split(masks, self._lengths))
 
-    def _launch(self, kernel: Any, *arguments: Tensor, **constants: int) -> None:
+    def sum_squares(self, limits: Tensor, keys: SquareKeys) -> Tensor:
+        """Return the numbers of values in bins, and the sums of both halves of their squares.
+
+        Args:
+            limits: For each part the lowest key, the key above the highest, and the width of a bin
+                as a power of 2, ``(parts, 3)``.
+            keys: What a key and a square are.
+
+        Returns:
+            ``(parts, 3, bins)``.
+        """
+        # Values of a few exponents meet in a few bins, so that programs share them out to copies.
+        shape = _COPIES, self.length, 3, keys.bins
+        sums = torch.zeros(shape, dtype=torch.int64, device=limits.device)
+        self._launch(
+            _sum_squares,
+            limits,
+            sums,
+            self.length,
+            copies=_COPIES,
+            bins=keys.bins,
+            unused=keys.unused,
+            fraction=FRACTION,
+            half=HALF,
+        )
+        return sums.sum(0)
+
+    def _launch(self, kernel: Any, *arguments: Tensor | int, **constants: int) -> None:
         blocks = self._blocks
         with enter_device(self.device):
             kernel[(blocks.programs,)](
@@ -248,3 +277,60 @@ def _mark(  # type: ignore[no-untyped-def]
         is_kept = is_higher | (is_equal & (rank <= left))
         tl.store(target + places, is_kept.to(tl.int8), mask=is_inside)
         left -= tl.sum(is_equal.to(tl.int32), axis=0).to(tl.int64)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sum_squares(  # type: ignore[no-untyped-def]
+    rows,
+    starts,
+    sizes,
+    values,
+    forms,
+    owners,
+    targets,
+    limits,
+    sums,
+    parts,
+    element: tl.constexpr,
+    wide: tl.constexpr,
+    whole: tl.constexpr,
+    is_magnitude: tl.constexpr,
+    top: tl.constexpr,
+    largest: tl.constexpr,
+    lowest: tl.constexpr,
+    pruned: tl.constexpr,
+    span: tl.constexpr,
+    block: tl.constexpr,
+    copies: tl.constexpr,
+    bins: tl.constexpr,
+    unused: tl.constexpr,
+    fraction: tl.constexpr,
+    half: tl.constexpr,
+):
+    """Add the values of a program, and both halves of their squares, to the bins of the part."""
+    row = tl.load(rows + tl.program_id(0))
+    start = tl.load(starts + tl.program_id(0))
+    owner = tl.load(owners + row)
+    low = tl.load(limits + 3 * owner)
+    high = tl.load(limits + 3 * owner + 1)
+    width = tl.load(limits + 3 * owner + 2)
+    size = tl.load(sizes + row)
+    source = tl.load(values + row).to(tl.pointer_type(element))
+    form = tl.load(forms + row)
+    table = sums + ((tl.program_id(0) % copies) * parts + owner) * 3 * bins
+    one: tl.constexpr = 1023 << fraction
+    for first in range(0, span, block):
+        places = start + first + tl.arange(0, block)
+        is_inside = places < size
+        read = _read_bits(
+            source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+        )
+        bits = read.to(wide, bitcast=True).to(tl.float64).to(tl.int64, bitcast=True)
+        keys = bits >> unused
+        is_inside = is_inside & (keys >= low) & (keys < high)
+        fractions = ((bits & ((1 << fraction) - 1)) | one).to(tl.float64, bitcast=True)
+        squares = (fractions * fractions * (1 << fraction)).to(tl.int64)
+        target = table + ((keys - low) >> width)
+        tl.atomic_add(target, 1, mask=is_inside)
+        tl.atomic_add(target + bins, squares >> half, mask=is_inside)
+        tl.atomic_add(target + 2 * bins, squares & ((1 << half) - 1), mask=is_inside)

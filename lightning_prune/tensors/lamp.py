@@ -2,47 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_prune.tensors.parts import Part, Threshold, find_dtype, reads_at_once
+from lightning_prune.tensors.readers import make_table, send
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import sum_by_tensor
+from lightning_prune.tensors.squares import HALF, KEYS, SquareKeys, square
 
-_FRACTION = 52  # the bits of a double that hold the fraction
-_HALF = 27  # a square has twice as many bits; a sum of halves has room for 2**36 values
+if TYPE_CHECKING:
+    from lightning_prune.tensors.fused_ranking import PieceTable
+
 _SLICE = 1 << 20  # the number of values that are counted at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Keys:
-    """Whole numbers in the order of values: the bits of a double without the bits that are 0.
-
-    Args:
-        unused: The number of low bits that are 0 in each value.
-        least: The exponent of the least value whose square counts.
-        end: The exponent that no finite value has.
-        bins: Number of bins of each tensor in a pass.
-    """
-
-    unused: int
-    least: int
-    end: int
-    bins: int
-
-    @property
-    def shift(self) -> int:
-        """The bits of a key that hold the fraction: no bin is wider, so it has an exponent."""
-        return _FRACTION - self.unused
-
-
-_KEYS = {
-    torch.float32: _Keys(unused=29, least=1023 - 149, end=1023 + 128, bins=512),
-    torch.float64: _Keys(unused=0, least=1023 - 538, end=1023 + 1024, bins=2048),
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,9 +63,12 @@ def find_lamp_thresholds(pool: Sequence[LampPart], fits: Fits) -> list[Threshold
         fits: Whether numbers to keep fit. It must be true of the numbers at +inf, and false of all
             numbers of scores above -inf.
     """
-    keys = _KEYS[find_dtype([each.part for each in pool])]
+    parts = [each.part for each in pool]
+    keys = KEYS[find_dtype(parts)]
     fields = [_Field(each, keys) for each in pool]
-    _fill(fields)
+    are_free = all(each.protected is None for each in pool)
+    table = make_table(parts) if are_free else None
+    _fill(fields, table)
     zeros = [each.allowed - field.total for each, field in zip(pool, fields, strict=True)]
     if fits([field.total for field in fields]):
         return [
@@ -103,13 +81,24 @@ def find_lamp_thresholds(pool: Sequence[LampPart], fits: Fits) -> list[Threshold
             return [field.divide(low) for field in fields]
         for field in fields:
             field.narrow(low, high)
-        _fill(fields)
+        _fill(fields, table)
 
 
-def _fill(fields: Sequence["_Field"]) -> None:
-    """Sum up the bins of all tensors over all processes."""
-    rows = [(field.count(), field.shard) for field in fields]
-    for field, row in zip(fields, sum_by_tensor(rows).numpy(), strict=True):
+def _fill(fields: Sequence["_Field"], table: "PieceTable | None") -> None:
+    """Sum up the bins of all tensors over all processes.
+
+    Args:
+        fields: The scores of each tensor.
+        table: Sums up for all tensors in a launch; None if no kernel can.
+    """
+    limits = [field.begin_pass() for field in fields]
+    if table is None:
+        rows = [field.count() for field in fields]
+    else:
+        sent = send(limits, torch.int64, table.device)
+        rows = list(table.sum_squares(sent, fields[0].keys).flatten(1).unbind())
+    pairs = list(zip(rows, (field.shard for field in fields), strict=True))
+    for field, row in zip(fields, sum_by_tensor(pairs).numpy(), strict=True):
         field.take(row)
 
 
@@ -128,14 +117,15 @@ class _Field:
 
     Attributes:
         shard: Place of the local part in the tensor.
+        keys: What a key and a square are.
         above: Number of weights above the field, with those at +inf.
         scores: The LAMP score that a score at each edge would have, ascending.
     """
 
-    def __init__(self, tensor: LampPart, keys: _Keys) -> None:
+    def __init__(self, tensor: LampPart, keys: SquareKeys) -> None:
         self.shard, self.above = tensor.part.shard, tensor.held
         self.scores = np.zeros(0)
-        self._tensor, self._keys = tensor, keys
+        self._tensor, self.keys = tensor, keys
         self._low, self._high = keys.least << keys.shift, keys.end << keys.shift
         self._width = keys.shift  # of a bin, as a power of 2
         self._squares = 0  # the sum above the field
@@ -151,12 +141,16 @@ class _Field:
         """Whether each bin holds a single key."""
         return self._width == 0
 
+    def begin_pass(self) -> tuple[int, int, int]:
+        """Return the lowest key, the key above the highest, and a bin's width as a power of 2."""
+        size = self._high - self._low
+        self._width = min((max(size - 1, 0) // self.keys.bins).bit_length(), self.keys.shift)
+        return self._low, self._high, self._width
+
     def count(self) -> Tensor:
         """Return the numbers of local weights in the bins, and the sums of their squares."""
-        size = self._high - self._low
-        self._width = min((max(size - 1, 0) // self._keys.bins).bit_length(), self._keys.shift)
         table = torch.zeros(
-            3, self._keys.bins + 1, dtype=torch.int64, device=self._tensor.part.device
+            3, self.keys.bins + 1, dtype=torch.int64, device=self._tensor.part.device
         )
         for values in self._tensor.part.read(1):
             self._add(table, values, is_free=True)
@@ -170,11 +164,11 @@ class _Field:
         counts, upper, lower = row.reshape(3, -1)[:, :bins]
         self._edges = self._low + (np.arange(bins + 1) << self._width)
         self._counts = np.append(np.cumsum(counts[::-1])[::-1], 0) + self.above
-        exponents = (self._edges >> self._keys.shift) - self._keys.least
+        exponents = (self._edges >> self.keys.shift) - self.keys.least
         shifts = (2 * exponents).astype(object)  # Python's whole numbers have any size
-        squares = (upper.astype(object) << _HALF) + lower << shifts[:-1]
+        squares = (upper.astype(object) << HALF) + lower << shifts[:-1]
         self._sums = np.append(np.cumsum(squares[::-1])[::-1], 0) + self._squares
-        of_edges = _square(self._edges << self._keys.unused, np.float64).astype(np.int64)
+        of_edges = square(self._edges << self.keys.unused, np.float64).astype(np.int64)
         pairs = zip(of_edges.astype(object) << shifts, self._sums, strict=True)
         self.scores = np.array([square / total if total else np.inf for square, total in pairs])
 
@@ -212,28 +206,14 @@ class _Field:
         """Add values to the numbers and sums of the bins; the last bin is for all other values."""
         for piece in torch.split(values, _SLICE):
             bits = (piece.double() + 0.0).view(torch.int64)  # -0.0 is 0; -inf is below 0
-            keys = bits >> self._keys.unused
+            keys = bits >> self.keys.unused
             inside = (keys >= self._low) & (keys < self._high)
             if reads_at_once(piece.device):
                 bits, bins = bits[inside], keys[inside] - self._low >> self._width
             else:
                 bins = torch.where(inside, keys - self._low >> self._width, table.shape[1] - 1)
-            squares = _square(bits, torch.float64).to(torch.int64)
+            squares = square(bits, torch.float64).to(torch.int64)
             if is_free:
                 table[0].scatter_add_(0, bins, torch.ones_like(bins))
-            table[1].scatter_add_(0, bins, squares >> _HALF)
-            table[2].scatter_add_(0, bins, squares & (1 << _HALF) - 1)
-
-
-def _square(bits: Any, double: Any) -> Any:
-    """Return the squares of doubles as whole numbers below 2**54, in an array or a tensor.
-
-    A square has the unit 2**(2e - 52), where e is the exponent of the double. It is exact for a
-    value of single precision.
-
-    Args:
-        bits: The bits of the doubles.
-        double: The dtype of a double.
-    """
-    fractions = (bits & (1 << _FRACTION) - 1 | 1023 << _FRACTION).view(double)
-    return fractions * fractions * 2.0**_FRACTION
+            table[1].scatter_add_(0, bins, squares >> HALF)
+            table[2].scatter_add_(0, bins, squares & (1 << HALF) - 1)

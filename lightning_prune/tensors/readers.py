@@ -1,7 +1,7 @@
 """Readers of the values of many tensors on an accelerator: by kernels, or in chunks."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from lightning_prune.tensors.blocks import can_fuse
 from lightning_prune.tensors.chunks import read_chunks
 from lightning_prune.tensors.histograms import count_each
 from lightning_prune.tensors.parts import Part, Piece, Sizes, find_dtype, take_magnitudes
+
+if TYPE_CHECKING:
+    from lightning_prune.tensors.fused_ranking import PieceTable
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -72,7 +75,13 @@ def make_reader(parts: Sequence[Part], sizes: Sizes) -> Reader:
     return _MixedReader(parts[0].device, readers, list(alike.values()))
 
 
-def send(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def make_table(parts: Sequence[Part]) -> "PieceTable | None":
+    """Return the table of parts that kernels read together; None if they cannot."""
+    kinds = {_find_kind(part) for part in parts}
+    return None if None in kinds or len(kinds) > 1 else _fuse(parts, find_dtype(parts))
+
+
+def send(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers on a device, without waiting for the device."""
     return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
@@ -180,7 +189,7 @@ def is_known(piece: Piece) -> bool:
     return has_scores and has_form and can_fuse(values)
 
 
-def _fuse(parts: Sequence[Part], dtype: torch.dtype) -> Reader:
+def _fuse(parts: Sequence[Part], dtype: torch.dtype) -> "PieceTable":
     from lightning_prune.tensors.fused_ranking import PieceTable  # Triton takes long to import
 
     return PieceTable([part.views or () for part in parts], dtype)

@@ -28,6 +28,7 @@ from lightning_prune.tensors.counting import (
     count_not_finite,
     count_revived,
 )
+from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.parts import SIZES, Part, Piece, take_magnitudes
 from lightning_prune.tensors.readers import make_reader
@@ -188,3 +189,17 @@ def test_updates_by_kernels_leave_what_updates_on_a_cpu_leave(recipe):
         found.append([parameter.detach() for parameter in net.parameters()])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["normal", "few values", "zeros", "denormal"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squares_are_summed_up_by_a_kernel_as_without(kind, dtype):
+    parts = [Part.of(values.abs()) for values in draw(kind, dtype)]
+    pool = [LampPart(part=part, held=0, allowed=part.size) for part in parts]
+
+    def fits(counts):
+        return sum(counts) <= sum(LENGTHS) // 3
+
+    found = find_lamp_thresholds(pool, fits)
+    with patch.object(blocks, "FUSES_ON", ()):
+        assert find_lamp_thresholds(pool, fits) == found
