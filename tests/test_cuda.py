@@ -10,16 +10,20 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from lightning_prune import (
+    BlockPattern,
     ERKAllocation,
     GlobalAllocation,
+    LAMPAllocation,
     MagnitudeCriterion,
     NMPattern,
     OneShotSchedule,
     PolynomialSchedule,
     Pruner,
     PruningCallback,
+    RandomCriterion,
     TaylorCriterion,
     UniformAllocation,
+    UnstructuredPattern,
     WandaCriterion,
 )
 from tests.callbacks.conftest import PRUNABLE, zeros
@@ -88,6 +92,27 @@ def test_a_step_without_update_makes_the_host_wait_for_nothing(make):
             optimizer.step()
     assert pruner.updates == len(DUE)
     assert pruner.sparsity == 0.75
+    assert_zeros(pruner)
+
+
+def test_nor_does_a_step_with_a_gradient_scaler():
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler(DEVICE)
+    pruner = Pruner(sparsity=0.75, schedule=RAMP)
+    pruner.attach(model, optimizer, steps=12)
+    x = torch.randn(16, 32).to(DEVICE)
+    for step in range(12):
+        optimizer.zero_grad()
+        scaler.scale(model(x).square().mean()).backward()
+        if step == 4:  # a step that the scaler skips
+            model[0].weight.grad[0, 0] = torch.inf
+        with contextlib.nullcontext() if step in {0, *DUE, 6} else no_synchronisation():
+            pruner.before_step(optimizer)
+            scaler.step(optimizer)
+        scaler.update()
+    assert pruner.steps == [11]
+    assert pruner.updates == len(DUE)
     assert_zeros(pruner)
 
 
@@ -199,9 +224,14 @@ def test_masks_take_one_byte_an_entry(dtype):
         {"allocation": UniformAllocation()},
         {"allocation": ERKAllocation()},
         {"allocation": GlobalAllocation()},
+        {"allocation": LAMPAllocation()},
         {"pattern": NMPattern(n=2, m=4), "sparsity": 0.5},
+        {"pattern": NMPattern(n=2, m=4), "sparsity": 0.6},
+        {"pattern": UnstructuredPattern(per_row=True)},
+        {"pattern": BlockPattern(shape=(4, 4))},
+        {"criterion": RandomCriterion()},
     ],
-    ids=["uniform", "ERK", "global", "N:M"],
+    ids=["uniform", "ERK", "global", "LAMP", "N:M", "N:M and more", "rows", "blocks", "random"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the latter has many ties
 def test_masks_are_those_of_a_cpu(dtype, recipe):
