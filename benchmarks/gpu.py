@@ -14,6 +14,9 @@ update is due. With long texts the GPU is the slower side: then events on the GP
 inside of our calls and hooks. With short texts the host is the slower side: then the clock of the
 host does. The isolated ratio divides a step by the same step less the time inside. In LeNet-300-100
 everything waits for the host.
+
+Pruning in one shot is that of `one_shot_cost.py`, with 400 million weights. 2:4 kernels take turns
+with dense ones, and the model that `use_sparse_kernels` leaves must not be slower than the dense.
 """
 
 import argparse
@@ -26,7 +29,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.kit.judging import Bar, finish
-from benchmarks.kit.recording import describe_machine, write_markdown_header, write_markdown_row
+from benchmarks.kit.recording import (
+    describe_machine,
+    silence_libraries,
+    write_markdown_header,
+    write_markdown_row,
+)
+from benchmarks.one_shot_cost import HEADER, PATTERNS, compare, find_width, warm_up
+from benchmarks.parts.gpu.kernels import try_kernels
 from benchmarks.parts.gpu.steps import STEPS, time_steps
 from benchmarks.parts.gpu.updates import MODELS, RECIPES, time_references, time_update
 
@@ -67,6 +77,30 @@ def judge_steps(device: torch.device, steps: int) -> Iterator[Bar]:
         yield Bar(name=f"{name}, isolated", value=isolated, most=workload.bar)
 
 
+def judge_one_shot(device: torch.device, millions: float, turns: int) -> Iterator[Bar]:
+    """Prune in one shot beside a plain loop, print a table, and yield the bars."""
+    print(write_markdown_header(*HEADER))
+    without = warm_up(device)
+    for name in PATTERNS:
+        yield from compare(name, find_width(millions), device, turns, without)
+
+
+def judge_kernels(device: torch.device, scale: float) -> Iterator[Bar]:
+    """Try 2:4 kernels, print a table, and yield the bars."""
+    print(write_markdown_header("2:4", "layer", "kernel", "dense / sparse", "difference"))
+    for compiled in (False, True):
+        name = "compiled" if compiled else "eager"
+        used = try_kernels(device, scale, compiled=compiled)
+        for row in used.table().rows:
+            print(write_markdown_row(name, *map(str, row)))
+        whole = "" if used.speedup is None else f"{used.speedup:.2f}"
+        print(
+            write_markdown_row(name, "the model", "", whole, f"{used.difference:.2g}"), flush=True
+        )
+        if any(layer.kernel for layer in used.layers):
+            yield Bar(name=f"2:4, {name}, over dense", value=used.speedup or 0.0, least=1.0)
+
+
 def main() -> None:
     """Measure all, print, and judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,11 +110,16 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("skipped: gpu.py needs CUDA")
         return
+    silence_libraries()
     device = torch.device("cuda")
     print(f"{torch.cuda.get_device_name(device)}; {describe_machine()}\n")
     bars = [*judge_updates(device, 1.0, arguments.turns)]
     print()
     bars += judge_steps(device, arguments.steps)
+    print()
+    bars += judge_one_shot(device, 400.0, arguments.turns)
+    print()
+    bars += judge_kernels(device, 1.0)
     print()
     finish(bars)
 

@@ -50,6 +50,7 @@ PATTERNS: dict[str, Pattern] = {
     "half of each row": UnstructuredPattern(per_row=True),
     "2:4": NMPattern(),
 }
+HEADER = ("", "", "plain loop", "prune_once", "over plain")
 MOST = 1.5
 LEAST_SAME = 0.9999  # of the zeros: equal scores may be cut at another place
 
@@ -195,6 +196,19 @@ def compare(name: str, width: int, device: torch.device, turns: int, without: in
     ]
 
 
+def find_width(millions: float) -> int:
+    """Return the rows of the matrices of a model with that many million weights."""
+    return 4 * round((1e6 * millions / LAYERS) ** 0.5 / 4)
+
+
+def warm_up(device: torch.device) -> int:
+    """Import all that is imported late, so that it counts for neither; return the bytes then."""
+    for prune in (prune_plainly, prune_with_package):
+        for pattern in PATTERNS.values():
+            prune(Network(64).to(device).eval(), pattern)
+    return count_process_bytes("VmRSS")
+
+
 def main() -> None:
     """Measure both patterns, print, and judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -206,13 +220,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     silence_libraries()
-    width = 4 * round((1e6 * arguments.millions / LAYERS) ** 0.5 / 4)
+    width = find_width(arguments.millions)
     print(describe_machine())
-    print(write_markdown_header("", "", "plain loop", "prune_once", "over plain"))
+    print(write_markdown_header(*HEADER))
     device = torch.device(arguments.device)
-    for prune in (prune_plainly, prune_with_package):  # what is imported late counts for neither
-        prune(Network(64).to(device).eval(), PATTERNS["2:4"])
-    without = count_process_bytes("VmRSS")
+    without = warm_up(device)
     bars = [
         bar for name in PATTERNS for bar in compare(name, width, device, arguments.turns, without)
     ]

@@ -125,7 +125,15 @@ def test_the_benchmark_of_a_gpu_measures_on_any_device(monkeypatch, capsys):
     assert {f"1 B, {name}, ms" for name in RECIPES} <= {bar.name for bar in bars}
     assert bars[-1].name == f"{lenet}, isolated"
     assert bars[-1].value > 1
-    assert "| 2:4 | " in capsys.readouterr().out
+    bars = [*gpu.judge_one_shot(cpu, 0.1, 1), *gpu.judge_kernels(cpu, 1 / 64)]
+    assert [bar.name for bar in bars if bar.name.startswith("2:4")] == [
+        "2:4, seconds over plain",
+        "2:4, peak over plain",
+        "2:4, share of the same zeros",
+    ]
+    printed = capsys.readouterr().out
+    assert "| 2:4 | 9" in printed
+    assert "| compiled | the model | | | 0 |" in printed
 
 
 # -- what measures ---------------------------------------------------------------------------------
