@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from lightning_prune import NMPattern, OneShotSchedule, Pruner, use_sparse_kernels
-from lightning_prune.reporting.sparse_kernels import SparseKernels
+from lightning_prune import NMPattern, OneShotSchedule, Pruner, SparseKernels, use_sparse_kernels
 
 WIDTH, INNER, ROWS = 4096, 11008, 4096
 BLOCKS = 9
