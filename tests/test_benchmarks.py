@@ -132,7 +132,7 @@ def test_the_benchmark_of_a_gpu_measures_on_any_device(monkeypatch, capsys):
         "2:4, share of the same zeros",
     ]
     printed = capsys.readouterr().out
-    assert printed.count("| 2:4 | ") == 3  # an update, the seconds and the peak of one shot
+    assert "| 2:4 | peak | " in printed
     assert "| compiled | the model | | | 0 |" in printed
 
 
