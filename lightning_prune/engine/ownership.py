@@ -22,16 +22,16 @@ class Ownership:
     def __init__(self, optimizer: Optimizer) -> None:
         # The references keep Python from giving the identity of a freed parameter to a new one.
         self._known: dict[int, nn.Parameter] = {}
+        self._unknown: list[nn.Parameter] = []  # those that are held, but were not trained yet
+        self._held: list[list[int]] = []  # identities by group: as at the last look, all are known
         self.look_again(optimizer, waiting=())
 
     def has_grown(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer trains a parameter that it did not train before."""
-        known = self._known
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) not in known and _is_trained(parameter):
-                    return True
-        return False
+        unknown = self._unknown
+        if _list_identities(optimizer) != self._held:
+            unknown = [p for p in _list_parameters(optimizer) if id(p) not in self._known]
+        return any(map(_is_trained, unknown))
 
     def look_again(self, optimizer: Optimizer, waiting: Iterable[nn.Parameter]) -> None:
         """Get to know the parameters that are trained now, and forget those that have left.
@@ -41,8 +41,10 @@ class Ownership:
             waiting: Parameters that can be pruned once they are trained; they are forgotten too.
         """
         known = self._known.keys() - {id(parameter) for parameter in waiting}
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        held = _list_parameters(optimizer)
         self._known = {id(p): p for p in held if id(p) in known or _is_trained(p)}
+        self._unknown = [p for p in held if id(p) not in self._known]
+        self._held = _list_identities(optimizer)
 
 
 class Owners:
@@ -82,6 +84,14 @@ class Owners:
         """
         for optimizer, ownership in zip(self.optimizers, self._ownerships, strict=True):
             ownership.look_again(optimizer, waiting)
+
+
+def _list_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _list_identities(optimizer: Optimizer) -> list[list[int]]:
+    return [list(map(id, group["params"])) for group in optimizer.param_groups]
 
 
 def _is_trained(parameter: nn.Parameter) -> bool:

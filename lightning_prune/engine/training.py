@@ -1,7 +1,6 @@
 """One training under pruning: its tensors, its due points, and the hooks on its optimizers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -57,8 +56,7 @@ class Training:
         self.is_running = self.calls_before_step = False
         regrow = recipe.regrow.schedule if recipe.regrow else None
         regrow = recipe.phases.turns if recipe.phases else regrow
-        may_go_back = recipe.tolerance is not None
-        goes_on = recipe.straight_through is not None
+        may_go_back, goes_on = recipe.tolerance is not None, recipe.straight_through is not None
         self.due_points = DuePoints(
             recipe.schedule, regrow, may_go_back=may_go_back, goes_on=goes_on
         )
@@ -71,6 +69,7 @@ class Training:
         self._copies = DenseCopies(recipe)
         self.next_atoms = NextAtoms(recipe)
         self._observes = recipe.chosen_criterion.gathers or recipe.penalty is not None
+        self._looks_on = self._observes or self._copies.is_on  # at each step, not only at due ones
 
     @property
     def enrolment(self) -> Enrolment:
@@ -147,8 +146,7 @@ class Training:
     def is_eventful(self, optimizer: Optimizer) -> bool:
         """Whether the next step does more than to keep zeros."""
         index = self._owners.index(optimizer)
-        looks_on = self._observes or self._copies.is_on
-        return looks_on or self._owners.has_grown(index) or self.due_points.is_due(index)
+        return self._looks_on or self._owners.has_grown(index) or self.due_points.is_due(index)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Observe and update once a step; mask weights and gradients each time."""
@@ -304,7 +302,10 @@ class Training:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         index = self._owners.index(optimizer)
-        with self._copies.end_step(index) if self._copies.is_on else nullcontext():
+        if self._copies.is_on:
+            with self._copies.end_step(index):
+                self._end_step(optimizer, index)
+        else:
             self._end_step(optimizer, index)
 
     def _end_step(self, optimizer: Optimizer, index: int) -> None:
@@ -313,7 +314,7 @@ class Training:
             if self._copies.is_on:
                 self._choose_again(optimizer)
             step = self.due_points.complete_step(index, getattr(optimizer, "found_inf", None))
-            for tensor in self.owned(index):
+            for tensor in self.owned(index) if self._looks_on else ():  # `inspect` does it, too
                 tensor.step = step
             if self.recipe.penalty is not None:
                 self.next_atoms.shrink(optimizer, index, self.enrolment.selection.groups)
@@ -330,7 +331,7 @@ class Training:
 
     def _forget_seen(self, index: int) -> None:
         """Let go what hooks of the criterion have seen since the last step of an optimizer."""
-        for tensor in self.owned(index):
+        for tensor in [t for t in self.tensors if t.seen and t.optimizer == index]:
             tensor.forget_seen()
 
     def _keep_zeros(self) -> None:

@@ -1,5 +1,6 @@
 """Keep pruned weights at zero from step to step, with few passes over the weights."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,8 @@ class ZeroKeeper:
         # Pruned weights that may return keep gradients and statistics; `DenseCopies` masks them.
         plain = [tensor for tensor in tensors if not tensor.may_return]
         self._tensors = [tensor for tensor in plain if id(tensor.parameter) in held]
+        self._parameters = [tensor.parameter for tensor in self._tensors]
+        self._devices = [tensor.mask.device for tensor in self._tensors]
         dtypes = {tensor.parameter.dtype for tensor in self._tensors}
         least_eps = max((torch.finfo(dtype).smallest_normal for dtype in dtypes), default=0)
         self._steadiness = Steadiness(optimizer, least_eps)
@@ -43,7 +46,9 @@ class ZeroKeeper:
         self._plain: set[PrunedTensor] = set()  # are its own, whole, and with plain statistics
         self._disturbed: set[PrunedTensor] = set()  # had gradients that were not 0
         self._written: dict[PrunedTensor, int] = {}  # versions of weights after a step
-        self._masked: dict[PrunedTensor, tuple[Tensor | None, int]] = {}  # gradients, versions
+        self._masked: list[PrunedTensor] = []  # those that the step may leave at 0
+        self._held: list[Tensor | None] = []  # their gradients
+        self._versions: list[int] = []  # of the gradients
         self._overwritten: set[PrunedTensor] = set()  # since the last step
         self._storages = {tensor: _find_storage(tensor) for tensor in self._tensors}
         self._hook = optimizer.register_load_state_dict_post_hook(self._mark_unclear)
@@ -52,14 +57,17 @@ class ZeroKeeper:
         """Remove the hook."""
         self._hook.remove()
 
+    # A call in a cold cache takes some microseconds. So the work of each step is in few functions,
+    # and runs over lists: a look at two lists tells that nothing has changed.
     def clear(self) -> None:
         """Zero the statistics that the optimizer has gathered of pruned weights, once.
 
         First all tensors of the engine follow a model that was moved to another device.
         """
-        for tensor in self._tensors:
-            if tensor.parameter.device != tensor.mask.device:
+        if [parameter.device for parameter in self._parameters] != self._devices:
+            for tensor in self._tensors:
                 tensor.follow_parameter()
+            self._devices = [tensor.mask.device for tensor in self._tensors]
         if not self._is_clear:
             for tensor in self._tensors:
                 if tensor.kept < tensor.total:
@@ -72,10 +80,9 @@ class ZeroKeeper:
             }
             self._is_clear = True
 
-    # A call in a cold cache takes some microseconds, so the work of each step is in few functions.
     def before_step(self) -> None:
         """Mask the gradients."""
-        masks, gradients, dense = [], [], []
+        masks, dense, tensors, gradients = [], [], [], []
         for tensor in self._tensors:
             if tensor.kept < tensor.total:
                 gradient = tensor.parameter.grad
@@ -83,35 +90,33 @@ class ZeroKeeper:
                     if gradient.layout != torch.strided:
                         continue
                     masks.append(tensor.mask)
-                    gradients.append(local_part(gradient))
-                dense.append((tensor, gradient))
-        self._gradients.apply(masks, gradients)
-        if self._steadiness.leaves_zeros():
-            for tensor, gradient in dense:
+                    dense.append(local_part(gradient))
                 if tensor in self._plain:
-                    self._masked[tensor] = gradient, 0 if gradient is None else gradient._version
-        self.note_writes()
+                    tensors.append(tensor)
+                    gradients.append(gradient)
+        self._gradients.apply(masks, dense)
+        if self._steadiness.leaves_zeros():
+            self._masked, self._held = tensors, gradients
+            self._versions = [0 if each is None else each._version for each in gradients]
+            self.note_writes()
+        else:
+            self.forget_gradients()
 
     def after_step(self) -> None:
         """Mask the weights of each tensor whose pruned weights may have moved."""
-        moved = []
-        for tensor in self._tensors:
-            if tensor.kept < tensor.total:
-                if self._left_zeros(tensor):
-                    self._written[tensor] = tensor.parameter._version
-                else:
-                    moved.append(tensor)
-        if moved:
-            self._weights.apply([t.mask for t in moved], [t.weights for t in moved])
-            for tensor in moved:
-                if tensor.shard is None:
-                    self._written[tensor] = tensor.parameter._version
-        self._overwritten.clear()
-        self._masked.clear()  # releases the gradients
+        pruned = [tensor for tensor in self._tensors if tensor.kept < tensor.total]
+        gradients = [tensor.parameter.grad for tensor in self._masked]
+        versions = [0 if each is None else each._version for each in gradients]
+        is_same = versions == self._versions and all(map(operator.is_, gradients, self._held))
+        if not is_same or pruned != self._masked or self._disturbed or self._overwritten:
+            self._mask_moved(pruned)
+            pruned = [tensor for tensor in pruned if tensor.shard is None]
+        self._written = {tensor: tensor.parameter._version for tensor in pruned}
+        self.forget_gradients()
 
     def forget_gradients(self) -> None:
-        """Let the gradients go of a step that is not made."""
-        self._masked.clear()
+        """Let the gradients go: the step is over, or is not made."""
+        self._masked, self._held, self._versions = [], [], []
 
     def note_writes(self) -> None:
         """Note the tensors that other code has written into since the last step."""
@@ -119,11 +124,16 @@ class ZeroKeeper:
             if self._written.get(tensor) != tensor.parameter._version:
                 self._overwritten.add(tensor)
 
-    def _left_zeros(self, tensor: PrunedTensor) -> bool:
+    def _mask_moved(self, pruned: Sequence[PrunedTensor]) -> None:
+        """Look at each tensor, and mask the weights that the step has not left at 0."""
+        noted = dict(zip(self._masked, zip(self._held, self._versions, strict=True), strict=True))
+        moved = [t for t in pruned if t not in noted or not self._left_zeros(t, *noted[t])]
+        if moved:
+            self._weights.apply([t.mask for t in moved], [t.weights for t in moved])
+        self._overwritten.clear()
+
+    def _left_zeros(self, tensor: PrunedTensor, gradient: Tensor | None, version: int) -> bool:
         """Whether the step has left the pruned weights at 0; clears statistics if needed."""
-        if tensor not in self._masked:
-            return False
-        gradient, version = self._masked[tensor]
         is_same = gradient is tensor.parameter.grad
         if not is_same or (gradient is not None and gradient._version != version):
             self._disturbed.add(tensor)

@@ -14,15 +14,26 @@ if TYPE_CHECKING:
 
 _HAS_TRITON = find_spec("triton") is not None
 
+_LEAST = 6
+"""The least number of tensors for which one launch by Triton costs the host less than a launch of
+torch for each."""
+
 
 class MaskSet:
     """Applies masks to tensors at each step: on a GPU with Triton in one launch, else in turn.
 
-    What a launch needs to know of the masks is found when other masks come.
+    The launches are found when other masks come, or values that lie otherwise.
     """
 
     def __init__(self) -> None:
-        self._launches: dict[tuple[torch.device, int], tuple[list[Mask], Launch]] = {}
+        self._masks: list[Mask] = []
+        self._layouts: list[tuple[torch.dtype, int, tuple[int, ...]]] = []
+        self._launches: list[tuple[Launch, list[int]]] = []  # with the places of the tensors
+        self._others: list[int] = []  # places of tensors that no launch takes
+
+    def __reduce__(self) -> tuple[type["MaskSet"], tuple[()]]:
+        """Let a copy find launches for the masks that are copied with it."""
+        return MaskSet, ()
 
     def apply(self, masks: Sequence[Mask], values: Sequence[Tensor]) -> None:
         """Set the values of pruned weights to +0.0 in place, as `Mask.apply` does.
@@ -31,26 +42,39 @@ class MaskSet:
             masks: The masks.
             values: For each mask a tensor in the same shape.
         """
-        together: dict[tuple[torch.device, int], list[tuple[Mask, Tensor]]] = {}
-        for mask, each in zip(masks, values, strict=True):
-            if each.is_cuda and _HAS_TRITON and lies_alike(mask, each):
-                together.setdefault((each.device, each.element_size()), []).append((mask, each))
-            else:
+        if len(values) < _LEAST or not _HAS_TRITON or not values[0].is_cuda:
+            for mask, each in zip(masks, values, strict=True):
                 mask.apply(each)
-        for key, pairs in together.items():
-            of_launch = [mask for mask, _ in pairs]
-            known, launch = self._launches.get(key, ([], None))
-            if launch is None or known != of_launch:
-                launch = make_launch(of_launch)
-                self._launches[key] = of_launch, launch
-            launch.run([each for _, each in pairs])
+            return
+        layouts = [(each.dtype, each.get_device(), each.stride()) for each in values]
+        if layouts != self._layouts or masks != self._masks:
+            self._find_launches(masks, values)
+            self._masks, self._layouts = list(masks), layouts
+        for launch, places in self._launches:
+            launch.run([values[place] for place in places])
+        for place in self._others:
+            masks[place].apply(values[place])
+
+    def _find_launches(self, masks: Sequence[Mask], values: Sequence[Tensor]) -> None:
+        """Put tensors of the same device and width together."""
+        self._others = []
+        together: dict[tuple[torch.device, int], list[int]] = {}
+        for place, (mask, each) in enumerate(zip(masks, values, strict=True)):
+            if each.is_cuda and lies_alike(mask, each):
+                together.setdefault((each.device, each.element_size()), []).append(place)
+            else:
+                self._others.append(place)
+        self._launches = [
+            (make_launch([masks[place] for place in places], width), places)
+            for (_, width), places in together.items()
+        ]
 
 
-def make_launch(masks: Sequence[Mask]) -> "Launch":
-    """Return the launch for masks that have a `Mask.pruned`."""
+def make_launch(masks: Sequence[Mask], width: int) -> "Launch":
+    """Return the launch for masks that have a `Mask.pruned`, and for values of a width in bytes."""
     from lightning_prune.tensors.fused_zeroing import Launch  # it imports Triton, which takes long
 
-    return Launch([mask.pruned for mask in masks if mask.pruned is not None])
+    return Launch([mask.pruned for mask in masks if mask.pruned is not None], width)
 
 
 def lies_alike(mask: Mask, values: Tensor) -> bool:

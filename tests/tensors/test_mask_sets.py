@@ -1,5 +1,6 @@
 """One launch for all tensors writes the same zeros as a mask after the other."""
 
+import copy
 import math
 import sys
 
@@ -10,7 +11,7 @@ from lightning_prune.tensors.mask_sets import MaskSet, lies_alike, make_launch
 from lightning_prune.tensors.masks import Mask
 from tests.accelerators import as_on_an_accelerator
 
-SHAPES = [(3,), (70, 70), (4, 3, 2, 2), (0, 5), (1,)]
+SHAPES = [(3,), (70, 70), (64, 64), (4, 3, 2, 2), (0, 5), (1,)]
 
 
 def draw(dtype):
@@ -39,24 +40,65 @@ def test_tensors_on_a_cpu_are_masked_in_turn():
     assert_same(values, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_a_launch_writes_what_the_masks_write_in_turn(dtype, monkeypatch):
+@pytest.fixture
+def interpreter(monkeypatch):
+    """Let Triton interpret the kernel, on a CPU."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # read where the kernel is made
     monkeypatch.delitem(sys.modules, "lightning_prune.tensors.fused_zeroing", raising=False)
     pytest.importorskip("triton")
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_launch_writes_what_the_masks_write_in_turn(dtype):
     values, masks = draw(dtype)
     expected = [each.clone() for each in values]
     MaskSet().apply(masks, expected)
     assert all(lies_alike(mask, each) for mask, each in zip(masks, values, strict=True))
-    launch = make_launch(masks)
+    launch = make_launch(masks, dtype.itemsize)
     launch.run(values)
     assert_same(values, expected)
     for mask in masks:  # the launch reads the masks anew, and finds tensors that have moved
         mask.intersect(torch.rand(mask.shape) < 0.5)
     moved = [each.clone() for each in values]
+    shifted = [torch.empty(each.numel() + 1, dtype=dtype)[1:] for each in values]
+    shifted = [s.as_strided(v.shape, v.stride(), 1) for s, v in zip(shifted, values, strict=True)]
+    for each, other in zip(shifted, values, strict=True):
+        each.copy_(other)  # at addresses that are no multiple of 16
     launch.run(moved)
+    launch.run(shifted)
     MaskSet().apply(masks, values)
     assert_same(moved, values)
+    assert_same(shifted, values)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it lies on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_a_set_finds_launches_for_other_masks_other_layouts_and_a_copy():
+    values, masks = draw(torch.float32)
+    together = MaskSet()
+
+    def check(by, masks, values):
+        expected = [each.clone() for each in values]
+        MaskSet().apply(masks, expected)
+        by.apply(masks, [each.as_subclass(OnGpu) for each in values])
+        assert_same(values, expected)
+
+    check(together, masks, values)
+    others = draw(torch.float32)[1]
+    check(together, others, draw(torch.float32)[0])
+    check(together, others, [each.double() for each in draw(torch.float32)[0]])
+    check(together, others, [each.contiguous() for each in draw(torch.float32)[0]])
+    check(together, others, values)
+    copied, of_copy = copy.deepcopy((together, others))
+    for mask in of_copy:
+        mask.intersect(torch.rand(mask.shape) < 0.5)
+    check(copied, of_copy, draw(torch.float32)[0])
 
 
 def test_values_with_gaps_or_in_another_order_get_no_launch():
