@@ -1,5 +1,6 @@
 """Ownership: the parameters that an optimizer trains, so that a new one is cheap to notice."""
 
+import operator
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -23,13 +24,17 @@ class Ownership:
         # The references keep Python from giving the identity of a freed parameter to a new one.
         self._known: dict[int, nn.Parameter] = {}
         self._unknown: list[nn.Parameter] = []  # those that are held, but were not trained yet
-        self._held: list[list[int]] = []  # identities by group: as at the last look, all are known
+        self._held: list[list[nn.Parameter]] = []  # those of each group
         self.look_again(optimizer, waiting=())
 
     def has_grown(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer trains a parameter that it did not train before."""
-        unknown = self._unknown
-        if _list_identities(optimizer) != self._held:
+        unknown, groups = self._unknown, optimizer.param_groups
+        is_same = len(groups) == len(self._held) and all(
+            len(group["params"]) == len(held) and all(map(operator.is_, group["params"], held))
+            for group, held in zip(groups, self._held, strict=True)
+        )
+        if not is_same:
             unknown = [p for p in _list_parameters(optimizer) if id(p) not in self._known]
         return any(map(_is_trained, unknown))
 
@@ -44,7 +49,7 @@ class Ownership:
         held = _list_parameters(optimizer)
         self._known = {id(p): p for p in held if id(p) in known or _is_trained(p)}
         self._unknown = [p for p in held if id(p) not in self._known]
-        self._held = _list_identities(optimizer)
+        self._held = [list(group["params"]) for group in optimizer.param_groups]
 
 
 class Owners:
@@ -88,10 +93,6 @@ class Owners:
 
 def _list_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _list_identities(optimizer: Optimizer) -> list[list[int]]:
-    return [list(map(id, group["params"])) for group in optimizer.param_groups]
 
 
 def _is_trained(parameter: nn.Parameter) -> bool:

@@ -79,7 +79,7 @@ class Training:
     @property
     def tensors(self) -> tuple[PrunedTensor, ...]:
         """The tensors that are pruned, in the order of the model."""
-        return self.enrolment.selection.tensors
+        return self.roster.enrolment.selection.tensors
 
     def begin(
         self,

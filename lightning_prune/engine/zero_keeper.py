@@ -34,8 +34,7 @@ class ZeroKeeper:
         # Pruned weights that may return keep gradients and statistics; `DenseCopies` masks them.
         plain = [tensor for tensor in tensors if not tensor.may_return]
         self._tensors = [tensor for tensor in plain if id(tensor.parameter) in held]
-        self._parameters = [tensor.parameter for tensor in self._tensors]
-        self._devices = [tensor.mask.device for tensor in self._tensors]
+        self._devices: list[int] = []  # the device of each parameter at the last look
         dtypes = {tensor.parameter.dtype for tensor in self._tensors}
         least_eps = max((torch.finfo(dtype).smallest_normal for dtype in dtypes), default=0)
         self._steadiness = Steadiness(optimizer, least_eps)
@@ -64,10 +63,11 @@ class ZeroKeeper:
 
         First all tensors of the engine follow a model that was moved to another device.
         """
-        if [parameter.device for parameter in self._parameters] != self._devices:
+        devices = [tensor.parameter.get_device() for tensor in self._tensors]
+        if devices != self._devices:
             for tensor in self._tensors:
                 tensor.follow_parameter()
-            self._devices = [tensor.mask.device for tensor in self._tensors]
+            self._devices = devices
         if not self._is_clear:
             for tensor in self._tensors:
                 if tensor.kept < tensor.total:

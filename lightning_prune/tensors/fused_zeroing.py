@@ -19,6 +19,8 @@ _VECTOR = 16
 _BLOCK = 128 * _VECTOR
 """Bytes that a program, of four warps as is the default of Triton, reads or writes at once."""
 
+_STAY = nullcontext()
+
 if find_spec("triton") is not None:
     import triton
     import triton.language as tl
@@ -73,6 +75,7 @@ class Launch:
 
     def __init__(self, forms: Sequence[Tensor], width: int) -> None:
         self._device, self._width, self._block = forms[0].device, width, _BLOCK // width
+        self._index = self._device.index if forms[0].is_cuda else None
         span = 2 * self._block
         sizes = torch.tensor([form.numel() for form in forms], device="cpu")
         programs = (sizes + span - 1) // span
@@ -84,6 +87,7 @@ class Launch:
         self._of_forms = _find_addresses(forms)
         self._forms = self._send(torch.tensor(self._of_forms, device="cpu"))
         self._of_values: list[int] = []
+        self._alignment = 0  # in bytes, of all addresses
         self._kernel: Any
         self._arguments: tuple[Any, ...]
 
@@ -104,7 +108,10 @@ class Launch:
     def _prepare(self, addresses: list[int]) -> None:
         """Take up the addresses of other values."""
         is_aligned = all(address % _VECTOR == 0 for address in addresses + self._of_forms)
-        self._of_values, self._kernel = addresses, _zero_pruned
+        alignment = _VECTOR if is_aligned else 1
+        if alignment != self._alignment:
+            self._alignment, self._kernel = alignment, _zero_pruned
+        self._of_values = addresses
         self._arguments = (
             self._send(torch.tensor(addresses, device="cpu")),
             self._forms,
@@ -112,7 +119,7 @@ class Launch:
             self._owners,
             self._starts,
             _ELEMENTS[self._width],
-            _VECTOR if is_aligned else 1,
+            alignment,
             self._block,
         )
 
@@ -121,9 +128,9 @@ class Launch:
 
     def _enter_device(self) -> AbstractContextManager[None]:
         """Let Triton launch on the device of the tensors; its interpreter runs on a CPU."""
-        device = self._device
-        is_there = device.type != "cuda" or device.index == torch.cuda.current_device()
-        return nullcontext() if is_there else torch.cuda.device(device)
+        if self._index is None or self._index == torch.cuda.current_device():
+            return _STAY
+        return torch.cuda.device(self._index)
 
 
 def _find_addresses(tensors: Sequence[Tensor]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 _HAS_TRITON = find_spec("triton") is not None
 
 _LEAST = 6
-"""The least number of tensors for which one launch by Triton costs the host less than a launch of
-torch for each."""
+"""For this many tensors, a launch by Triton costs the host less than a launch for each tensor."""
 
 
 class MaskSet:
@@ -27,7 +26,7 @@ class MaskSet:
 
     def __init__(self) -> None:
         self._masks: list[Mask] = []
-        self._layouts: list[tuple[torch.dtype, int, tuple[int, ...]]] = []
+        self._layouts: tuple[list[Any], ...] = ()  # dtypes, devices, strides of the values
         self._launches: list[tuple[Launch, list[int]]] = []  # with the places of the tensors
         self._others: list[int] = []  # places of tensors that no launch takes
 
@@ -46,8 +45,12 @@ class MaskSet:
             for mask, each in zip(masks, values, strict=True):
                 mask.apply(each)
             return
-        layouts = [(each.dtype, each.get_device(), each.stride()) for each in values]
-        if layouts != self._layouts or masks != self._masks:
+        layouts = (
+            [each.dtype for each in values],
+            [each.get_device() for each in values],
+            [each.stride() for each in values],
+        )
+        if layouts != self._layouts or list(masks) != self._masks:
             self._find_launches(masks, values)
             self._masks, self._layouts = list(masks), layouts
         for launch, places in self._launches:

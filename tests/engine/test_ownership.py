@@ -22,3 +22,16 @@ def test_a_parameter_that_waits_is_news_when_it_is_trained_again():
     assert not owners.has_grown(0)
     parameter.requires_grad_(True)
     assert owners.has_grown(0)
+
+
+def test_a_parameter_that_takes_the_place_of_another_is_news():
+    first, second, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    frozen.requires_grad_(False)
+    optimizer = torch.optim.SGD([first, second], lr=0.1)
+    owners = Owners([optimizer])
+    optimizer.param_groups[0]["params"][1] = frozen
+    assert not owners.has_grown(0)
+    frozen.requires_grad_(True)
+    assert owners.has_grown(0)
+    optimizer.param_groups[0]["params"][:] = [second, first]
+    assert not owners.has_grown(0)

@@ -1,6 +1,7 @@
 """One launch for all tensors writes the same zeros as a mask after the other."""
 
 import copy
+import importlib
 import math
 import sys
 
@@ -70,6 +71,38 @@ def test_a_launch_writes_what_the_masks_write_in_turn(dtype):
     MaskSet().apply(masks, values)
     assert_same(moved, values)
     assert_same(shifted, values)
+
+
+class Kernel:
+    """A kernel that notes its launches, and returns a compiled kernel, as Triton does on a GPU."""
+
+    def __init__(self, kernel, launches, name="jit"):
+        self.kernel, self.launches, self.name = kernel, launches, name
+
+    def __getitem__(self, grid):
+        def launch(*arguments):
+            self.launches.append(self.name)
+            self.kernel[grid](*arguments)
+            return Kernel(self.kernel, self.launches, "compiled") if self.name == "jit" else None
+
+        return launch
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_the_compiled_kernel_is_launched_until_values_lie_at_other_multiples(monkeypatch):
+    fused_zeroing = importlib.import_module("lightning_prune.tensors.fused_zeroing")
+    launches, shape = [], (70, 70)
+    monkeypatch.setattr(fused_zeroing, "_zero_pruned", Kernel(fused_zeroing._zero_pruned, launches))
+    with as_on_an_accelerator():
+        mask = Mask(torch.rand(shape) < 0.5, torch.zeros(shape))
+    launch = make_launch([mask], 4)
+    pool = torch.empty(2 * 4900 + 1)
+    for start in (0, 0, 4900, 1):
+        values = pool[start:][:4900].view(shape).normal_()
+        expected = torch.where(mask.kept, values, 0.0)
+        launch.run([values])
+        assert torch.equal(values, expected)
+    assert launches == ["jit", "compiled", "compiled", "jit"]
 
 
 class OnGpu(torch.Tensor):
