@@ -138,10 +138,11 @@ class Mask:
             values: Weights, gradients or optimizer statistics, in the shape of the mask.
         """
         if not self._has_bits:
-            if self.device.type == values.device.type == "cpu" and values.ndim:
+            form, device = self._form, values.device
+            if values.is_cpu and form.is_cpu and values.ndim:
                 self._apply_in_pieces(values)
-            else:
-                values.masked_fill_(self._form.to(values.device), 0)
+            else:  # a needless call of `to` costs a third of the filling
+                values.masked_fill_(form if device == self.device else form.to(device), 0)
         elif values.element_size() == self._width and values.is_cpu:
             values.view(self._form.dtype).bitwise_and_(self._form)
         else:
