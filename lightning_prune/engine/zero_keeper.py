@@ -83,15 +83,16 @@ class ZeroKeeper:
     def before_step(self) -> None:
         """Mask the gradients."""
         masks, dense, tensors, gradients = [], [], [], []
+        plain, strided = self._plain, torch.strided
         for tensor in self._tensors:
             if tensor.kept < tensor.total:
                 gradient = tensor.parameter.grad
                 if gradient is not None:
-                    if gradient.layout != torch.strided:
+                    if gradient.layout != strided:
                         continue
                     masks.append(tensor.mask)
                     dense.append(local_part(gradient))
-                if tensor in self._plain:
+                if tensor in plain:
                     tensors.append(tensor)
                     gradients.append(gradient)
         self._gradients.apply(masks, dense)
