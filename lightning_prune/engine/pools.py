@@ -193,6 +193,8 @@ class Pool:
     def _share_out(self, atoms: Mapping[str, Atoms], target: float) -> Mapping[str, Share]:
         """Return the shares of the number to keep at a sparsity."""
         due = self.clamp_due(atoms, target)
+        if len(self.groups) == 1:  # no allocation has a choice
+            return {self.groups[0].name: Share(keep=due)}
         shares = self.allocation.share_out(atoms, due)
         _check_shares(self.allocation, atoms, shares, due)
         return shares

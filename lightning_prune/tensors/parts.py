@@ -196,7 +196,7 @@ def find_dtype(parts: Sequence[Part]) -> torch.dtype:
 
 def slice_pieces(tensor: Tensor, sizes: Sizes = SIZES) -> Iterator[slice]:
     """Yield slices along the first axis, each with about the number of values of a piece."""
-    rows = len(tensor)
+    rows = tensor.shape[0]
     most = sizes.piece if tensor.device.type == "cpu" else sizes.launch
     step = max(most * rows // max(tensor.numel(), 1), 1)
     return (slice(start, start + step) for start in range(0, max(rows, 1), step))

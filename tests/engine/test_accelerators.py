@@ -185,7 +185,7 @@ def test_a_step_with_straight_through_waits_for_the_masks_only(name, waits):
     [
         ({"pattern": ChannelPattern(round_to=1)}, 2),
         ({"pattern": ChannelPattern(round_to=1), "allocation": GlobalAllocation()}, 3),
-        ({"pattern": BranchPattern(), "sparsity": 0.9}, 3),
+        ({"pattern": BranchPattern(), "sparsity": 0.9}, 2),
     ],
     ids=["channels", "global channels", "branches"],
 )
