@@ -74,19 +74,21 @@ def test_an_update_may_take_a_copy_and_the_counts(numpy, missed):
 @pytest.mark.parametrize(
     ("allocation", "scores"), [(UniformAllocation(), 100), (GlobalAllocation(), 250)]
 )
-def test_an_update_may_hold_the_scores_of_a_pool_and_a_byte_a_weight(
-    allocation, scores, more, missed
+@pytest.mark.parametrize(("device", "waiting"), [("cpu", 31), ("cuda", 250)])
+def test_an_update_may_hold_the_scores_of_a_pool_and_new_masks(
+    device, waiting, allocation, scores, more, missed
 ):
-    most = 4 * scores + 250 + 400 + 2**21
-    update = make_update(SquareCriterion(), allocation, torch=most + more, numpy=0)
+    most = 4 * scores + waiting + 400 + 2**21
+    update = make_update(SquareCriterion(), allocation, device, torch=most + more, numpy=0)
     assert find_missed(update.set_bars()) == missed
 
 
-def make_update(criterion, allocation=None, **measured):
+def make_update(criterion, allocation=None, device="cpu", **measured):
     return Update(
         allocation=allocation or GlobalAllocation(),
         criterion=criterion,
         dtype=torch.bfloat16,
+        device=torch.device(device),
         largest=100,
         weights=250,
         process=10**9,

@@ -1,8 +1,9 @@
 """Choices: which atoms of a group stay, as a mask, as a threshold, or as a number to keep."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from lightning_prune.engine.scores import TensorScores
 from lightning_prune.tensors.batches import mark_best
-from lightning_prune.tensors.parts import Part
+from lightning_prune.tensors.bits import pack_mask, unpack_mask
+from lightning_prune.tensors.parts import Part, reads_at_once
 from lightning_prune.tensors.ranking import Share
 from lightning_prune.tensors.thresholds import divide_local
 
@@ -63,7 +65,29 @@ Settled = Tensor | Cut
 Choice = Settled | Quota
 
 
-def settle(choices: Sequence[tuple[Owner, Choice]]) -> list[tuple[Owner, Settled]]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Packed:
+    """A bool mask of the local atoms that waits in one bit an atom, on a CPU.
+
+    Args:
+        bits: The packed mask.
+        shape: Shape of the local atoms.
+    """
+
+    bits: Tensor
+    shape: torch.Size
+
+
+Waiting = Settled | Packed
+"""A settled choice until it is carried out; `unpack` returns the choice."""
+
+
+def unpack(choice: Waiting) -> Settled:
+    """Return a choice as it was before it waited."""
+    return unpack_mask(choice.bits, choice.shape) if isinstance(choice, Packed) else choice
+
+
+def settle(choices: Sequence[tuple[Owner, Choice | Packed]]) -> list[tuple[Owner, Waiting]]:
     """Find the thresholds of all quotas: on accelerators in one search, without a wait.
 
     Args:
@@ -79,14 +103,31 @@ def settle(choices: Sequence[tuple[Owner, Choice]]) -> list[tuple[Owner, Settled
     ]
 
 
-def settle_held(choices: Sequence[tuple[Owner, Choice]]) -> list[tuple[Owner, Choice]]:
-    """Find the thresholds of the quotas whose scores take memory, so that they can be let go."""
-    quotas = [choice for _, choice in choices if isinstance(choice, Quota) and choice.is_held]
+def settle_held(choices: Iterable[tuple[Owner, Choice]]) -> list[tuple[Owner, Choice | Packed]]:
+    """Find the thresholds of the quotas whose scores take memory, so that they can be let go.
+
+    On a CPU each mask is packed before the next choice is made. On an accelerator the quotas are
+    settled together.
+
+    Args:
+        choices: The choices, each with an owner.
+    """
+    waiting = list(starmap(_pack, choices))  # which lets each mask go before the next
+    quotas = [choice for _, choice in waiting if isinstance(choice, Quota) and choice.is_held]
     found = dict(zip(quotas, _settle_all(quotas), strict=True))
     return [
         (owner, found.get(choice, choice) if isinstance(choice, Quota) else choice)
-        for owner, choice in choices
+        for owner, choice in waiting
     ]
+
+
+def _pack(owner: Owner, choice: Choice) -> tuple[Owner, Choice | Packed]:
+    """Settle a quota with held scores unless others are settled with it, and pack masks."""
+    if isinstance(choice, Quota) and choice.is_held and not choice.part.is_batched:
+        choice = choice.settle()
+    if isinstance(choice, Tensor) and reads_at_once(choice.device):
+        return owner, Packed(bits=pack_mask(choice), shape=choice.shape)
+    return owner, choice
 
 
 def _settle_all(quotas: Sequence[Quota]) -> list[Settled]:

@@ -13,6 +13,7 @@ from lightning_prune.recipe.phases import Phases
 from lightning_prune.recipe.recipe import Recipe
 from lightning_prune.recipe.targets import format_targets
 from lightning_prune.recipe.tensor import PrunedTensor
+from lightning_prune.tensors.parts import count_pieces
 from lightning_prune.tensors.shards import sum_by_tensor, sum_shards
 
 _LEAST_SHARE = 0.1
@@ -95,7 +96,7 @@ def _find_zeros(tensors: Sequence[PrunedTensor]) -> dict[str, float]:
         zeros = weights.numel() - nonzero
         if tensor.kept < tensor.total:
             zeros = ((weights == 0) & tensor.mask.kept).count_nonzero()
-        above = (weights > 0).count_nonzero()
+        above = count_pieces(weights, join=lambda values: values > 0)
         counts.append((torch.stack([zeros, above, nonzero - above]).to(device), tensor.shard))
     table = zip(tensors, sum_by_tensor(counts).tolist(), strict=True)
     return {

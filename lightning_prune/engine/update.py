@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_prune.engine.choices import Choice, Settled, settle, settle_held
+from lightning_prune.engine.choices import Choice, Packed, Waiting, settle, settle_held, unpack
 from lightning_prune.engine.division import Division
 from lightning_prune.engine.groups import Group, Scores, count_atoms
 from lightning_prune.engine.optimizers import clear_all, forget_directions
@@ -75,7 +75,7 @@ def update_masks(
     book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
     groups = [group for pool in pools for group in pool.groups]
     count_atoms(groups)
-    wanted: list[tuple[Group, Choice]] = []
+    wanted: list[tuple[Group, Choice | Packed]] = []
     for pool in pools:
         wanted += settle_held(_choose(recipe, pool, due, book))
         if due.exchanged is None:
@@ -95,8 +95,8 @@ def update_masks(
 def prune_pool(pool: Pool, target: float, scores: Scores) -> None:
     """Bring the masks of one pool to a sparsity, outside a training; weights stay as they are."""
     if not pool.is_satisfied(target, was_due_before=False):
-        for group, choice in settle(list(pool.choose(target, scores))):
-            group.keep(choice)
+        for group, choice in settle(settle_held(pool.choose(target, scores))):
+            group.keep(unpack(choice))
 
 
 def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tensor]:
@@ -107,8 +107,8 @@ def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tens
     numbers: dict[str, int] = {}
     tally = Tally()
     for pool in pools:
-        for group, choice in settle(_choose(recipe, pool, due, book)):
-            goes[group.name] = group.alive() & ~group.alive_after(choice)
+        for group, choice in settle(settle_held(_choose(recipe, pool, due, book))):
+            goes[group.name] = group.alive() & ~group.alive_after(unpack(choice))
             count = count_pieces(goes[group.name])
             tally.add(count, group.shard, partial(numbers.__setitem__, group.name))
         book.release(pool.tensors)
@@ -119,7 +119,7 @@ def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tens
 
 def _carry_out(
     groups: Sequence[Group],
-    choices: Sequence[tuple[Group, Settled]],
+    choices: Sequence[tuple[Group, Waiting]],
     exchanges: Sequence[_Exchange],
     tally: Tally,
 ) -> None:
@@ -132,14 +132,14 @@ def _carry_out(
             tally.add(count, shard, lambda *found, take=take: later.append(partial(take, *found)))
 
     for group, choice in choices:
-        add(group.foresee(choice), foreseen)
+        add(group.foresee(unpack(choice)), foreseen)
     for each in exchanges:
         add(each.group.foresee_exchange(each.alive, each.atoms), regrown)
     tally.read()
     for group in groups:
         group.forget_changes()
     counted = Tally()
-    for group, choice in choices:
+    for group, choice in ((group, unpack(waiting)) for group, waiting in choices):
         counts = group.renew(choice) if group.may_return else group.intersect(choice)
         for tensor, count in counts.items():
             counted.add(count, tensor.shard, tensor.note_changed)
@@ -154,8 +154,10 @@ def _carry_out(
         take()
 
 
-def _choose(recipe: Recipe, pool: Pool, due: Due, book: ScoreBook) -> list[tuple[Group, Choice]]:
-    """Score the tensors of a pool, allocate, and choose the atoms that stay."""
+def _choose(
+    recipe: Recipe, pool: Pool, due: Due, book: ScoreBook
+) -> Iterable[tuple[Group, Choice]]:
+    """Score the tensors of a pool, allocate, and choose the atoms that stay, group by group."""
     if due.pruned is None:
         return []
     target = pool.sparsity * due.pruned
@@ -163,10 +165,10 @@ def _choose(recipe: Recipe, pool: Pool, due: Due, book: ScoreBook) -> list[tuple
         return []
     scores = book.read(pool.tensors, _first_criterion(recipe, pool))
     if due.division is not None:
-        return list(due.division.choose(pool, scores))
+        return due.division.choose(pool, scores)
     if recipe.budgets:
-        return list(pool.choose_keeps(pool.atoms_kept, scores))
-    return list(pool.choose(target, scores))
+        return pool.choose_keeps(pool.atoms_kept, scores)
+    return pool.choose(target, scores)
 
 
 def _is_satisfied(recipe: Recipe, pool: Pool, due: Due, target: float) -> bool:
@@ -177,14 +179,14 @@ def _is_satisfied(recipe: Recipe, pool: Pool, due: Due, target: float) -> bool:
 
 
 def _choose_exchanges(
-    recipe: Recipe, pools: Sequence[Pool], due: Due, book: ScoreBook, chosen: dict[Group, Settled]
+    recipe: Recipe, pools: Sequence[Pool], due: Due, book: ScoreBook, chosen: dict[Group, Waiting]
 ) -> list[_Exchange]:
     """Choose the masks after regrowth, which follows the pruning of the same update."""
     if recipe.regrow is None or due.exchanged is None:
         return []
 
     def find_alive(group: Group) -> Tensor:
-        return group.alive_after(chosen[group]) if group in chosen else group.alive()
+        return group.alive_after(unpack(chosen[group])) if group in chosen else group.alive()
 
     kept: dict[Group, int] = {}
     tally = Tally()

@@ -61,7 +61,7 @@ class Atoms(ABC):
         """Return the scores with protected atoms at +inf and forbidden atoms at -inf."""
         scores = self.scores if self.scores.is_floating_point() else self.scores.float()
         ranked = scores.masked_fill(self.protected, math.inf)
-        return ranked if self.cap == self.total else ranked.masked_fill(~self.allowed, -math.inf)
+        return ranked if self.cap == self.total else ranked.masked_fill_(~self.allowed, -math.inf)
 
     def rescore(self, scores: Tensor) -> "Atoms":
         """Return the same atoms with other scores, for example scores that tensors can compare."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune.recipe.allocations import Allocation, UniformAllocation
 from lightning_prune.recipe.patterns import Pattern
+from lightning_prune.tensors.parts import slice_pieces
 from lightning_prune.tensors.ranking import choose_best, choose_best_of_groups
 from lightning_prune.tensors.shards import Shard
 
@@ -87,11 +88,12 @@ class NMPattern(Pattern):
 
     def bounds(self, scores: Tensor, alive: Tensor, due: float) -> tuple[Tensor, Tensor]:
         """Protect the n best of each m down to n/m; from n/m on, allow no other atoms."""
-        inputs_last = scores.masked_fill(~alive, -math.inf).movedim(1, -1)
-        groups = inputs_last.reshape(-1, self.m)
-        n_best = (
-            choose_best_of_groups(groups, self.n).view(inputs_last.shape).movedim(-1, 1) & alive
-        )
+        n_best = torch.empty_like(alive)
+        for rows in slice_pieces(scores):
+            inputs_last = scores[rows].masked_fill(~alive[rows], -math.inf).movedim(1, -1)
+            best = choose_best_of_groups(inputs_last.reshape(-1, self.m), self.n)
+            n_best[rows] = best.view(inputs_last.shape).movedim(-1, 1)
+        n_best &= alive
         if due * self.m > scores.numel() * self.n:
             return n_best, alive
         if due * self.m == scores.numel() * self.n:

@@ -21,4 +21,4 @@ def compute_checksum(bits: Tensor) -> int:
 def unpack_mask(bits: Tensor, shape: torch.Size) -> Tensor:
     """Return the bool mask in a shape from packed bits."""
     mask = np.unpackbits(bits.cpu().numpy(), count=math.prod(shape))
-    return torch.from_numpy(mask.astype(bool)).view(shape)
+    return torch.from_numpy(mask.view(bool)).view(shape)

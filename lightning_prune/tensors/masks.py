@@ -78,7 +78,7 @@ class Mask:
     def count(self) -> Tensor:
         """Return the number of kept weights, as a tensor on the device of the mask."""
         if self._has_bits:
-            return self._form.count_nonzero()
+            return torch.tensor(np.count_nonzero(self._form.numpy().ravel("K")), device="cpu")
         return self._form.numel() - count_pieces(self._form)
 
     def count_with(self, mask: Tensor) -> Tensor:
@@ -104,12 +104,30 @@ class Mask:
         Args:
             weights: Weights in the shape of the mask.
         """
+        if self._has_bits and weights.is_cpu and weights.element_size() == self._width:
+            return torch.tensor(self._count_revived_bits(weights), device="cpu")
 
         def find(values: Tensor, form: Tensor) -> Tensor:
             pruned = form == 0 if self._has_bits else form
             return (values != 0).logical_and_(pruned.to(values.device))
 
         return count_pieces(weights, self._form, join=find)
+
+    def _count_revived_bits(self, weights: Tensor) -> int:
+        """Count the same, from the bits of the weights; numpy compares many times faster.
+
+        The form is 0 where a weight is pruned, and the highest whole number elsewhere. So only the
+        bits of a pruned weight can exceed the form. The bits of -0.0 do, but its value is 0.
+        """
+        dtype = np.dtype(f"u{self._width}")
+        minus_zero = 1 << (8 * self._width - 1)
+        count = 0
+        for rows in slice_pieces(weights):
+            bits = weights[rows].view(self._form.dtype).numpy().view(dtype)
+            revived = bits > self._form[rows].numpy().view(dtype)
+            if revived.any():
+                count += int(np.count_nonzero(revived & (bits != minus_zero)))
+        return count
 
     def set(self, mask: Tensor) -> None:
         """Adopt a bool mask; True keeps."""
@@ -158,7 +176,7 @@ class Mask:
     def intersect(self, mask: Tensor) -> None:
         """Keep only weights that a bool mask, which may broadcast, keeps too."""
         if self._has_bits:
-            self._form.bitwise_and_(mask.to(self._form.dtype).neg_())
+            self._form.mul_(mask)
         else:
             self._form.ge_(mask)  # pruned, or not kept by the other mask
 

@@ -149,8 +149,7 @@ def choose_best_evenly(scores: Tensor, keep: int) -> Tensor:
     floors = torch.cat([(rows[piece] == math.inf).sum(1) for piece in pieces])
     caps = torch.cat([(rows[piece] > -math.inf).sum(1) for piece in pieces])
     quotas = _divide_evenly(keep, floors, caps, rows.shape[1])
-    best = [choose_best_of_rows(rows[piece], quotas[piece]) for piece in pieces]
-    return torch.cat(best).view(scores.shape)
+    return choose_best_of_rows(rows, quotas).view(scores.shape)
 
 
 def rank_rows(scores: Tensor) -> Tensor:

@@ -81,6 +81,31 @@ def test_it_counts_before_it_changes_what_will_be_kept_and_changed(form):
         assert int(mask.count_revived(weights)) == int((weights != 0)[~kept].sum())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width_of", DTYPES)
+def test_it_counts_revived_weights_whatever_their_bits(dtype, width_of, form):
+    odd = torch.tensor([*ODD, 0.0, -math.nan, torch.finfo(dtype).smallest_normal / 2]).to(dtype)
+    for like in layouts(dtype):
+        kept = torch.rand(like.shape) < 0.5
+        mask = Mask(kept, like.to(width_of))
+        for weights in (odd[torch.randint(len(odd), like.shape)], torch.zeros_like(like).neg_()):
+            assert int(mask.count_revived(weights)) == int((weights != 0)[~kept].sum())
+            laid_out = torch.empty_like(like).copy_(weights)
+            assert int(mask.count_revived(laid_out)) == int((weights != 0)[~kept].sum())
+
+
+def test_it_counts_revived_weights_in_every_piece(form):
+    kept = torch.rand(500, 1000) < 0.5
+    weights = torch.zeros(500, 1000)
+    mask = Mask(kept, weights)
+    assert int(mask.count_revived(weights)) == 0
+    for row in (0, 250, 499):
+        weights[row] = 1.0
+    assert int(mask.count_revived(weights)) == int((~kept[[0, 250, 499]]).sum())
+    with torch.inference_mode():
+        assert int(mask.count_revived(weights.clone())) == int((~kept[[0, 250, 499]]).sum())
+
+
 def test_the_version_changes_with_the_mask_also_by_a_view(form):
     mask = Mask(torch.rand(6, 4) < 0.7, torch.zeros(6, 4))
     versions = [mask.version]

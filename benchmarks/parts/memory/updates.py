@@ -67,6 +67,7 @@ class Update:
         allocation: The allocation.
         criterion: The criterion.
         dtype: Type of the weights.
+        device: Device of the weights.
         largest: Entries of the largest tensor.
         weights: Entries of all tensors.
         torch: The peak of torch, less the bytes in use before or after the update, if more.
@@ -77,6 +78,7 @@ class Update:
     allocation: Allocation
     criterion: Criterion
     dtype: torch.dtype
+    device: torch.device
     largest: int
     weights: int
     torch: int
@@ -103,12 +105,14 @@ class Update:
         """Bytes that an update may take.
 
         Scores that are read in place may take one copy of the largest tensor. Held scores take
-        those of a pool, and a byte for each weight until all masks are chosen.
+        those of a pool, and a bit for each weight until all masks are chosen; a byte on an
+        accelerator.
         """
         if not self.is_held:
             return self.copy + COUNTS
         pooled = self.weights if self.allocation.shares_budget else self.largest
-        return pooled * torch.float32.itemsize + self.weights + self.copy + COUNTS
+        waiting = self.weights // 8 if self.device.type == "cpu" else self.weights
+        return pooled * torch.float32.itemsize + waiting + self.copy + COUNTS
 
     def write_row(self) -> str:
         """Return a row of the table."""
@@ -199,6 +203,7 @@ def measure_update(
         allocation=allocation,
         criterion=criterion,
         dtype=dtype,
+        device=device,
         largest=max(sizes),
         weights=sum(sizes),
         torch=max(map(recording.find_excess, UPDATES)),
