@@ -12,9 +12,11 @@ from torch import Tensor
 from lightning_prune.engine.scores import TensorScores
 from lightning_prune.tensors.batches import mark_best
 from lightning_prune.tensors.bits import pack_mask, unpack_mask
-from lightning_prune.tensors.parts import Part, reads_at_once
+from lightning_prune.tensors.parts import SIZES, Part, reads_at_once
 from lightning_prune.tensors.ranking import Share
 from lightning_prune.tensors.thresholds import divide_local
+
+_TOGETHER = 8  # held scores are ranked together, up to the size of so many chunks
 
 Owner = TypeVar("Owner")
 
@@ -87,38 +89,36 @@ def unpack(choice: Waiting) -> Settled:
     return unpack_mask(choice.bits, choice.shape) if isinstance(choice, Packed) else choice
 
 
-def settle(choices: Sequence[tuple[Owner, Choice | Packed]]) -> list[tuple[Owner, Waiting]]:
-    """Find the thresholds of all quotas: on accelerators in one search, without a wait.
+def settle(choices: Iterable[tuple[Owner, Choice]]) -> list[tuple[Owner, Waiting]]:
+    """Find the thresholds of all quotas: on accelerators in few searches, without a wait.
+
+    Scores that are held are to be let go: on a CPU each mask is made and packed before the next
+    choice is made. On an accelerator quotas are settled together, a limited number of scores at
+    once. Quotas whose scores take no memory are settled in the end.
 
     Args:
-        choices: The choices, each with an owner.
+        choices: The choices, each with an owner, made in turn.
 
     Returns:
         The owners with the settled choices, in the same order.
     """
-    quotas = [choice for _, choice in choices if isinstance(choice, Quota)]
-    found = iter(_settle_all(quotas))
-    return [
-        (owner, next(found) if isinstance(choice, Quota) else choice) for owner, choice in choices
-    ]
+    found: list[tuple[Owner, Choice | Packed]] = []
+    held: dict[int, Quota] = {}
+    for owner, choice in starmap(_pack, choices):  # which lets each mask go before the next
+        if isinstance(choice, Quota) and choice.is_held:
+            held[len(found)] = choice
+        found.append((owner, choice))
+        if sum(quota.part.size for quota in held.values()) >= _TOGETHER * SIZES.launch:
+            _settle_at(found, held)
+    _settle_at(found, {i: each for i, (_, each) in enumerate(found) if isinstance(each, Quota)})
+    return [(owner, choice) for owner, choice in found if not isinstance(choice, Quota)]
 
 
-def settle_held(choices: Iterable[tuple[Owner, Choice]]) -> list[tuple[Owner, Choice | Packed]]:
-    """Find the thresholds of the quotas whose scores take memory, so that they can be let go.
-
-    On a CPU each mask is packed before the next choice is made. On an accelerator the quotas are
-    settled together.
-
-    Args:
-        choices: The choices, each with an owner.
-    """
-    waiting = list(starmap(_pack, choices))  # which lets each mask go before the next
-    quotas = [choice for _, choice in waiting if isinstance(choice, Quota) and choice.is_held]
-    found = dict(zip(quotas, _settle_all(quotas), strict=True))
-    return [
-        (owner, found.get(choice, choice) if isinstance(choice, Quota) else choice)
-        for owner, choice in waiting
-    ]
+def _settle_at(found: list[tuple[Owner, Choice | Packed]], quotas: dict[int, Quota]) -> None:
+    """Put the settled choices in the places of quotas, and let the quotas go."""
+    for place, settled in zip(quotas, _settle_all(list(quotas.values())), strict=True):
+        found[place] = found[place][0], settled
+    quotas.clear()
 
 
 def _pack(owner: Owner, choice: Choice) -> tuple[Owner, Choice | Packed]:

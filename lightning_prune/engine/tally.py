@@ -22,10 +22,13 @@ class Tally:
 
         Args:
             count: The number, or numbers, of the local part of a tensor; or a mask and what a bool
-                tensor keeps, of which the weights that both keep are counted when the host reads.
+                tensor keeps. Then the weights that both keep are counted: when the host reads, if
+                that is faster for many tensors together, or else at once.
             shard: Place of the local part in the tensor; None for a whole tensor.
             take: Called with the numbers of the whole tensor.
         """
+        if isinstance(count, Masked) and not count.shares_launch:
+            (count,) = count_kept([count])  # and the bool tensor can be let go
         self._waiting.append((count, shard, take))
 
     def read(self) -> None:

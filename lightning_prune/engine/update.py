@@ -1,13 +1,13 @@
 """One update of the masks: score, allocate, choose, mask, clear."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_prune.engine.choices import Choice, Packed, Waiting, settle, settle_held, unpack
+from lightning_prune.engine.choices import Choice, Waiting, settle, unpack
 from lightning_prune.engine.division import Division
 from lightning_prune.engine.groups import Group, Scores, count_atoms
 from lightning_prune.engine.optimizers import clear_all, forget_directions
@@ -75,12 +75,14 @@ def update_masks(
     book = ScoreBook(tensor.name for pool in pools for tensor in pool.tensors)
     groups = [group for pool in pools for group in pool.groups]
     count_atoms(groups)
-    wanted: list[tuple[Group, Choice | Packed]] = []
-    for pool in pools:
-        wanted += settle_held(_choose(recipe, pool, due, book))
-        if due.exchanged is None:
-            book.release(pool.tensors)
-    choices = settle(wanted)
+
+    def choose() -> Iterator[tuple[Group, Choice]]:
+        for pool in pools:
+            yield from _choose(recipe, pool, due, book)
+            if due.exchanged is None:
+                book.release(pool.tensors)
+
+    choices = settle(choose())
     exchanges = _choose_exchanges(recipe, pools, due, book, dict(choices))
     book.ask(tally)
     _carry_out(groups, choices, exchanges, tally)
@@ -95,7 +97,7 @@ def update_masks(
 def prune_pool(pool: Pool, target: float, scores: Scores) -> None:
     """Bring the masks of one pool to a sparsity, outside a training; weights stay as they are."""
     if not pool.is_satisfied(target, was_due_before=False):
-        for group, choice in settle(settle_held(pool.choose(target, scores))):
+        for group, choice in settle(pool.choose(target, scores)):
             group.keep(unpack(choice))
 
 
@@ -107,7 +109,7 @@ def find_next(recipe: Recipe, pools: Sequence[Pool], due: Due) -> dict[str, Tens
     numbers: dict[str, int] = {}
     tally = Tally()
     for pool in pools:
-        for group, choice in settle(settle_held(_choose(recipe, pool, due, book))):
+        for group, choice in settle(_choose(recipe, pool, due, book)):
             goes[group.name] = group.alive() & ~group.alive_after(unpack(choice))
             count = count_pieces(goes[group.name])
             tally.add(count, group.shard, partial(numbers.__setitem__, group.name))

@@ -24,6 +24,14 @@ class Masked(NamedTuple):
     mask: Mask
     values: Tensor
 
+    @property
+    def shares_launch(self) -> bool:
+        """Whether one launch counts in many such pairs."""
+        form, values = self.mask.pruned, self.values
+        if form is None or values.device.type not in blocks.FUSES_ON:
+            return False
+        return form.device == values.device and form.stride() == values.stride()
+
 
 def count_revived(pairs: Sequence[Masked]) -> list[Tensor]:
     """Return for each mask the number of pruned weights that are not 0, without a wait."""
@@ -64,27 +72,19 @@ def _count(
     """Return the counts in the order of the pairs, of those that can by one launch for all."""
     alike: dict[object, list[int]] = {}
     for index, pair in enumerate(pairs):
-        alike.setdefault(_find_kind(pair), []).append(index)
+        values = pair.values
+        kind = (values.device, values.element_size()) if pair.shares_launch else None
+        alike.setdefault(kind, []).append(index)
     found: dict[int, Tensor] = {}
-    for kind, indices in alike.items():
+    for shared, indices in alike.items():
         chosen = [pairs[index] for index in indices]
-        if kind is None:
+        if shared is None:
             counts: Iterable[Tensor] = map(alone, chosen)
         else:
             forms = [pair.mask.pruned for pair in chosen if pair.mask.pruned is not None]
             counts = together([pair.values for pair in chosen], forms).unbind()
         found.update(zip(indices, counts, strict=True))
     return [found[index] for index in range(len(pairs))]
-
-
-def _find_kind(pair: Masked) -> object:
-    """Return what pairs share that are counted together; None for a pair that is counted alone."""
-    form, values = pair.mask.pruned, pair.values
-    if form is None or values.device.type not in blocks.FUSES_ON:
-        return None
-    if form.device != values.device or form.stride() != values.stride():
-        return None
-    return values.device, values.element_size()
 
 
 # Triton takes long to import, so the kernels are imported where they are used.
