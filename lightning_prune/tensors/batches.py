@@ -1,7 +1,7 @@
 """Search in many tensors at once, on an accelerator: the host waits for none of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, find_dtype
 from lightning_prune.tensors.readers import Reader, make_reader, send
 from lightning_prune.tensors.samples import Fits, find_last
+
+if TYPE_CHECKING:
+    from lightning_prune.tensors.fused_ranking import PieceTable
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _KINDS: dict[torch.dtype, Any] = {
@@ -78,6 +81,19 @@ def mark_best(
         above[places] = found.above
     ties = torch.where(wanted > 0, wanted - above, 0)
     return reader.mark(values, ties)
+
+
+def mark_rows(table: "PieceTable", keep: Tensor) -> Tensor:
+    """Return the flat bool mask of the best values of each row; of equal values the first.
+
+    Args:
+        table: The rows.
+        keep: Number of values to mark in each row, ``(rows,)``.
+    """
+    least = keep[:, None].clamp(min=1)
+    found = _search(table, lambda higher: (higher < least).sum(1) - 1)
+    values = found.bits.to(_INTEGERS[table.dtype]).view(table.dtype)
+    return table.mark_all(values, torch.where(keep > 0, keep - found.above, 0))
 
 
 def find_division(

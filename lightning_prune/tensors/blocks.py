@@ -50,16 +50,19 @@ class Blocks:
     """
 
     def __init__(
-        self, sizes: Sequence[int], columns: Sequence[Sequence[int]], device: torch.device
+        self,
+        sizes: Sequence[int] | Tensor,
+        columns: Sequence[Sequence[int] | Tensor],
+        device: torch.device,
     ) -> None:
         self.device, self.span = device, SPAN
-        numbers = torch.tensor(sizes, device="cpu")
+        numbers = torch.as_tensor(sizes, device="cpu")
         spans = ((numbers + self.span - 1) // self.span).clamp(min=1)
-        rows = torch.arange(len(sizes), device="cpu").repeat_interleave(spans)
+        rows = torch.arange(len(numbers), device="cpu").repeat_interleave(spans)
         before = (spans.cumsum(0) - spans).repeat_interleave(spans)
         self.programs = len(rows)
         starts = (torch.arange(len(rows), device="cpu") - before) * self.span
-        of_rows = [torch.tensor(column, device="cpu") for column in columns]
+        of_rows = [torch.as_tensor(column, device="cpu") for column in columns]
         self.rows, self.starts, self.sizes, *self.columns = _send(
             [rows, starts, numbers, *of_rows], device
         )

@@ -97,17 +97,18 @@ def _count_blocks(  # type: ignore[no-untyped-def]
     flags = mark.to(tl.pointer_type(tl.int8))
     number = tl.zeros([block], dtype=tl.int32)
     for first in range(0, span, block):
-        places = start + first + tl.arange(0, block)
-        is_inside = places < size
-        seen = tl.load(source + places, mask=is_inside, other=0) & bits
-        is_marked = is_inside
-        if found != 2:
-            is_marked = tl.load(flags + places, mask=is_inside & has_mark, other=0) != 0
-        if found == 0:
-            is_found = seen != 0
-        elif found == 1:
-            is_found = seen == 0
-        else:
-            is_found = seen == bits
-        number += (is_found & is_marked).to(tl.int32)
+        if start + first < size:
+            places = start + first + tl.arange(0, block)
+            is_inside = places < size
+            seen = tl.load(source + places, mask=is_inside, other=0) & bits
+            is_marked = is_inside
+            if found != 2:
+                is_marked = tl.load(flags + places, mask=is_inside & has_mark, other=0) != 0
+            if found == 0:
+                is_found = seen != 0
+            elif found == 1:
+                is_found = seen == 0
+            else:
+                is_found = seen == bits
+            number += (is_found & is_marked).to(tl.int32)
     tl.atomic_add(counts + row, tl.sum(number, axis=0).to(tl.int64))

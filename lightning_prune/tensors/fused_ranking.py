@@ -29,45 +29,58 @@ class PieceTable:
     """Reads the pieces of several parts on a device by kernels, as they lie.
 
     Args:
-        pieces: The pieces of each part. All have the same dtype, no gaps, and either no transform
-            or all `take_magnitudes`.
+        example: One of the pieces. All have the same dtype and transform, and no gaps.
         dtype: Precision in which values are compared.
+        blocks: The pieces, with the columns of `_read_bits` and of `_mark`.
+        lengths: Number of values of each part.
     """
 
     digit = 8  # a pass copies nothing, and counts few digits faster
 
-    def __init__(self, pieces: Sequence[Sequence[Piece]], dtype: torch.dtype) -> None:
-        flat = [piece for of_part in pieces for piece in of_part]
-        lengths = [piece.values.numel() for piece in flat]
-        owners = [owner for owner, of_part in enumerate(pieces) for _ in of_part]
-        ends = torch.tensor(lengths, device="cpu").cumsum(0).tolist()
-        self._total = ends[-1]
-        self._lengths = [sum(p.values.numel() for p in of_part) for of_part in pieces]
-        self._blocks = Blocks(
-            lengths,
-            [
-                find_addresses([piece.values for piece in flat]),
-                find_addresses([piece.pruned for piece in flat]),
-                owners,
-                [end - length for end, length in zip(ends, lengths, strict=True)],
-            ],
-            flat[0].values.device,
-        )
-        self.length, self.device, self.dtype = len(pieces), self._blocks.device, dtype
-        self._pieces = flat  # they must stay where they are
+    def __init__(
+        self, example: Piece, dtype: torch.dtype, blocks: Blocks, lengths: list[int]
+    ) -> None:
+        self.length, self.device, self.dtype = len(lengths), blocks.device, dtype
+        self._blocks, self._lengths = blocks, lengths
         bits = 8 * dtype.itemsize
         self._form = {
-            "element": _ELEMENTS[flat[0].values.dtype],
+            "element": _ELEMENTS[example.values.dtype],
             "wide": _ELEMENTS[dtype],
             "whole": _WHOLE[dtype],
-            "is_magnitude": flat[0].transform is take_magnitudes,
+            "is_magnitude": example.transform is take_magnitudes,
             "top": bits - 1,
             "largest": (1 << bits - 1) - 1,
             "lowest": -(1 << bits - 1),
             "pruned": _MINUS_INFINITY[dtype],
-            "span": self._blocks.span,
+            "span": blocks.span,
             "block": _BLOCK,
         }
+
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[Sequence[Piece]], dtype: torch.dtype) -> "PieceTable":
+        """Return the table of the pieces of each part, which must stay where they are."""
+        flat = [piece for of_part in pieces for piece in of_part]
+        sizes = torch.tensor([piece.values.numel() for piece in flat], device="cpu")
+        columns: list[Sequence[int] | Tensor] = [
+            find_addresses([piece.values for piece in flat]),
+            find_addresses([piece.pruned for piece in flat]),
+            [owner for owner, of_part in enumerate(pieces) for _ in of_part],
+            sizes.cumsum(0) - sizes,
+        ]
+        blocks = Blocks(sizes, columns, flat[0].values.device)
+        lengths = [sum(piece.values.numel() for piece in of_part) for of_part in pieces]
+        return cls(flat[0], dtype, blocks, lengths)
+
+    @classmethod
+    def of_rows(cls, scores: Tensor) -> "PieceTable":
+        """Return the table of a matrix without gaps, of which each row is a part."""
+        rows = torch.arange(len(scores), device="cpu")
+        columns = scores.shape[1]
+        starts = scores.data_ptr() + rows * columns * scores.element_size()
+        of_rows = [starts, torch.zeros_like(rows), rows, rows * columns]
+        blocks = Blocks(torch.full_like(rows, columns), of_rows, scores.device)
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        return cls(Piece(scores), dtype, blocks, [columns] * len(scores))
 
     def count_digits(self, base: Tensor, shift: int, digits: int) -> Tensor:
         """Count in each part the values with known higher bits, by the next digit."""
@@ -78,15 +91,19 @@ class PieceTable:
 
     def mark(self, values: Tensor, ties: Tensor) -> list[Tensor]:
         """Return the flat bool masks of all higher values, and of the first equal values."""
+        return list(torch.split(self.mark_all(values, ties), self._lengths))
+
+    def mark_all(self, values: Tensor, ties: Tensor) -> Tensor:
+        """Return the masks of all parts, one after the other."""
         bounds = values.to(self.dtype).view(_INTEGERS[self.dtype])
         equal = torch.empty(self._blocks.programs, dtype=torch.int64, device=values.device)
         self._launch(_count_equal, bounds, equal)
         owners = self._blocks.columns[2][self._blocks.rows]
         of_parts = torch.zeros_like(ties).scatter_add_(0, owners, equal)
         before = equal.cumsum(0) - equal - (of_parts.cumsum(0) - of_parts)[owners]
-        masks = torch.empty(self._total, dtype=torch.bool, device=values.device)
+        masks = torch.empty(sum(self._lengths), dtype=torch.bool, device=values.device)
         self._launch(_mark, bounds, ties[owners] - before, masks)
-        return list(torch.split(masks, self._lengths))
+        return masks
 
     def sum_squares(self, limits: Tensor, keys: SquareKeys) -> Tensor:
         """Return the numbers of values in bins, and the sums of both halves of their squares.
@@ -180,14 +197,15 @@ def _count_digits(  # type: ignore[no-untyped-def]
     form = tl.load(forms + row)
     found = tl.zeros([digits], dtype=tl.int32)
     for first in range(0, span, block):
-        places = start + first + tl.arange(0, block)
-        is_inside = places < size
-        bits = _read_bits(
-            source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
-        )
-        keys = (bits >> shift) - base
-        is_known = is_inside & (keys >= 0) & (keys < digits)
-        found += tl.histogram(keys.to(tl.int32), digits, mask=is_known)
+        if start + first < size:
+            places = start + first + tl.arange(0, block)
+            is_inside = places < size
+            bits = _read_bits(
+                source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+            )
+            keys = (bits >> shift) - base
+            is_known = is_inside & (keys >= 0) & (keys < digits)
+            found += tl.histogram(keys.to(tl.int32), digits, mask=is_known)
     places_of_digits = counts + owner * digits + tl.arange(0, digits)
     tl.atomic_add(places_of_digits, found.to(tl.int64), mask=found > 0)
 
@@ -223,12 +241,13 @@ def _count_equal(  # type: ignore[no-untyped-def]
     form = tl.load(forms + row)
     number = tl.zeros([block], dtype=tl.int32)
     for first in range(0, span, block):
-        places = start + first + tl.arange(0, block)
-        is_inside = places < size
-        bits = _read_bits(
-            source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
-        )
-        number += (is_inside & (bits == bound)).to(tl.int32)
+        if start + first < size:
+            places = start + first + tl.arange(0, block)
+            is_inside = places < size
+            bits = _read_bits(
+                source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+            )
+            number += (is_inside & (bits == bound)).to(tl.int32)
     tl.store(counts + tl.program_id(0), tl.sum(number, axis=0).to(tl.int64))
 
 
@@ -266,17 +285,18 @@ def _mark(  # type: ignore[no-untyped-def]
     left = tl.load(ties + tl.program_id(0))
     bound_in_order = bound ^ ((bound >> top) & largest)
     for first in range(0, span, block):
-        places = start + first + tl.arange(0, block)
-        is_inside = places < size
-        bits = _read_bits(
-            source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
-        )
-        is_higher = (bits ^ ((bits >> top) & largest)) > bound_in_order
-        is_equal = is_inside & (bits == bound)
-        rank = tl.cumsum(is_equal.to(tl.int32), axis=0)
-        is_kept = is_higher | (is_equal & (rank <= left))
-        tl.store(target + places, is_kept.to(tl.int8), mask=is_inside)
-        left -= tl.sum(is_equal.to(tl.int32), axis=0).to(tl.int64)
+        if start + first < size:
+            places = start + first + tl.arange(0, block)
+            is_inside = places < size
+            bits = _read_bits(
+                source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+            )
+            is_higher = (bits ^ ((bits >> top) & largest)) > bound_in_order
+            is_equal = is_inside & (bits == bound)
+            rank = tl.cumsum(is_equal.to(tl.int32), axis=0)
+            is_kept = is_higher | (is_equal & (rank <= left))
+            tl.store(target + places, is_kept.to(tl.int8), mask=is_inside)
+            left -= tl.sum(is_equal.to(tl.int32), axis=0).to(tl.int64)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -320,17 +340,18 @@ def _sum_squares(  # type: ignore[no-untyped-def]
     table = sums + ((tl.program_id(0) % copies) * parts + owner) * 3 * bins
     one: tl.constexpr = 1023 << fraction
     for first in range(0, span, block):
-        places = start + first + tl.arange(0, block)
-        is_inside = places < size
-        read = _read_bits(
-            source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
-        )
-        bits = read.to(wide, bitcast=True).to(tl.float64).to(tl.int64, bitcast=True)
-        keys = bits >> unused
-        is_inside = is_inside & (keys >= low) & (keys < high)
-        fractions = ((bits & ((1 << fraction) - 1)) | one).to(tl.float64, bitcast=True)
-        squares = (fractions * fractions * (1 << fraction)).to(tl.int64)
-        target = table + ((keys - low) >> width)
-        tl.atomic_add(target, 1, mask=is_inside)
-        tl.atomic_add(target + bins, squares >> half, mask=is_inside)
-        tl.atomic_add(target + 2 * bins, squares & ((1 << half) - 1), mask=is_inside)
+        if start + first < size:
+            places = start + first + tl.arange(0, block)
+            is_inside = places < size
+            read = _read_bits(
+                source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+            )
+            bits = read.to(wide, bitcast=True).to(tl.float64).to(tl.int64, bitcast=True)
+            keys = bits >> unused
+            is_inside = is_inside & (keys >= low) & (keys < high)
+            fractions = ((bits & ((1 << fraction) - 1)) | one).to(tl.float64, bitcast=True)
+            squares = (fractions * fractions * (1 << fraction)).to(tl.int64)
+            target = table + ((keys - low) >> width)
+            tl.atomic_add(target, 1, mask=is_inside)
+            tl.atomic_add(target + bins, squares >> half, mask=is_inside)
+            tl.atomic_add(target + 2 * bins, squares & ((1 << half) - 1), mask=is_inside)

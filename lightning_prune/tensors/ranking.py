@@ -8,10 +8,11 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.batches import mark_best
+from lightning_prune.tensors.batches import mark_best, mark_rows
 from lightning_prune.tensors.blocks import can_fuse
 from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide, slice_pieces
+from lightning_prune.tensors.readers import make_row_table
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import Shard
 from lightning_prune.tensors.thresholds import cut_pieces, divide_local, find_thresholds
@@ -87,6 +88,8 @@ def choose_best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
         >>> choose_best_of_rows(scores, torch.tensor([1, 1])).tolist()
         [[False, True], [True, False]]
     """
+    if (table := make_row_table(scores)) is not None:
+        return mark_rows(table, keep.to(torch.int64)).view(scores.shape)
     best = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     ranks = torch.arange(scores.shape[1], device=scores.device)
     for rows in slice_pieces(scores):  # an order takes eight bytes a score

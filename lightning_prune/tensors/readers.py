@@ -81,6 +81,15 @@ def make_table(parts: Sequence[Part]) -> "PieceTable | None":
     return None if None in kinds or len(kinds) > 1 else _fuse(parts, find_dtype(parts))
 
 
+def make_row_table(scores: Tensor) -> "PieceTable | None":
+    """Return the table of the rows of a matrix; None if no kernel can read them."""
+    if not is_known(Piece(scores)):
+        return None
+    from lightning_prune.tensors.fused_ranking import PieceTable  # Triton takes long to import
+
+    return PieceTable.of_rows(scores)
+
+
 def send(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers on a device, without waiting for the device."""
     return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)
@@ -192,4 +201,4 @@ def is_known(piece: Piece) -> bool:
 def _fuse(parts: Sequence[Part], dtype: torch.dtype) -> "PieceTable":
     from lightning_prune.tensors.fused_ranking import PieceTable  # Triton takes long to import
 
-    return PieceTable([part.views or () for part in parts], dtype)
+    return PieceTable.of_pieces([part.views or () for part in parts], dtype)

@@ -19,6 +19,7 @@ from lightning_prune import (
     Pruner,
     TaylorCriterion,
     UniformAllocation,
+    UnstructuredPattern,
 )
 from lightning_prune.tensors import blocks, masks as masks_module, parts as parts_module, ranking
 from lightning_prune.tensors.batches import mark_best
@@ -35,7 +36,7 @@ from lightning_prune.tensors.readers import make_reader
 from tests.accelerators import as_on_an_accelerator
 from tests.tensors.test_ranking import DTYPES, twin
 
-KERNELS = ("fused_counts", "fused_ranking")
+KERNELS = ("fused_counts", "fused_groups", "fused_ranking")
 LENGTHS = (1, 5, 700, 9_000, 3)  # one is longer than the span of a program
 KINDS = ("normal", "few values", "zeros", "not finite", "denormal")
 
@@ -161,9 +162,10 @@ def test_kernels_count_what_the_masks_count(kind, dtype):
         {"allocation": GlobalAllocation()},
         {"criterion": TaylorCriterion()},
         {"pattern": NMPattern(n=2, m=4), "sparsity": 0.5},
+        {"pattern": UnstructuredPattern(per_row=True)},
         {"allocation": LAMPAllocation()},
     ],
-    ids=["uniform", "global", "held scores", "N:M", "LAMP"],
+    ids=["uniform", "global", "held scores", "N:M", "rows", "LAMP"],
 )
 def test_updates_by_kernels_leave_what_updates_on_a_cpu_leave(recipe):
     found = []
@@ -203,3 +205,17 @@ def test_squares_are_summed_up_by_a_kernel_as_without(kind, dtype):
     found = find_lamp_thresholds(pool, fits)
     with patch.object(blocks, "FUSES_ON", ()):
         assert find_lamp_thresholds(pool, fits) == found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_and_groups_are_ranked_by_kernels_as_without(kind, dtype):
+    scores = draw(kind, dtype, (8_400,))[0].view(12, 700)
+    keep = torch.tensor([0, 1, 350, 699, 700, 3] * 2)
+    rows = ranking.choose_best_of_rows(scores, keep)
+    assert rows.sum(1).tolist() == keep.tolist()
+    few = scores.view(-1, 7)
+    groups = ranking.choose_best_of_groups(few, 3)
+    with patch.object(blocks, "FUSES_ON", ()):
+        assert torch.equal(rows, ranking.choose_best_of_rows(scores, keep))
+        assert torch.equal(groups, ranking.choose_best_of_groups(few, 3))
