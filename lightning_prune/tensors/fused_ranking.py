@@ -31,14 +31,22 @@ class PieceTable:
     Args:
         example: One of the pieces. All have the same dtype and transform, and no gaps.
         dtype: Precision in which values are compared.
-        blocks: The pieces, with the columns of `_read_bits` and of `_mark`.
+        blocks: The pieces. The columns are the addresses of values and of forms, 0 for none; the
+            part of each piece; and the place of the piece in the masks of all parts.
         lengths: Number of values of each part.
+        is_aligned: Whether all addresses and numbers of values are multiples of 16.
     """
 
     digit = 8  # a pass copies nothing, and counts few digits faster
 
     def __init__(
-        self, example: Piece, dtype: torch.dtype, blocks: Blocks, lengths: list[int]
+        self,
+        example: Piece,
+        dtype: torch.dtype,
+        blocks: Blocks,
+        lengths: list[int],
+        *,
+        is_aligned: bool,
     ) -> None:
         self.length, self.device, self.dtype = len(lengths), blocks.device, dtype
         self._blocks, self._lengths = blocks, lengths
@@ -48,6 +56,7 @@ class PieceTable:
             "wide": _ELEMENTS[dtype],
             "whole": _WHOLE[dtype],
             "is_magnitude": example.transform is take_magnitudes,
+            "is_aligned": is_aligned,
             "top": bits - 1,
             "largest": (1 << bits - 1) - 1,
             "lowest": -(1 << bits - 1),
@@ -60,27 +69,30 @@ class PieceTable:
     def of_pieces(cls, pieces: Sequence[Sequence[Piece]], dtype: torch.dtype) -> "PieceTable":
         """Return the table of the pieces of each part, which must stay where they are."""
         flat = [piece for of_part in pieces for piece in of_part]
-        sizes = torch.tensor([piece.values.numel() for piece in flat], device="cpu")
-        columns: list[Sequence[int] | Tensor] = [
-            find_addresses([piece.values for piece in flat]),
-            find_addresses([piece.pruned for piece in flat]),
-            [owner for owner, of_part in enumerate(pieces) for _ in of_part],
-            sizes.cumsum(0) - sizes,
-        ]
-        blocks = Blocks(sizes, columns, flat[0].values.device)
+        numbers = [piece.values.numel() for piece in flat]
+        sizes = torch.tensor(numbers, device="cpu")
+        values = find_addresses([piece.values for piece in flat])
+        forms = find_addresses([piece.pruned for piece in flat])
+        owners = [owner for owner, of_part in enumerate(pieces) for _ in of_part]
+        places = sizes.cumsum(0) - sizes
+        blocks = Blocks(sizes, [values, forms, owners, places], flat[0].values.device)
         lengths = [sum(piece.values.numel() for piece in of_part) for of_part in pieces]
-        return cls(flat[0], dtype, blocks, lengths)
+        is_aligned = not any(number % 16 for number in (*numbers, *values, *forms))
+        return cls(flat[0], dtype, blocks, lengths, is_aligned=is_aligned)
 
     @classmethod
     def of_rows(cls, scores: Tensor) -> "PieceTable":
         """Return the table of a matrix without gaps, of which each row is a part."""
         rows = torch.arange(len(scores), device="cpu")
         columns = scores.shape[1]
-        starts = scores.data_ptr() + rows * columns * scores.element_size()
-        of_rows = [starts, torch.zeros_like(rows), rows, rows * columns]
+        values = scores.data_ptr() + rows * columns * scores.element_size()
+        forms = torch.zeros_like(rows)
+        of_rows = [values, forms, rows, rows * columns]
         blocks = Blocks(torch.full_like(rows, columns), of_rows, scores.device)
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        return cls(Piece(scores), dtype, blocks, [columns] * len(scores))
+        is_aligned = not (columns % 16 or scores.data_ptr() % 16)
+        lengths = [columns] * len(scores)
+        return cls(Piece(scores), dtype, blocks, lengths, is_aligned=is_aligned)
 
     def count_digits(self, base: Tensor, shift: int, digits: int) -> Tensor:
         """Count in each part the values with known higher bits, by the next digit."""
@@ -148,7 +160,7 @@ class PieceTable:
 
 @triton.jit
 def _read_bits(  # type: ignore[no-untyped-def]
-    source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+    source, form, has_form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
 ):
     """Return the bits of scores: of +0.0 for -0.0, and of -inf for pruned weights."""
     read = tl.load(source + places, mask=is_inside, other=0)
@@ -158,9 +170,10 @@ def _read_bits(  # type: ignore[no-untyped-def]
     if is_magnitude:
         bits = bits & largest
     bits = tl.where(bits == lowest, 0, bits)
-    flags = form.to(tl.pointer_type(tl.int8))
-    is_pruned = tl.load(flags + places, mask=is_inside & (form != 0), other=0) != 0
-    return tl.where(is_pruned, pruned, bits)
+    if has_form:
+        is_pruned = tl.load(form + places, mask=is_inside, other=0) != 0
+        bits = tl.where(is_pruned, pruned, bits)
+    return bits
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -178,6 +191,7 @@ def _count_digits(  # type: ignore[no-untyped-def]
     wide: tl.constexpr,
     whole: tl.constexpr,
     is_magnitude: tl.constexpr,
+    is_aligned: tl.constexpr,
     top: tl.constexpr,
     largest: tl.constexpr,
     lowest: tl.constexpr,
@@ -194,14 +208,28 @@ def _count_digits(  # type: ignore[no-untyped-def]
     base = tl.load(bases + owner)
     size = tl.load(sizes + row)
     source = tl.load(values + row).to(tl.pointer_type(element))
-    form = tl.load(forms + row)
+    form = tl.load(forms + row).to(tl.pointer_type(tl.int8))
+    has_form = tl.load(forms + row) != 0
+    if is_aligned:  # then vectors are read
+        start, size = tl.multiple_of(start, 16), tl.multiple_of(size, 16)
+        source, form = tl.multiple_of(source, 16), tl.multiple_of(form, 16)
     found = tl.zeros([digits], dtype=tl.int32)
     for first in range(0, span, block):
         if start + first < size:
             places = start + first + tl.arange(0, block)
             is_inside = places < size
             bits = _read_bits(
-                source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+                source,
+                form,
+                has_form,
+                places,
+                is_inside,
+                wide,
+                whole,
+                is_magnitude,
+                largest,
+                lowest,
+                pruned,
             )
             keys = (bits >> shift) - base
             is_known = is_inside & (keys >= 0) & (keys < digits)
@@ -225,6 +253,7 @@ def _count_equal(  # type: ignore[no-untyped-def]
     wide: tl.constexpr,
     whole: tl.constexpr,
     is_magnitude: tl.constexpr,
+    is_aligned: tl.constexpr,
     top: tl.constexpr,
     largest: tl.constexpr,
     lowest: tl.constexpr,
@@ -238,14 +267,28 @@ def _count_equal(  # type: ignore[no-untyped-def]
     bound = tl.load(bounds + tl.load(owners + row))
     size = tl.load(sizes + row)
     source = tl.load(values + row).to(tl.pointer_type(element))
-    form = tl.load(forms + row)
+    form = tl.load(forms + row).to(tl.pointer_type(tl.int8))
+    has_form = tl.load(forms + row) != 0
+    if is_aligned:  # then vectors are read
+        start, size = tl.multiple_of(start, 16), tl.multiple_of(size, 16)
+        source, form = tl.multiple_of(source, 16), tl.multiple_of(form, 16)
     number = tl.zeros([block], dtype=tl.int32)
     for first in range(0, span, block):
         if start + first < size:
             places = start + first + tl.arange(0, block)
             is_inside = places < size
             bits = _read_bits(
-                source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+                source,
+                form,
+                has_form,
+                places,
+                is_inside,
+                wide,
+                whole,
+                is_magnitude,
+                largest,
+                lowest,
+                pruned,
             )
             number += (is_inside & (bits == bound)).to(tl.int32)
     tl.store(counts + tl.program_id(0), tl.sum(number, axis=0).to(tl.int64))
@@ -267,6 +310,7 @@ def _mark(  # type: ignore[no-untyped-def]
     wide: tl.constexpr,
     whole: tl.constexpr,
     is_magnitude: tl.constexpr,
+    is_aligned: tl.constexpr,
     top: tl.constexpr,
     largest: tl.constexpr,
     lowest: tl.constexpr,
@@ -280,7 +324,11 @@ def _mark(  # type: ignore[no-untyped-def]
     bound = tl.load(bounds + tl.load(owners + row))
     size = tl.load(sizes + row)
     source = tl.load(values + row).to(tl.pointer_type(element))
-    form = tl.load(forms + row)
+    form = tl.load(forms + row).to(tl.pointer_type(tl.int8))
+    has_form = tl.load(forms + row) != 0
+    if is_aligned:  # then vectors are read
+        start, size = tl.multiple_of(start, 16), tl.multiple_of(size, 16)
+        source, form = tl.multiple_of(source, 16), tl.multiple_of(form, 16)
     target = masks.to(tl.pointer_type(tl.int8)) + tl.load(targets + row)
     left = tl.load(ties + tl.program_id(0))
     bound_in_order = bound ^ ((bound >> top) & largest)
@@ -289,7 +337,17 @@ def _mark(  # type: ignore[no-untyped-def]
             places = start + first + tl.arange(0, block)
             is_inside = places < size
             bits = _read_bits(
-                source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+                source,
+                form,
+                has_form,
+                places,
+                is_inside,
+                wide,
+                whole,
+                is_magnitude,
+                largest,
+                lowest,
+                pruned,
             )
             is_higher = (bits ^ ((bits >> top) & largest)) > bound_in_order
             is_equal = is_inside & (bits == bound)
@@ -315,6 +373,7 @@ def _sum_squares(  # type: ignore[no-untyped-def]
     wide: tl.constexpr,
     whole: tl.constexpr,
     is_magnitude: tl.constexpr,
+    is_aligned: tl.constexpr,
     top: tl.constexpr,
     largest: tl.constexpr,
     lowest: tl.constexpr,
@@ -336,7 +395,11 @@ def _sum_squares(  # type: ignore[no-untyped-def]
     width = tl.load(limits + 3 * owner + 2)
     size = tl.load(sizes + row)
     source = tl.load(values + row).to(tl.pointer_type(element))
-    form = tl.load(forms + row)
+    form = tl.load(forms + row).to(tl.pointer_type(tl.int8))
+    has_form = tl.load(forms + row) != 0
+    if is_aligned:  # then vectors are read
+        start, size = tl.multiple_of(start, 16), tl.multiple_of(size, 16)
+        source, form = tl.multiple_of(source, 16), tl.multiple_of(form, 16)
     table = sums + ((tl.program_id(0) % copies) * parts + owner) * 3 * bins
     one: tl.constexpr = 1023 << fraction
     for first in range(0, span, block):
@@ -344,7 +407,17 @@ def _sum_squares(  # type: ignore[no-untyped-def]
             places = start + first + tl.arange(0, block)
             is_inside = places < size
             read = _read_bits(
-                source, form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
+                source,
+                form,
+                has_form,
+                places,
+                is_inside,
+                wide,
+                whole,
+                is_magnitude,
+                largest,
+                lowest,
+                pruned,
             )
             bits = read.to(wide, bitcast=True).to(tl.float64).to(tl.int64, bitcast=True)
             keys = bits >> unused
