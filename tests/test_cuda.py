@@ -26,8 +26,12 @@ from lightning_prune import (
     UnstructuredPattern,
     WandaCriterion,
 )
+from lightning_prune.tensors.batches import mark_best
+from lightning_prune.tensors.parts import Part
 from tests.callbacks.conftest import PRUNABLE, zeros
 from tests.callbacks.runs import STEPS, fit
+from tests.tensors.scores import KINDS, draw
+from tests.tensors.test_ranking import DTYPES, twin
 
 DEVICE = "cuda"
 RAMP = PolynomialSchedule(begin=2, end=8, unit="step", every=3)  # updates at 2, 5 and 8
@@ -252,6 +256,18 @@ def test_masks_are_those_of_a_cpu(dtype, recipe):
     assert masks[0].keys() == masks[1].keys()
     for name, mask in masks[0].items():
         assert torch.equal(mask, masks[1][name])
+
+
+@pytest.mark.parametrize("sizes", [(1, 5, 700, 90_001), (16, 4096, 160_000)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_best_of_many_tensors_are_those_of_a_stable_sort(dtype, kind, sizes):
+    tensors = draw(kind, dtype, sizes)
+    for share in (0.0, 0.1, 0.5, 1.0):
+        keeps = [round(share * len(scores)) for scores in tensors]
+        masks = mark_best([Part.of(scores.to(DEVICE)) for scores in tensors], keeps)
+        for scores, keep, mask in zip(tensors, keeps, masks, strict=True):
+            assert torch.equal(mask.cpu(), twin(scores, keep))
 
 
 @pytest.mark.parametrize("criterion", [MagnitudeCriterion(), TaylorCriterion(), WandaCriterion()])

@@ -77,7 +77,9 @@ def find_sparse_kernels() -> Sequence[SparseKernel]:
         SparseKernel(
             name="CUTLASS",
             convert=SparseSemiStructuredTensorCUTLASS.from_dense,
-            explain=lambda w: _explain_card(w, SparseSemiStructuredTensorCUTLASS),
+            explain=lambda w: (
+                _explain_generation(w) or _explain_card(w, SparseSemiStructuredTensorCUTLASS)
+            ),
         )
     ]
     if torch.backends.cusparselt.is_available():
@@ -118,6 +120,16 @@ def _fuse_transposition(weight: Tensor) -> Tensor:
         return SparseSemiStructuredTensorCUSPARSELT.from_dense(weight)
     finally:
         SparseSemiStructuredTensor._FUSE_TRANSPOSE = before
+
+
+def _explain_generation(weight: Tensor) -> str | None:
+    """Return why the card does not suit torch's kernels of CUTLASS; None if it does."""
+    if weight.device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(weight.device)
+    if major == _LEAST_CAPABILITY[0]:
+        return None
+    return f"the card has compute capability {major}.{minor}, not 8.x"
 
 
 def _explain_card(weight: Tensor, kind: Any) -> str | None:

@@ -24,6 +24,7 @@ LEAST_BLOCKS = 6  # fewer pairs have no interval with this confidence
 
 _CONFIDENCE = 0.95
 _LARGEST_MISS = 0.01  # of the speedup that is asked for
+_LONGEST_BLOCK = 0.1  # seconds, so that a callable that is far slower takes no minutes
 _BLOCK_SECONDS = 0.01  # much longer than the clock's resolution, much shorter than drifts
 
 
@@ -150,8 +151,7 @@ def measure_latency(contest: Contest, blocks: int) -> Latency:
     both = (contest.dense, contest.pruned)
     for call in both * WARM_UP:
         call()
-    fastest = min(_time(call, 1) for call in both)
-    calls = max(1, math.ceil(_BLOCK_SECONDS / max(fastest, 1e-9)))
+    calls = _choose_calls([max(_time(call, 1), 1e-9) for call in both])
     times: tuple[list[float], list[float]] = ([], [])
     with _no_garbage_collection():
         stage = f"dense and pruned in turns, {contest.runtime}"
@@ -159,6 +159,17 @@ def measure_latency(contest: Contest, blocks: int) -> Latency:
             for index in (0, 1) if block % 2 == 0 else (1, 0):
                 times[index].append(_time(both[index], calls))
     return compare_times(contest, times[0], times[1], calls)
+
+
+def _choose_calls(seconds: Sequence[float]) -> int:
+    """Return how many calls a block has, from the seconds of a call of each callable.
+
+    Examples:
+        >>> [_choose_calls(seconds) for seconds in ([0.001, 0.002], [0.001, 1.0], [2.0, 1.0])]
+        [10, 1, 1]
+    """
+    enough = math.ceil(_BLOCK_SECONDS / min(seconds))
+    return max(1, min(enough, math.ceil(_LONGEST_BLOCK / max(seconds))))
 
 
 def compare_times(

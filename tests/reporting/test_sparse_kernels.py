@@ -1,6 +1,7 @@
 """2:4 kernels: who gets them, and why others stay dense."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -211,3 +212,16 @@ def test_kernels_of_a_card_agree_with_dense_layers():
     assert all(layer.speedup is not None for layer in found.layers), found
     torch.testing.assert_close(model(inputs), expected, rtol=0.01, atol=0.01)
     assert find_sparse_kernels()
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [
+        ((7, 5), "the card has compute capability 7.5, not 8.x"),
+        ((9, 0), "the card has compute capability 9.0, not 8.x"),
+    ],
+)
+def test_the_kernels_of_cutlass_are_for_one_generation_of_cards(capability, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    on_a_card = SimpleNamespace(device=torch.device("cuda"))
+    assert find_sparse_kernels()[0].explain(on_a_card) == reason

@@ -34,11 +34,11 @@ from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.parts import SIZES, Part, Piece, take_magnitudes
 from lightning_prune.tensors.readers import make_reader
 from tests.accelerators import as_on_an_accelerator
+from tests.tensors.scores import KINDS, draw
 from tests.tensors.test_ranking import DTYPES, twin
 
 KERNELS = ("fused_counts", "fused_groups", "fused_ranking")
 LENGTHS = (1, 5, 700, 9_000, 3)  # one is longer than the span of a program
-KINDS = ("normal", "few values", "zeros", "not finite", "denormal")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,28 +64,10 @@ def accelerator(interpreted):
         yield
 
 
-def draw(kind, dtype, lengths=LENGTHS):
-    generator = torch.Generator().manual_seed(0)
-    tensors = []
-    for length in lengths:
-        values = torch.randn(length, generator=generator, dtype=torch.float64)
-        if kind == "few values":
-            values.mul_(2).round_()
-        elif kind == "zeros":
-            values = torch.where(values < 0, -0.0, 0.0).double()
-        elif kind == "not finite":
-            values[torch.rand(length, generator=generator) < 0.3] = math.inf
-            values[torch.rand(length, generator=generator) < 0.3] = -math.inf
-        elif kind == "denormal":
-            values *= torch.finfo(dtype).smallest_normal
-        tensors.append(values.to(dtype))
-    return tensors
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_mark_the_top_of_a_stable_sort(kind, dtype):
-    tensors = draw(kind, dtype)
+    tensors = draw(kind, dtype, LENGTHS)
     parts = [Part.of(scores) for scores in tensors]
     assert type(make_reader(parts, SIZES)).__name__ == "PieceTable"
     for share in (0.0, 0.3, 1.0):
@@ -97,7 +79,7 @@ def test_kernels_mark_the_top_of_a_stable_sort(kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_pool_is_divided_as_by_chunks_and_magnitudes_are_taken_in_the_kernel(dtype):
-    tensors = [values.view(-1, 1) for values in draw("few values", dtype)]
+    tensors = [values.view(-1, 1) for values in draw("few values", dtype, LENGTHS)]
     pruned = [torch.rand(values.shape) < 0.3 for values in tensors]
 
     def make_parts(transform):
@@ -126,7 +108,7 @@ def test_a_pool_is_divided_as_by_chunks_and_magnitudes_are_taken_in_the_kernel(d
 
 
 def test_parts_that_a_kernel_cannot_read_are_read_in_chunks_beside_the_others():
-    tensors = draw("normal", torch.float32)
+    tensors = draw("normal", torch.float32, LENGTHS)
     tensors[1:3] = [torch.randn(6, 4).T, torch.randn(7, dtype=torch.bfloat16)]
     parts = [Part.of(scores) for scores in tensors]
     assert type(make_reader(parts, SIZES)).__name__ == "_MixedReader"
@@ -138,7 +120,7 @@ def test_parts_that_a_kernel_cannot_read_are_read_in_chunks_beside_the_others():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_count_what_the_masks_count(kind, dtype):
-    tensors = draw(kind, dtype)
+    tensors = draw(kind, dtype, LENGTHS)
     tensors[1] = torch.randn(4, 3, 2, 2).to(dtype, memory_format=torch.channels_last)
     tensors[2] = torch.randn(6, 4).to(dtype).T  # laid out like its mask, but not the choice below
     masks = [Mask(torch.rand(values.shape) < 0.5, values) for values in tensors]
@@ -196,7 +178,7 @@ def test_updates_by_kernels_leave_what_updates_on_a_cpu_leave(recipe):
 @pytest.mark.parametrize("kind", ["normal", "few values", "zeros", "denormal"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_squares_are_summed_up_by_a_kernel_as_without(kind, dtype):
-    parts = [Part.of(values.abs()) for values in draw(kind, dtype)]
+    parts = [Part.of(values.abs()) for values in draw(kind, dtype, LENGTHS)]
     pool = [LampPart(part=part, held=0, allowed=part.size) for part in parts]
 
     def fits(counts):
