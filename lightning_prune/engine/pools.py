@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lightning_prune.engine.choices import Choice
 from lightning_prune.engine.groups import Group, Scores
@@ -39,7 +40,7 @@ class Pool:
         """Index of the optimizer that owns the tensors."""
         return self.groups[0].optimizer
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[PrunedTensor, ...]:
         """The members of all groups; a tensor comes as often as it is a member."""
         return tuple(member for group in self.groups for member in group.members)

@@ -91,6 +91,11 @@ class WeightGroup(TensorGroup):
         kept = self._cut_whole(choice) if isinstance(choice, Cut) else choice
         return kept & self.alive()
 
+    def spread(self, atoms: Tensor) -> Iterator[tuple[PrunedTensor, Tensor]]:
+        """Yield the tensor with a bool mask of the local weights."""
+        member = self.members[0]
+        yield member, member.output_first(atoms)
+
     def intersect(self, choice: Settled) -> dict[PrunedTensor, Tensor]:
         """Prune the weights that a choice, or a bool mask, leaves out."""
         member = self.members[0]

@@ -209,7 +209,7 @@ class PrunedTensor:
 
     def output_first(self, tensor: Tensor) -> Tensor:
         """Return a view with the output axis first; a second call restores the order."""
-        return tensor.transpose(0, self.output_axis)
+        return tensor.transpose(0, self.output_axis) if self.output_axis else tensor
 
 
 @contextmanager

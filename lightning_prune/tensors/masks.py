@@ -139,6 +139,8 @@ class Mask:
 
     def transpose(self, axis: int, other: int) -> "Mask":
         """Return a view with two axes exchanged."""
+        if axis == other:
+            return self
         return self._view(self._form.transpose(axis, other))
 
     def __getitem__(self, rows: slice) -> "Mask":
