@@ -117,7 +117,7 @@ def main() -> None:
     print()
     bars += judge_steps(device, arguments.steps)
     print()
-    bars += judge_one_shot(device, 1100.0, arguments.turns)
+    bars += judge_one_shot(device, 1100.0, 2)
     print()
     bars += judge_kernels(device, 1.0)
     print()
