@@ -1,9 +1,7 @@
 """Kernels under Triton's interpreter find what the ways without kernels find."""
 
 import dataclasses
-import importlib.util
 import math
-import sys
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -34,24 +32,17 @@ from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.parts import SIZES, Part, Piece, take_magnitudes
 from lightning_prune.tensors.readers import make_reader
 from tests.accelerators import as_on_an_accelerator
+from tests.interpreting import interpreted_kernels
 from tests.tensors.scores import KINDS, draw
 from tests.tensors.test_ranking import DTYPES, twin
 
-KERNELS = ("fused_counts", "fused_groups", "fused_ranking")
 LENGTHS = (1, 5, 700, 9_000, 3)  # one is longer than the span of a program
 
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreted():
-    """Let the kernels run on the CPU: Triton reads where it is imported that this is wanted."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("needs Triton")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        for name in list(sys.modules):
-            is_triton = name.startswith("triton") and not name.startswith("triton._C")
-            if is_triton or name.rpartition(".")[2] in KERNELS:
-                monkeypatch.delitem(sys.modules, name)
+    """Let the kernels run on the CPU, with short spans."""
+    with interpreted_kernels(), pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(blocks, "FUSES_ON", ("cpu",))
         monkeypatch.setattr(blocks, "SPAN", 1 << 12)
         yield

@@ -3,7 +3,6 @@
 import copy
 import importlib
 import math
-import sys
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch
 from lightning_prune.tensors.mask_sets import MaskSet, lies_alike, make_launch
 from lightning_prune.tensors.masks import Mask
 from tests.accelerators import as_on_an_accelerator
+from tests.interpreting import interpreted_kernels
 
 SHAPES = [(3,), (70, 70), (64, 64), (4, 3, 2, 2), (0, 5), (1,)]
 
@@ -42,11 +42,10 @@ def test_tensors_on_a_cpu_are_masked_in_turn():
 
 
 @pytest.fixture
-def interpreter(monkeypatch):
+def interpreter():
     """Let Triton interpret the kernel, on a CPU."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read where the kernel is made
-    monkeypatch.delitem(sys.modules, "lightning_prune.tensors.fused_zeroing", raising=False)
-    pytest.importorskip("triton")
+    with interpreted_kernels():
+        yield
 
 
 @pytest.mark.usefixtures("interpreter")
