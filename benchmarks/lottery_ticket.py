@@ -133,10 +133,11 @@ class Results:
     start: float = field(default_factory=time.perf_counter)
 
     def note(self, rounds: int, name: str, point: Point) -> None:
-        """Keep a result, and print it with the time since the start."""
+        """Keep a result, and print it with the time since the start, apart from the table."""
         self.points.setdefault((rounds, name), []).append(point)
         took = time.perf_counter() - self.start
-        print(f"{took:6.0f} s: {rounds} rounds, {name}: {point[0]:.2f}, {point[1]:.2f}", flush=True)
+        text = f"{took:6.0f} s: {rounds} rounds, {name}: {point[0]:.2f}, {point[1]:.2f}"
+        print(text, file=sys.stderr, flush=True)
 
     def find_mean(self, rounds: int, name: str) -> Point:
         """Return the means over the seeds."""

@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from ultralytics.cfg import get_cfg
@@ -188,7 +187,7 @@ def main() -> None:
     data = ShapesDataModule(arguments.size, arguments.images, max(arguments.images // 4, 16))
     images = torch.stack([image for image, _ in list(data.validation)[:4]])
     console = Console()
-    summary = Table("recipe", "mAP50", "mAP50-95", "sparsity", "not zero", "kB", "kB compressed")
+    rows = []
     for name in arguments.recipes:
         console.rule(name)
         seed_everything(0)
@@ -214,7 +213,8 @@ def main() -> None:
         bought.write(stem.with_suffix(".json"))
         console.print(bought.table())
         console.print(f"{file.path} answers as the module does, within {file.difference:.1e}")
-        summary.add_row(
+        speedups = (f"{x.speedup:.2f} ({x.low:.2f} to {x.high:.2f})" for x in bought.latencies)
+        cells = (
             name,
             f"{precision['val_map_50']:.3f}",
             f"{precision['val_map']:.3f}",
@@ -222,8 +222,11 @@ def main() -> None:
             f"{bought.total.nonzeros:,}",
             f"{bought.total.bytes / 1000:,.0f}",
             f"{bought.total.compressed_bytes / 1000:,.0f}",
+            ", ".join(speedups),
         )
-    console.print(summary)
+        rows.append(f"| {' | '.join(cells)} |")
+    columns = "recipe | mAP50 | mAP50-95 | sparsity | not zero | kB | kB compressed | times as fast"
+    print(f"| {columns} |\n|---|---|---|---|---|---|---|---|", *rows, sep="\n")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_yolo26_is_pruned_exported_and_reported(tmp_path):
     options = ("--epochs", "2", "--images", "64", "--size", "64", "--no-latency")
     printed = run(tmp_path, "examples.yolo26", "--recipes", "gradual", *options)
     row = next(line for line in reversed(printed.splitlines()) if "gradual" in line)
-    sparsity = float(row.split("│")[4])
+    sparsity = float(row.split("|")[4])
     assert sparsity == pytest.approx(0.9, abs=0.02)  # of the head that is deployed
     assert {"gradual.json", "gradual.onnx", "gradual.png"} <= {p.name for p in tmp_path.iterdir()}
 
@@ -66,7 +66,7 @@ def test_half_of_the_channels_of_yolo26_are_removed(tmp_path):
     options = ("--epochs", "2", "--images", "32", "--size", "64", "--no-latency")
     printed = run(tmp_path, "examples.yolo26", "--recipes", "channels", *options)
     row = next(line for line in reversed(printed.splitlines()) if "channels" in line)
-    assert int(row.split("│")[5].replace(",", "")) < 1_000_000  # of 2,375,421 dense ones
+    assert int(row.split("|")[5].replace(",", "")) < 1_000_000  # of 2,375,421 dense ones
     assert "removing the pruned channels takes away 0.6" in printed
 
 

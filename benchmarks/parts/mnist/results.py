@@ -1,4 +1,4 @@
-"""The table, the bars and the picture of `mnist.py`."""
+"""The tables, the bars and the picture of `mnist.py`."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +47,17 @@ def set_bars(key: Key, accuracies: Accuracies) -> Iterator[Bar]:
     if sparsity in row.above_random and (RANDOM, sparsity) in accuracies:
         least = summarize(accuracies[RANDOM, sparsity]).mean + row.above_random[sparsity]
         yield Bar(name=f"{name} at {sparsity}, beside {RANDOM}", value=mean, least=least)
+
+
+def print_means(runs: Sequence[Run]) -> None:
+    """Print a row for each recipe, with a column for each sparsity."""
+    accuracies = group_accuracies(runs)
+    sparsities = sorted({sparsity for _, sparsity in accuracies})
+    rows = []
+    for name in dict.fromkeys(name for name, _ in accuracies):
+        cells = (accuracies.get((name, sparsity)) for sparsity in sparsities)
+        rows.append((name, *(str(summarize(points)) if points else "" for points in cells)))
+    print_table(("recipe", *(f"{sparsity:g}" for sparsity in sparsities)), rows)
 
 
 def print_runs(runs: Sequence[Run]) -> list[Bar]:
