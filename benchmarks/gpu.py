@@ -15,11 +15,15 @@ inside of our calls and hooks. With short texts the host is the slower side: the
 host does. The isolated ratio divides a step by the same step less the time inside. In LeNet-300-100
 everything waits for the host.
 
+Steps of fused AdamW with nine of ten gradients and statistics at zero stand beside steps without
+zeros; they have no bar.
+
 Pruning in one shot is that of `one_shot_cost.py`, with 1.1 billion weights. 2:4 kernels take turns
 with dense ones, and the model that `use_sparse_kernels` leaves must not be slower than the dense.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +40,7 @@ from benchmarks.kit.recording import (
     write_markdown_row,
 )
 from benchmarks.one_shot_cost import HEADER, PATTERNS, compare, find_width, warm_up
+from benchmarks.parts.gpu.adamw import ZEROS, time_adamw
 from benchmarks.parts.gpu.kernels import try_kernels
 from benchmarks.parts.gpu.steps import STEPS, time_steps
 from benchmarks.parts.gpu.updates import MODELS, RECIPES, time_references, time_update
@@ -58,7 +63,8 @@ def judge_updates(device: torch.device, scale: float, turns: int) -> Iterator[Ba
         for recipe, limit in model.limits.items():
             update = time_update(built, RECIPES[recipe], turns)
             milliseconds, bytes_a_weight = 1e3 * update.seconds, update.peak / weights
-            row = (f"{milliseconds:.2f}", f"{bytes_a_weight:.2f}", f"{limit:g}")
+            bar = "" if math.isinf(limit) else f"{limit:g}"
+            row = (f"{milliseconds:.2f}", f"{bytes_a_weight:.2f}", bar)
             print(write_markdown_row(recipe, f"{weights:,}", *row), flush=True)
             yield Bar(name=f"{name}, {recipe}, ms", value=milliseconds, most=limit)
             if recipe in model.most_bytes:
@@ -75,6 +81,14 @@ def judge_steps(device: torch.device, steps: int) -> Iterator[Bar]:
         numbers = (f"{1e3 * times.step:.3f}", f"{1e3 * times.inside:.3f}", f"{isolated:.4f}")
         print(write_markdown_row(name, *numbers, f"{workload.bar:g}"), flush=True)
         yield Bar(name=f"{name}, isolated", value=isolated, most=workload.bar)
+
+
+def compare_adamw(device: torch.device) -> None:
+    """Time steps of fused AdamW with and without zeros, and print a table."""
+    print(write_markdown_header("zero in AdamW", "float32, ms", "bfloat16, ms"))
+    for name, values in ZEROS.items():
+        seconds = [time_adamw(values, dtype, device) for dtype in (torch.float32, torch.bfloat16)]
+        print(write_markdown_row(name, *(f"{1e3 * each:.3f}" for each in seconds)), flush=True)
 
 
 def judge_one_shot(device: torch.device, millions: float, turns: int) -> Iterator[Bar]:
@@ -116,6 +130,8 @@ def main() -> None:
     bars = [*judge_updates(device, 1.0, arguments.turns)]
     print()
     bars += judge_steps(device, arguments.steps)
+    print()
+    compare_adamw(device)
     print()
     bars += judge_one_shot(device, 1100.0, 2)
     print()

@@ -125,6 +125,7 @@ def test_the_benchmark_of_a_gpu_measures_on_any_device(monkeypatch, capsys):
     assert {f"1 B, {name}, ms" for name in RECIPES} <= {bar.name for bar in bars}
     assert bars[-1].name == f"{lenet}, isolated"
     assert bars[-1].value > 1
+    gpu.compare_adamw(cpu)
     bars = [*gpu.judge_one_shot(cpu, 0.1, 1), *gpu.judge_kernels(cpu, 1 / 64)]
     assert [bar.name for bar in bars if bar.name.startswith("2:4")] == [
         "2:4, seconds over plain",
@@ -133,6 +134,7 @@ def test_the_benchmark_of_a_gpu_measures_on_any_device(monkeypatch, capsys):
     ]
     printed = capsys.readouterr().out
     assert "| 2:4 | peak | " in printed
+    assert "| gradients and means | " in printed
     assert "| compiled | the model | | | 0 |" in printed
 
 
