@@ -13,6 +13,7 @@ be at the same places, but for ties. Exits with 1 if a bar is missed.
 
 import argparse
 import contextlib
+import gc
 import io
 import sys
 import time
@@ -153,10 +154,12 @@ def measure(
         device: The device of the model.
         without: Bytes of the process without a model.
     """
+    is_cuda = device.type == "cuda"
+    gc.collect()
+    before = torch.cuda.memory_allocated() if is_cuda else without
     torch.manual_seed(0)
     with device:
         model = Network(width).eval()
-    is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -167,9 +170,9 @@ def measure(
     if is_cuda:
         torch.cuda.synchronize()
     seconds = clock() - start
-    peak = torch.cuda.max_memory_allocated() if is_cuda else count_process_bytes("VmHWM") - without
+    peak = torch.cuda.max_memory_allocated() if is_cuda else count_process_bytes("VmHWM")
     weights = [p.detach() for name, p in model.named_parameters() if name.endswith("weight")]
-    return Cost(seconds, peak, [(weight == 0).cpu() for weight in weights])
+    return Cost(seconds, peak - before, [(weight == 0).cpu() for weight in weights])
 
 
 def compare(name: str, width: int, device: torch.device, turns: int, without: int) -> list[Bar]:
