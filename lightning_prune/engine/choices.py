@@ -104,12 +104,15 @@ def settle(choices: Iterable[tuple[Owner, Choice]]) -> list[tuple[Owner, Waiting
     """
     found: list[tuple[Owner, Choice | Packed]] = []
     held: dict[int, Quota] = {}
+    scores = 0
     for owner, choice in starmap(_pack, choices):  # which lets each mask go before the next
         if isinstance(choice, Quota) and choice.is_held:
             held[len(found)] = choice
+            scores += choice.part.size
         found.append((owner, choice))
-        if sum(quota.part.size for quota in held.values()) >= _TOGETHER * SIZES.launch:
+        if scores >= _TOGETHER * SIZES.launch:
             _settle_at(found, held)
+            scores = 0
     _settle_at(found, {i: each for i, (_, each) in enumerate(found) if isinstance(each, Quota)})
     return [(owner, choice) for owner, choice in found if not isinstance(choice, Quota)]
 

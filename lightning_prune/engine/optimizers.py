@@ -108,12 +108,7 @@ def has_plain_statistics(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     return all(_is_plain(value, parameter.shape) for value in statistics)
 
 
-def clear_pruned(optimizer: Optimizer, parameter: nn.Parameter, mask: Mask) -> None:
-    """Zero the statistics of the pruned weights of a parameter, as `clear_all` does."""
-    clear_all(optimizer, [(parameter, mask)])
-
-
-def clear_all(
+def clear_pruned(
     optimizer: Optimizer,
     masks: Sequence[tuple[nn.Parameter, Mask]],
     weights: Sequence[tuple[Mask, Tensor]] = (),

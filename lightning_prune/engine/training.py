@@ -189,9 +189,12 @@ class Training:
 
     def mask(self, optimizer: Optimizer) -> None:
         """Zero pruned weights, and their statistics in the optimizer."""
-        for tensor in self.owned(self._owners.index(optimizer)):
-            tensor.mask.apply(tensor.weights)
-            clear_pruned(optimizer, tensor.parameter, tensor.mask)
+        tensors = list(self.owned(self._owners.index(optimizer)))
+        clear_pruned(
+            optimizer,
+            [(tensor.parameter, tensor.mask) for tensor in tensors],
+            weights=[(tensor.mask, tensor.weights) for tensor in tensors],
+        )
         forget_directions(optimizer)
 
     def go_back(self, state: Mapping[str, Any]) -> None:
