@@ -2,21 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-FUSES_ON = ("cuda",) if find_spec("triton") is not None else ()
-"""Types of devices on which a kernel of Triton does the work of many tensors in one launch."""
-
 SPAN = 1 << 15
 """Number of values of a program."""
-
-
-def can_fuse(tensor: Tensor) -> bool:
-    """Whether kernels read a tensor as it lies: it has no gaps, and the device has Triton."""
-    return tensor.device.type in FUSES_ON and tensor.is_contiguous()
 
 
 def enter_device(device: torch.device) -> AbstractContextManager[None]:

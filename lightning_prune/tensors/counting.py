@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors import blocks
 from lightning_prune.tensors.chunks import count_not_finite as count_not_finite_in_chunks
+from lightning_prune.tensors.fusing import fuses
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.parts import Piece
 from lightning_prune.tensors.readers import is_known
@@ -28,7 +28,7 @@ class Masked(NamedTuple):
     def shares_launch(self) -> bool:
         """Whether one launch counts in many such pairs."""
         form, values = self.mask.pruned, self.values
-        if form is None or values.device.type not in blocks.FUSES_ON:
+        if form is None or not fuses(values.device):
             return False
         return form.device == values.device and form.stride() == values.stride()
 

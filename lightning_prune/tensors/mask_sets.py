@@ -1,18 +1,17 @@
 """Masks of many tensors, applied together."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.fusing import fuses
 from lightning_prune.tensors.masks import Mask
 
 if TYPE_CHECKING:
     from lightning_prune.tensors.fused_zeroing import Launch
 
-_HAS_TRITON = find_spec("triton") is not None
 
 _LEAST = 6
 """For this many tensors, a launch by Triton costs the host less than a launch for each tensor."""
@@ -41,7 +40,7 @@ class MaskSet:
             masks: The masks.
             values: For each mask a tensor in the same shape.
         """
-        if len(values) < _LEAST or not _HAS_TRITON or not values[0].is_cuda:
+        if len(values) < _LEAST or not fuses(values[0].device):
             for mask, each in zip(masks, values, strict=True):
                 mask.apply(each)
             return
@@ -63,7 +62,7 @@ class MaskSet:
         self._others = []
         together: dict[tuple[torch.device, int], list[int]] = {}
         for place, (mask, each) in enumerate(zip(masks, values, strict=True)):
-            if each.is_cuda and lies_alike(mask, each):
+            if fuses(each.device) and lies_alike(mask, each):
                 together.setdefault((each.device, each.element_size()), []).append(place)
             else:
                 self._others.append(place)

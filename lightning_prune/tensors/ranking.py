@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.tensors.batches import mark_best, mark_rows
-from lightning_prune.tensors.blocks import can_fuse
+from lightning_prune.tensors.fusing import can_fuse
 from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, flatten_wide, slice_pieces
 from lightning_prune.tensors.readers import make_row_table

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from lightning_prune.tensors.blocks import can_fuse
 from lightning_prune.tensors.chunks import read_chunks
+from lightning_prune.tensors.fusing import can_fuse
 from lightning_prune.tensors.histograms import count_each
 from lightning_prune.tensors.parts import Part, Piece, Sizes, find_dtype, take_magnitudes
 

@@ -1,6 +1,7 @@
 """Kernels under Triton's interpreter find what the ways without kernels find."""
 
 import dataclasses
+import importlib
 import math
 from contextlib import ExitStack
 from unittest.mock import patch
@@ -19,7 +20,13 @@ from lightning_prune import (
     UniformAllocation,
     UnstructuredPattern,
 )
-from lightning_prune.tensors import blocks, masks as masks_module, parts as parts_module, ranking
+from lightning_prune.tensors import (
+    blocks,
+    fusing,
+    masks as masks_module,
+    parts as parts_module,
+    ranking,
+)
 from lightning_prune.tensors.batches import mark_best
 from lightning_prune.tensors.counting import (
     Masked,
@@ -43,7 +50,7 @@ LENGTHS = (1, 5, 700, 9_000, 3)  # one is longer than the span of a program
 def interpreted():
     """Let the kernels run on the CPU, with short spans."""
     with interpreted_kernels(), pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(blocks, "FUSES_ON", ("cpu",))
+        monkeypatch.setattr(fusing, "FUSES_ON", ("cpu",))
         monkeypatch.setattr(blocks, "SPAN", 1 << 12)
         yield
 
@@ -176,7 +183,7 @@ def test_squares_are_summed_up_by_a_kernel_as_without(kind, dtype):
         return sum(counts) <= sum(LENGTHS) // 3
 
     found = find_lamp_thresholds(pool, fits)
-    with patch.object(blocks, "FUSES_ON", ()):
+    with patch.object(fusing, "FUSES_ON", ()):
         assert find_lamp_thresholds(pool, fits) == found
 
 
@@ -189,6 +196,24 @@ def test_rows_and_groups_are_ranked_by_kernels_as_without(kind, dtype):
     assert rows.sum(1).tolist() == keep.tolist()
     few = scores.view(-1, 7)
     groups = ranking.choose_best_of_groups(few, 3)
-    with patch.object(blocks, "FUSES_ON", ()):
+    with patch.object(fusing, "FUSES_ON", ()):
         assert torch.equal(rows, ranking.choose_best_of_rows(scores, keep))
         assert torch.equal(groups, ranking.choose_best_of_groups(few, 3))
+
+
+def test_where_triton_can_make_no_kernels_a_warning_says_so_and_masks_are_the_same(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("Failed to find C compiler")
+
+    scores = draw("normal", torch.float32, LENGTHS)
+    parts = [Part.of(values) for values in scores]
+    expected = mark_best(parts, [1] * len(parts))
+    fused_counts = importlib.import_module("lightning_prune.tensors.fused_counts")
+    monkeypatch.setattr(fused_counts, "count_zeros", fail)
+    fusing._works.cache_clear()
+    with pytest.warns(UserWarning, match=r"Triton cannot make kernels for cpu \(RuntimeError: Fai"):
+        reader = make_reader(parts, SIZES)
+    assert type(reader).__name__ == "ChunkReader"
+    for mask, other in zip(mark_best(parts, [1] * len(parts)), expected, strict=True):
+        assert torch.equal(mask, other)
+    fusing._works.cache_clear()
