@@ -88,11 +88,12 @@ def choose_best_of_rows(scores: Tensor, keep: Tensor) -> Tensor:
         >>> choose_best_of_rows(scores, torch.tensor([1, 1])).tolist()
         [[False, True], [True, False]]
     """
-    if (table := make_row_table(scores)) is not None:
-        return mark_rows(table, keep.to(torch.int64)).view(scores.shape)
     best = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     ranks = torch.arange(scores.shape[1], device=scores.device)
     for rows in slice_pieces(scores):  # an order takes eight bytes a score
+        if (table := make_row_table(scores[rows])) is not None:
+            best[rows] = mark_rows(table, keep[rows].to(torch.int64)).view(best[rows].shape)
+            continue
         wide = flatten_wide(scores[rows]).view(scores[rows].shape)
         order = wide.argsort(dim=1, descending=True, stable=True)
         best[rows].scatter_(1, order, ranks < keep[rows, None])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_prune.tensors.fused_ranking import PieceTable
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LONG = 1024  # in shorter rows, counts by digit take more memory than the scores
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -82,8 +83,8 @@ def make_table(parts: Sequence[Part]) -> "PieceTable | None":
 
 
 def make_row_table(scores: Tensor) -> "PieceTable | None":
-    """Return the table of the rows of a matrix; None if no kernel can read them."""
-    if not is_known(Piece(scores)):
+    """Return the table of the rows of a matrix; None if they are short, or no kernel can read them."""
+    if scores.shape[1] < _LONG or not is_known(Piece(scores)):
         return None
     from lightning_prune.tensors.fused_ranking import PieceTable  # Triton takes long to import
 

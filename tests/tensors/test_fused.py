@@ -37,7 +37,7 @@ from lightning_prune.tensors.counting import (
 from lightning_prune.tensors.lamp import LampPart, find_lamp_thresholds
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.parts import SIZES, Part, Piece, take_magnitudes
-from lightning_prune.tensors.readers import make_reader
+from lightning_prune.tensors.readers import make_reader, make_row_table
 from tests.accelerators import as_on_an_accelerator
 from tests.interpreting import interpreted_kernels
 from tests.tensors.scores import KINDS, draw
@@ -190,8 +190,10 @@ def test_squares_are_summed_up_by_a_kernel_as_without(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_and_groups_are_ranked_by_kernels_as_without(kind, dtype):
-    scores = draw(kind, dtype, (8_400,))[0].view(12, 700)
-    keep = torch.tensor([0, 1, 350, 699, 700, 3] * 2)
+    scores = draw(kind, dtype, (12_600,))[0].view(12, 1050)
+    keep = torch.tensor([0, 1, 350, 1049, 1050, 3] * 2)
+    assert type(make_row_table(scores)).__name__ == "PieceTable"
+    assert make_row_table(scores[:, :1023].contiguous()) is None
     rows = ranking.choose_best_of_rows(scores, keep)
     assert rows.sum(1).tolist() == keep.tolist()
     few = scores.view(-1, 7)
