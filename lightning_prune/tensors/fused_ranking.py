@@ -13,7 +13,7 @@ from lightning_prune.tensors.parts import Piece, take_magnitudes
 from lightning_prune.tensors.squares import FRACTION, HALF, SquareKeys
 
 _BLOCK = 2048
-_COPIES = 32
+_COPIES, _BINS = 32, 4096  # most copies of the bins of a part, and of those of all parts together
 _ELEMENTS = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.int16,
@@ -129,14 +129,15 @@ class PieceTable:
             ``(parts, 3, bins)``.
         """
         # Values of a few exponents meet in a few bins, so that programs share them out to copies.
-        shape = _COPIES, self.length, 3, keys.bins
+        copies = max(min(_COPIES, _BINS // self.length), 1)
+        shape = copies, self.length, 3, keys.bins
         sums = torch.zeros(shape, dtype=torch.int64, device=limits.device)
         self._launch(
             _sum_squares,
             limits,
             sums,
             self.length,
-            copies=_COPIES,
+            copies=copies,
             bins=keys.bins,
             unused=keys.unused,
             fraction=FRACTION,

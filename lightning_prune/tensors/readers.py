@@ -83,7 +83,7 @@ def make_table(parts: Sequence[Part]) -> "PieceTable | None":
 
 
 def make_row_table(scores: Tensor) -> "PieceTable | None":
-    """Return the table of the rows of a matrix; None if they are short, or no kernel can read them."""
+    """Return the table of the rows of a matrix; None if they are short, or kernels cannot read."""
     if scores.shape[1] < _LONG or not is_known(Piece(scores)):
         return None
     from lightning_prune.tensors.fused_ranking import PieceTable  # Triton takes long to import
