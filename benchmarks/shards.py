@@ -7,6 +7,9 @@ out, a tensor may be searched for their indices, which may double the traffic. T
 those of a process that has the whole model, entry by entry. Many weights are tied. Uniform and ERK
 rank each tensor alone, and are shown beside global ranking.
 
+The same processes prune channels of a network of two feed-forward layers, at two widths. A message
+holds sums over channels, so the traffic must be the same at both widths.
+
 Then a rank of 64 prunes the shards that it would hold of a transformer of 70 B parameters, in
 bfloat16: DTensors on a mesh whose other 63 ranks are not there. Each missing rank is assumed to
 hold the same, so a sum over ranks is 64 times the value here. The numbers are real for a rank,
@@ -20,15 +23,23 @@ pieces back at once.
 
 import argparse
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.kit.judging import finish
+from benchmarks.kit.judging import Bar, finish
+from benchmarks.kit.processes import Run, start_processes
 from benchmarks.kit.recording import describe_machine, write_markdown_header
 from benchmarks.parts.shards.cases import HEADINGS, measure_all_cases, set_bars
+from benchmarks.parts.shards.channels import (
+    CHANNEL_HEADINGS,
+    measure_all_channels,
+    set_channel_bars,
+)
 from benchmarks.parts.shards.simulation import BILLIONS, LAYERS, simulate
 
 
@@ -40,22 +51,40 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 4, 16], help="of weights")
     parser.add_argument(
+        "--inputs", type=int, nargs="+", default=[64, 1024], help="of the network with channels"
+    )
+    parser.add_argument(
         "--simulated-billions", type=float, default=BILLIONS, help="of parameters on 64 ranks"
     )
     return parser.parse_args()
+
+
+def measure_processes(arguments: argparse.Namespace, worlds: Mapping[int, Run]) -> list[Bar]:
+    """Print the tables of the processes of this machine, and return the bars."""
+    print(write_markdown_header(*HEADINGS))
+    cases = []
+    for case in measure_all_cases(arguments.millions, worlds):
+        cases.append(case)
+        print(case.write_row(), flush=True)
+    print("", write_markdown_header(*CHANNEL_HEADINGS), sep="\n")
+    of_channels = []
+    for channels in measure_all_channels(arguments.inputs, worlds):
+        of_channels.append(channels)
+        print(channels.write_row(), flush=True)
+    return [*set_bars(cases), *set_channel_bars(of_channels)]
 
 
 def main() -> None:
     """Measure all, print, and judge."""
     arguments = read_arguments()
     torch.set_num_threads(1)
-    print(describe_machine(), "", write_markdown_header(*HEADINGS), sep="\n")
-    cases = []
-    for case in measure_all_cases(arguments.millions, arguments.processes):
-        cases.append(case)
-        print(case.write_row(), flush=True)
+    print(describe_machine(), "", sep="\n")
+    with ExitStack() as stack:
+        worlds = {
+            ranks: stack.enter_context(start_processes(ranks)) for ranks in arguments.processes
+        }
+        bars = measure_processes(arguments, worlds)
     layers = max(1, round(LAYERS * arguments.simulated_billions / BILLIONS))
-    bars = [*set_bars(cases)]
     for is_wanda in (False, True):
         simulation = simulate(layers, is_wanda=is_wanda)
         print("", simulation.write_table(), "", sep="\n", flush=True)

@@ -21,7 +21,7 @@ from benchmarks.parts.memory.training import Training
 from benchmarks.parts.memory.updates import SquareCriterion, Update
 from benchmarks.parts.mnist.recipes import RANDOM
 from benchmarks.parts.mnist.results import set_bars as set_recipe_bars
-from benchmarks.parts.shards import cases, simulation
+from benchmarks.parts.shards import cases, channels, simulation
 from benchmarks.parts.shards.traffic import Updates
 from lightning_prune import GlobalAllocation, MagnitudeCriterion, UniformAllocation
 
@@ -118,6 +118,29 @@ def test_shards_are_held_to_masks_traffic_and_growth(sent, differing, missed):
         for millions, size in zip((1, 4), sent, strict=True)
     ]
     assert find_missed(cases.set_bars(found)) == missed
+
+
+@pytest.mark.parametrize(
+    ("sent", "differing", "missed"),
+    [
+        ((80, 80), 0, []),
+        ((80, 81), 0, ["traffic over the least of all widths"]),
+        ((81, 80), 3, ["traffic over the least of all widths", "entries that differ"]),
+    ],
+)
+def test_channels_of_shards_are_held_to_masks_and_to_the_same_traffic(sent, differing, missed):
+    found = [
+        channels.ChannelCase(
+            ranks=2,
+            width=width,
+            allocation=GlobalAllocation(),
+            updates=Updates(messages=1, handed=10, sent=size, seconds=0.0),
+            alone=Updates(messages=0, handed=0, sent=0.0, seconds=0.0),
+            differing=differing if width == 16 else 0,
+        )
+        for width, size in zip((8, 16), sent, strict=True)
+    ]
+    assert find_missed(channels.set_channel_bars(found)) == missed
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from benchmarks.kit.processes import run_script
 from benchmarks.kit.turns import take_turns, time_pairs
 from benchmarks.parts.gpu.updates import RECIPES
 from benchmarks.parts.memory.updates import SquareCriterion, measure_update
-from benchmarks.parts.shards import cases, simulation
+from benchmarks.parts.shards import simulation
 from benchmarks.parts.shards.traffic import Traffic
 from lightning_prune import GlobalAllocation, MagnitudeCriterion, UniformAllocation
 
@@ -271,21 +271,24 @@ def test_the_benchmark_of_memory_prints_its_tables():
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 def test_the_benchmark_of_shards_prints_its_tables(two, monkeypatch, capsys):
-    command = "shards.py --processes 2 --millions 0.02 --simulated-billions 0.9"
+    command = "shards.py --processes 2 --millions 0.02 --inputs 8 16 --simulated-billions 0.9"
     monkeypatch.setattr(sys, "argv", command.split())
-    monkeypatch.setattr(cases, "start_processes", lambda ranks: contextlib.nullcontext(two))
+    monkeypatch.setattr(shards, "start_processes", lambda ranks: contextlib.nullcontext(two))
     with pytest.raises(SystemExit) as ended:
         shards.main()
     output = capsys.readouterr().out
     rows = (
         "| GlobalAllocation | 2 | 0.02 M | ",
         "| ERKAllocation | 2 | 0.02 M | ",
+        "| UniformAllocation | 2 | 8 | ",
+        "| GlobalAllocation | 2 | 16 | ",
         "One rank of 64, a transformer of 1.4 B parameters, global magnitude:",
         "One rank of 64, a transformer of 1.4 B parameters, 2:4 by Wanda:",
         "| masks and all else that is held, MB | ",
         "| messages an update | ",
     )
     assert_printed(rows, output, ended.value.code)
+    assert "missed: channels" not in output
     assert "entries that differ" not in output.split("One rank")[1]
     assert not torch.distributed.is_initialized()
 

@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from benchmarks.kit.judging import Bar
-from benchmarks.kit.processes import start_processes
+from benchmarks.kit.processes import Run
 from benchmarks.kit.recording import write_markdown_row
 from benchmarks.parts.shards.traffic import HALF_THEN_ALL, MB, Traffic, Updates, make_two_updates
 from lightning_prune import (
@@ -95,13 +95,13 @@ def build_tied_network(millions: float) -> nn.Sequential:
 
 
 def shard(network: nn.Sequential) -> nn.Module:
-    """Return the network with each matrix cut into rows by FSDP2."""
+    """Return the network with all matrices cut into rows by FSDP2; each part is a unit."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for layer in network:
-        fully_shard(layer, mesh=mesh)
+    for part in network:
+        fully_shard(part, mesh=mesh)
     return fully_shard(network, mesh=mesh)
 
 
@@ -113,10 +113,20 @@ def prune(ranks: int, millions: float, allocation: Allocation) -> tuple[Updates,
         millions: Weights of the model.
         allocation: The allocation.
     """
-    network = build_tied_network(millions)
+    return prune_twice(ranks, build_tied_network(millions), sparsity=0.9, allocation=allocation)
+
+
+def prune_twice(ranks: int, network: nn.Sequential, **recipe: Any) -> tuple[Updates, Masks]:
+    """Return the cost to this process, and the masks of the whole network.
+
+    Args:
+        ranks: Number of processes; 1 leaves the network whole.
+        network: The network.
+        **recipe: All answers but the schedule.
+    """
     model = shard(network) if ranks > 1 else network
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    pruner = Pruner(sparsity=0.9, schedule=HALF_THEN_ALL, allocation=allocation)
+    pruner = Pruner(schedule=HALF_THEN_ALL, **recipe)
     pruner.attach(model, optimizer, steps=2)
     updates = make_two_updates(pruner, optimizer, partial(Traffic, ranks))
     masks = pruner.state_dict()["masks"]
@@ -136,29 +146,39 @@ def count_differing(masks: Masks, others: Masks) -> int:
     return sum(int(counts[(bits ^ others[name]).long()].sum()) for name, bits in masks.items())
 
 
-def measure_all_cases(sizes: Sequence[float], worlds: Sequence[int]) -> Iterator[Case]:
+def measure_all_cases(sizes: Sequence[float], worlds: Mapping[int, Run]) -> Iterator[Case]:
     """Yield global ranking at all sizes, and uniform and ERK at the middle size.
 
     Args:
         sizes: Millions of weights.
-        worlds: Numbers of processes.
+        worlds: By the number of processes, the function that runs a function in them.
     """
     middle = sorted(sizes)[len(sizes) // 2]
     plan: list[tuple[float, Allocation]] = [(size, GlobalAllocation()) for size in sorted(sizes)]
     plan += [(middle, UniformAllocation()), (middle, ERKAllocation())]
     all_alone = [prune(1, *row) for row in plan]
-    for ranks in worlds:
-        with start_processes(ranks) as run:
-            for (millions, allocation), (alone, masks) in zip(plan, all_alone, strict=True):
-                results: list[Any] = run(prune, ranks, millions, allocation)
-                yield Case(
-                    ranks=ranks,
-                    millions=millions,
-                    allocation=allocation,
-                    updates=max((updates for updates, _ in results), key=lambda u: u.sent),
-                    alone=alone,
-                    differing=max(count_differing(masks, others) for _, others in results),
-                )
+    for ranks, run in worlds.items():
+        for (millions, allocation), (alone, masks) in zip(plan, all_alone, strict=True):
+            updates, differing = compare(masks, run(prune, ranks, millions, allocation))
+            yield Case(
+                ranks=ranks,
+                millions=millions,
+                allocation=allocation,
+                updates=updates,
+                alone=alone,
+                differing=differing,
+            )
+
+
+def compare(masks: Masks, results: Sequence[tuple[Updates, Masks]]) -> tuple[Updates, int]:
+    """Return the cost to the process with the most traffic, and the most entries that differ.
+
+    Args:
+        masks: The masks of a single process.
+        results: The cost and the masks of each of several processes.
+    """
+    updates = max((updates for updates, _ in results), key=lambda updates: updates.sent)
+    return updates, max(count_differing(masks, others) for _, others in results)
 
 
 def set_bars(cases: Sequence[Case]) -> Iterator[Bar]:
