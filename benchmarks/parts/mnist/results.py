@@ -86,6 +86,14 @@ def print_runs(runs: Sequence[Run]) -> list[Bar]:
     return [bar for found in bars.values() for bar in found]
 
 
+# Colors that can be told apart, most of them of the palette "Paired" of ColorBrewer.
+COLORS = (
+    *("#1f78b4", "#33a02c", "#e31a1c", "#ff7f00", "#6a3d9a", "#b15928"),
+    *("#a6cee3", "#b2df8a", "#fb9a99", "#fdbf6f", "#cab2d6", "#17becf"),
+    "#555555",
+)
+
+
 def draw_runs(runs: Sequence[Run], path: Path) -> None:
     """Draw the accuracy over the sparsity, with a curve for each recipe."""
     from matplotlib.figure import Figure
@@ -93,6 +101,7 @@ def draw_runs(runs: Sequence[Run], path: Path) -> None:
     accuracies = group_accuracies(runs)
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=COLORS)
     if (DENSE, 0.0) in accuracies:
         mean = summarize(accuracies[DENSE, 0.0]).mean
         axes.axhline(mean, color="black", linestyle=":", label=f"dense: {mean:.2f}")
