@@ -3,6 +3,7 @@
 ``LIGHTNING=pytorch_lightning pytest tests/callbacks`` runs all tests of this folder in the second.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from lightning_prune import (
 )
 from tests.commands import run_python
 
+pytestmark = pytest.mark.skipif(
+    os.environ.get("LIGHTNING") == "pytorch_lightning", reason="needs both packages as they are"
+)
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
