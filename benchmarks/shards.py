@@ -39,6 +39,7 @@ from benchmarks.parts.shards.channels import (
     CHANNEL_HEADINGS,
     measure_all_channels,
     set_channel_bars,
+    write_channels,
 )
 from benchmarks.parts.shards.simulation import BILLIONS, LAYERS, simulate
 
@@ -70,7 +71,7 @@ def measure_processes(arguments: argparse.Namespace, worlds: Mapping[int, Run]) 
     of_channels = []
     for channels in measure_all_channels(arguments.inputs, worlds):
         of_channels.append(channels)
-        print(channels.write_row(), flush=True)
+        print(write_channels(channels), flush=True)
     return [*set_bars(cases), *set_channel_bars(of_channels)]
 
 

@@ -109,7 +109,7 @@ def test_shards_are_held_to_masks_traffic_and_growth(sent, differing, missed):
     found = [
         cases.Case(
             ranks=2,
-            millions=millions,
+            size=f"{millions} M",
             allocation=GlobalAllocation(),
             updates=Updates(messages=1, handed=10, sent=size, seconds=0.0),
             alone=Updates(messages=0, handed=0, sent=0.0, seconds=0.0),
@@ -124,15 +124,15 @@ def test_shards_are_held_to_masks_traffic_and_growth(sent, differing, missed):
     ("sent", "differing", "missed"),
     [
         ((80, 80), 0, []),
-        ((80, 81), 0, ["traffic over the least of all widths"]),
-        ((81, 80), 3, ["traffic over the least of all widths", "entries that differ"]),
+        ((80, 81), 0, ["traffic over the least of all sizes"]),
+        ((81, 80), 3, ["entries that differ", "traffic over the least of all sizes"]),
     ],
 )
 def test_channels_of_shards_are_held_to_masks_and_to_the_same_traffic(sent, differing, missed):
     found = [
-        channels.ChannelCase(
+        cases.Case(
             ranks=2,
-            width=width,
+            size=f"{width} inputs",
             allocation=GlobalAllocation(),
             updates=Updates(messages=1, handed=10, sent=size, seconds=0.0),
             alone=Updates(messages=0, handed=0, sent=0.0, seconds=0.0),

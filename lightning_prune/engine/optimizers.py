@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.recipe.tensor import PrunedTensor
 from lightning_prune.tensors.mask_sets import MaskSet
 from lightning_prune.tensors.masks import Mask
 from lightning_prune.tensors.shards import is_sharded, local_part
@@ -108,9 +109,15 @@ def has_plain_statistics(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     return all(_is_plain(value, parameter.shape) for value in statistics)
 
 
+def mask_tensors(optimizer: Optimizer, tensors: Sequence[PrunedTensor]) -> None:
+    """Zero pruned weights, and their statistics as `clear_pruned` does; restart LBFGS."""
+    clear_pruned(optimizer, tensors, weights=[(tensor.mask, tensor.weights) for tensor in tensors])
+    forget_directions(optimizer)
+
+
 def clear_pruned(
     optimizer: Optimizer,
-    masks: Sequence[tuple[nn.Parameter, Mask]],
+    tensors: Sequence[PrunedTensor],
     weights: Sequence[tuple[Mask, Tensor]] = (),
 ) -> None:
     """Zero the statistics of pruned weights, where a statistic has a value for each weight.
@@ -121,12 +128,13 @@ def clear_pruned(
 
     Args:
         optimizer: The optimizer.
-        masks: Parameters with their masks.
+        tensors: The tensors.
         weights: Masks with weights that are zeroed, too.
     """
     plain = list(weights)
-    for parameter, mask in masks:
-        for value in _list_statistics(optimizer, parameter):
+    for tensor in tensors:
+        mask = tensor.mask
+        for value in _list_statistics(optimizer, tensor.parameter):
             if _is_plain(value, mask.shape):
                 plain.append((mask, local_part(value)))
             elif value.shape == mask.shape and value.is_floating_point():

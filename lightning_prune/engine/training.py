@@ -13,7 +13,7 @@ from lightning_prune.engine.gradient_guard import GradientGuard
 from lightning_prune.engine.limits import Latencies
 from lightning_prune.engine.next_atoms import NextAtoms
 from lightning_prune.engine.notices import warn_of_untrained
-from lightning_prune.engine.optimizers import clear_pruned, forget_directions
+from lightning_prune.engine.optimizers import mask_tensors
 from lightning_prune.engine.ownership import Owners
 from lightning_prune.engine.roster import Roster
 from lightning_prune.engine.step_hooks import (
@@ -189,13 +189,7 @@ class Training:
 
     def mask(self, optimizer: Optimizer) -> None:
         """Zero pruned weights, and their statistics in the optimizer."""
-        tensors = list(self.owned(self._owners.index(optimizer)))
-        clear_pruned(
-            optimizer,
-            [(tensor.parameter, tensor.mask) for tensor in tensors],
-            weights=[(tensor.mask, tensor.weights) for tensor in tensors],
-        )
-        forget_directions(optimizer)
+        mask_tensors(optimizer, list(self.owned(self._owners.index(optimizer))))
 
     def go_back(self, state: Mapping[str, Any]) -> None:
         """Take over masks, statistics and due points of an earlier state; steps go on."""

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_prune.engine.choices import Choice, Waiting, settle, unpack
 from lightning_prune.engine.division import Division
 from lightning_prune.engine.groups import Group, Scores, count_atoms
-from lightning_prune.engine.optimizers import clear_pruned, forget_directions
+from lightning_prune.engine.optimizers import mask_tensors
 from lightning_prune.engine.pools import Pool
 from lightning_prune.engine.scores import ScoreBook
 from lightning_prune.engine.tally import Counted, Tally
@@ -220,9 +220,4 @@ def _clear(tensors: Sequence[PrunedTensor], optimizer: Optimizer) -> None:
     unique = dict.fromkeys(tensors)
     changed = [tensor for tensor in unique if tensor.changes and not tensor.may_return]
     if changed:
-        clear_pruned(
-            optimizer,
-            [(tensor.parameter, tensor.mask) for tensor in changed],
-            weights=[(tensor.mask, tensor.weights) for tensor in changed],
-        )
-        forget_directions(optimizer)
+        mask_tensors(optimizer, changed)

@@ -70,7 +70,7 @@ class ZeroKeeper:
             self._devices = devices
         if not self._is_clear:
             pruned = [tensor for tensor in self._tensors if tensor.kept < tensor.total]
-            clear_pruned(self._optimizer, [(each.parameter, each.mask) for each in pruned])
+            clear_pruned(self._optimizer, pruned)
             self._plain = {
                 tensor
                 for tensor in self._tensors
@@ -139,7 +139,7 @@ class ZeroKeeper:
             self._disturbed.add(tensor)
             return False
         if tensor in self._disturbed:
-            clear_pruned(self._optimizer, [(tensor.parameter, tensor.mask)])
+            clear_pruned(self._optimizer, [tensor])
             self._disturbed.remove(tensor)
             return False
         return tensor not in self._overwritten

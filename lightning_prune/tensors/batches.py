@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.blocks import send
 from lightning_prune.tensors.parts import SIZES, Part, Sizes, Threshold, find_dtype
-from lightning_prune.tensors.readers import Reader, make_reader, send
+from lightning_prune.tensors.readers import Reader, make_reader
 from lightning_prune.tensors.samples import Fits, find_last
 
 if TYPE_CHECKING:

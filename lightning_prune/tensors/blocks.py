@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,19 @@ SPAN = 1 << 15
 """Number of values of a program."""
 
 
+_STAY = nullcontext()
+
+
 def enter_device(device: torch.device) -> AbstractContextManager[None]:
     """Let Triton launch on a device; its interpreter runs on a CPU."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _STAY
+    return torch.cuda.device(device)
+
+
+def send(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers on a device, without waiting for the device."""
+    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
 
 def find_addresses(tensors: Sequence[Tensor | None]) -> list[int]:
@@ -29,6 +40,7 @@ class Blocks:
         sizes: Number of values of each tensor.
         columns: Numbers of the rows that a kernel reads, such as addresses.
         device: Where the launch will be.
+        span: Number of values of a program; by default `SPAN`.
 
     Attributes:
         device: The device.
@@ -45,8 +57,9 @@ class Blocks:
         sizes: Sequence[int] | Tensor,
         columns: Sequence[Sequence[int] | Tensor],
         device: torch.device,
+        span: int | None = None,
     ) -> None:
-        self.device, self.span = device, SPAN
+        self.device, self.span = device, span or SPAN
         numbers = torch.as_tensor(sizes, device="cpu")
         spans = ((numbers + self.span - 1) // self.span).clamp(min=1)
         rows = torch.arange(len(numbers), device="cpu").repeat_interleave(spans)

@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_prune.tensors.blocks import Blocks, enter_device, find_addresses
+from lightning_prune.tensors.fused_bits import WHOLE, find_piece
 
 _BLOCK = 4096
-_ELEMENTS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
 _EXPONENTS = {
     torch.float16: 0x7C00,
     torch.bfloat16: 0x7F80,
@@ -64,7 +64,7 @@ def _count(
             blocks.sizes,
             *blocks.columns,
             counts,
-            element=_ELEMENTS[values[0].element_size()],
+            element=WHOLE[values[0].element_size()],
             bits=bits,
             found=found,
             span=blocks.span,
@@ -88,13 +88,9 @@ def _count_blocks(  # type: ignore[no-untyped-def]
     block: tl.constexpr,
 ):
     """Add the number of values of a program whose bits are found to that of the tensor."""
-    row = tl.load(rows + tl.program_id(0))
-    start = tl.load(starts + tl.program_id(0))
-    size = tl.load(sizes + row)
-    source = tl.load(values + row).to(tl.pointer_type(element))
-    mark = tl.load(marks + row)
-    has_mark = mark != 0
-    flags = mark.to(tl.pointer_type(tl.int8))
+    row, start, size, source, flags, has_mark = find_piece(
+        rows, starts, sizes, values, marks, element, False
+    )
     number = tl.zeros([block], dtype=tl.int32)
     for first in range(0, span, block):
         if start + first < size:

@@ -9,19 +9,12 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_prune.tensors.blocks import Blocks, enter_device, find_addresses
+from lightning_prune.tensors.fused_bits import ELEMENTS, find_piece, order_bits, read_bits
 from lightning_prune.tensors.parts import Piece, take_magnitudes
 from lightning_prune.tensors.squares import FRACTION, HALF, SquareKeys
 
 _BLOCK = 2048
 _COPIES, _BINS = 32, 4096  # most copies of the bins of a part, and of those of all parts together
-_ELEMENTS = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.int16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
-_WHOLE = {torch.float32: tl.int32, torch.float64: tl.int64}
-_MINUS_INFINITY = {torch.float32: -(1 << 23), torch.float64: -(1 << 52)}  # its bits
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -50,17 +43,11 @@ class PieceTable:
     ) -> None:
         self.length, self.device, self.dtype = len(lengths), blocks.device, dtype
         self._blocks, self._lengths = blocks, lengths
-        bits = 8 * dtype.itemsize
         self._form = {
-            "element": _ELEMENTS[example.values.dtype],
-            "wide": _ELEMENTS[dtype],
-            "whole": _WHOLE[dtype],
+            "element": ELEMENTS[example.values.dtype],
+            "wide": ELEMENTS[dtype],
             "is_magnitude": example.transform is take_magnitudes,
             "is_aligned": is_aligned,
-            "top": bits - 1,
-            "largest": (1 << bits - 1) - 1,
-            "lowest": -(1 << bits - 1),
-            "pruned": _MINUS_INFINITY[dtype],
             "span": blocks.span,
             "block": _BLOCK,
         }
@@ -82,7 +69,7 @@ class PieceTable:
 
     @classmethod
     def of_rows(cls, scores: Tensor) -> "PieceTable":
-        """Return the table of a matrix without gaps, of which each row is a part."""
+        """Return the table of the rows of a matrix without gaps; each row is a part."""
         rows = torch.arange(len(scores), device="cpu")
         columns = scores.shape[1]
         values = scores.data_ptr() + rows * columns * scores.element_size()
@@ -159,24 +146,6 @@ class PieceTable:
             )
 
 
-@triton.jit
-def _read_bits(  # type: ignore[no-untyped-def]
-    source, form, has_form, places, is_inside, wide, whole, is_magnitude, largest, lowest, pruned
-):
-    """Return the bits of scores: of +0.0 for -0.0, and of -inf for pruned weights."""
-    read = tl.load(source + places, mask=is_inside, other=0)
-    if source.dtype.element_ty == tl.int16:  # bfloat16: a conversion may lose denormal numbers
-        read = (read.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    bits = read.to(wide).to(whole, bitcast=True)
-    if is_magnitude:
-        bits = bits & largest
-    bits = tl.where(bits == lowest, 0, bits)
-    if has_form:
-        is_pruned = tl.load(form + places, mask=is_inside, other=0) != 0
-        bits = tl.where(is_pruned, pruned, bits)
-    return bits
-
-
 @triton.jit  # type: ignore[untyped-decorator]
 def _count_digits(  # type: ignore[no-untyped-def]
     rows,
@@ -190,48 +159,25 @@ def _count_digits(  # type: ignore[no-untyped-def]
     counts,
     element: tl.constexpr,
     wide: tl.constexpr,
-    whole: tl.constexpr,
     is_magnitude: tl.constexpr,
     is_aligned: tl.constexpr,
-    top: tl.constexpr,
-    largest: tl.constexpr,
-    lowest: tl.constexpr,
-    pruned: tl.constexpr,
     span: tl.constexpr,
     block: tl.constexpr,
     shift: tl.constexpr,
     digits: tl.constexpr,
 ):
     """Add the numbers of the values of a program, by digit, to those of the part."""
-    row = tl.load(rows + tl.program_id(0))
-    start = tl.load(starts + tl.program_id(0))
+    row, start, size, source, form, has_form = find_piece(
+        rows, starts, sizes, values, forms, element, is_aligned
+    )
     owner = tl.load(owners + row)
     base = tl.load(bases + owner)
-    size = tl.load(sizes + row)
-    source = tl.load(values + row).to(tl.pointer_type(element))
-    form = tl.load(forms + row).to(tl.pointer_type(tl.int8))
-    has_form = tl.load(forms + row) != 0
-    if is_aligned:  # then vectors are read
-        start, size = tl.multiple_of(start, 16), tl.multiple_of(size, 16)
-        source, form = tl.multiple_of(source, 16), tl.multiple_of(form, 16)
     found = tl.zeros([digits], dtype=tl.int32)
     for first in range(0, span, block):
         if start + first < size:
             places = start + first + tl.arange(0, block)
             is_inside = places < size
-            bits = _read_bits(
-                source,
-                form,
-                has_form,
-                places,
-                is_inside,
-                wide,
-                whole,
-                is_magnitude,
-                largest,
-                lowest,
-                pruned,
-            )
+            bits = read_bits(source, form, has_form, places, is_inside, wide, is_magnitude)
             keys = (bits >> shift) - base
             is_known = is_inside & (keys >= 0) & (keys < digits)
             found += tl.histogram(keys.to(tl.int32), digits, mask=is_known)
@@ -252,45 +198,22 @@ def _count_equal(  # type: ignore[no-untyped-def]
     counts,
     element: tl.constexpr,
     wide: tl.constexpr,
-    whole: tl.constexpr,
     is_magnitude: tl.constexpr,
     is_aligned: tl.constexpr,
-    top: tl.constexpr,
-    largest: tl.constexpr,
-    lowest: tl.constexpr,
-    pruned: tl.constexpr,
     span: tl.constexpr,
     block: tl.constexpr,
 ):
     """Count the values of a program that are equal to the threshold of the part."""
-    row = tl.load(rows + tl.program_id(0))
-    start = tl.load(starts + tl.program_id(0))
+    row, start, size, source, form, has_form = find_piece(
+        rows, starts, sizes, values, forms, element, is_aligned
+    )
     bound = tl.load(bounds + tl.load(owners + row))
-    size = tl.load(sizes + row)
-    source = tl.load(values + row).to(tl.pointer_type(element))
-    form = tl.load(forms + row).to(tl.pointer_type(tl.int8))
-    has_form = tl.load(forms + row) != 0
-    if is_aligned:  # then vectors are read
-        start, size = tl.multiple_of(start, 16), tl.multiple_of(size, 16)
-        source, form = tl.multiple_of(source, 16), tl.multiple_of(form, 16)
     number = tl.zeros([block], dtype=tl.int32)
     for first in range(0, span, block):
         if start + first < size:
             places = start + first + tl.arange(0, block)
             is_inside = places < size
-            bits = _read_bits(
-                source,
-                form,
-                has_form,
-                places,
-                is_inside,
-                wide,
-                whole,
-                is_magnitude,
-                largest,
-                lowest,
-                pruned,
-            )
+            bits = read_bits(source, form, has_form, places, is_inside, wide, is_magnitude)
             number += (is_inside & (bits == bound)).to(tl.int32)
     tl.store(counts + tl.program_id(0), tl.sum(number, axis=0).to(tl.int64))
 
@@ -309,48 +232,24 @@ def _mark(  # type: ignore[no-untyped-def]
     masks,
     element: tl.constexpr,
     wide: tl.constexpr,
-    whole: tl.constexpr,
     is_magnitude: tl.constexpr,
     is_aligned: tl.constexpr,
-    top: tl.constexpr,
-    largest: tl.constexpr,
-    lowest: tl.constexpr,
-    pruned: tl.constexpr,
     span: tl.constexpr,
     block: tl.constexpr,
 ):
     """Mark the values of a program above the threshold, and the first equal values."""
-    row = tl.load(rows + tl.program_id(0))
-    start = tl.load(starts + tl.program_id(0))
+    row, start, size, source, form, has_form = find_piece(
+        rows, starts, sizes, values, forms, element, is_aligned
+    )
     bound = tl.load(bounds + tl.load(owners + row))
-    size = tl.load(sizes + row)
-    source = tl.load(values + row).to(tl.pointer_type(element))
-    form = tl.load(forms + row).to(tl.pointer_type(tl.int8))
-    has_form = tl.load(forms + row) != 0
-    if is_aligned:  # then vectors are read
-        start, size = tl.multiple_of(start, 16), tl.multiple_of(size, 16)
-        source, form = tl.multiple_of(source, 16), tl.multiple_of(form, 16)
     target = masks.to(tl.pointer_type(tl.int8)) + tl.load(targets + row)
     left = tl.load(ties + tl.program_id(0))
-    bound_in_order = bound ^ ((bound >> top) & largest)
     for first in range(0, span, block):
         if start + first < size:
             places = start + first + tl.arange(0, block)
             is_inside = places < size
-            bits = _read_bits(
-                source,
-                form,
-                has_form,
-                places,
-                is_inside,
-                wide,
-                whole,
-                is_magnitude,
-                largest,
-                lowest,
-                pruned,
-            )
-            is_higher = (bits ^ ((bits >> top) & largest)) > bound_in_order
+            bits = read_bits(source, form, has_form, places, is_inside, wide, is_magnitude)
+            is_higher = order_bits(bits) > order_bits(bound)
             is_equal = is_inside & (bits == bound)
             rank = tl.cumsum(is_equal.to(tl.int32), axis=0)
             is_kept = is_higher | (is_equal & (rank <= left))
@@ -372,13 +271,8 @@ def _sum_squares(  # type: ignore[no-untyped-def]
     parts,
     element: tl.constexpr,
     wide: tl.constexpr,
-    whole: tl.constexpr,
     is_magnitude: tl.constexpr,
     is_aligned: tl.constexpr,
-    top: tl.constexpr,
-    largest: tl.constexpr,
-    lowest: tl.constexpr,
-    pruned: tl.constexpr,
     span: tl.constexpr,
     block: tl.constexpr,
     copies: tl.constexpr,
@@ -388,38 +282,20 @@ def _sum_squares(  # type: ignore[no-untyped-def]
     half: tl.constexpr,
 ):
     """Add the values of a program, and both halves of their squares, to the bins of the part."""
-    row = tl.load(rows + tl.program_id(0))
-    start = tl.load(starts + tl.program_id(0))
+    row, start, size, source, form, has_form = find_piece(
+        rows, starts, sizes, values, forms, element, is_aligned
+    )
     owner = tl.load(owners + row)
     low = tl.load(limits + 3 * owner)
     high = tl.load(limits + 3 * owner + 1)
     width = tl.load(limits + 3 * owner + 2)
-    size = tl.load(sizes + row)
-    source = tl.load(values + row).to(tl.pointer_type(element))
-    form = tl.load(forms + row).to(tl.pointer_type(tl.int8))
-    has_form = tl.load(forms + row) != 0
-    if is_aligned:  # then vectors are read
-        start, size = tl.multiple_of(start, 16), tl.multiple_of(size, 16)
-        source, form = tl.multiple_of(source, 16), tl.multiple_of(form, 16)
     table = sums + ((tl.program_id(0) % copies) * parts + owner) * 3 * bins
     one: tl.constexpr = 1023 << fraction
     for first in range(0, span, block):
         if start + first < size:
             places = start + first + tl.arange(0, block)
             is_inside = places < size
-            read = _read_bits(
-                source,
-                form,
-                has_form,
-                places,
-                is_inside,
-                wide,
-                whole,
-                is_magnitude,
-                largest,
-                lowest,
-                pruned,
-            )
+            read = read_bits(source, form, has_form, places, is_inside, wide, is_magnitude)
             bits = read.to(wide, bitcast=True).to(tl.float64).to(tl.int64, bitcast=True)
             keys = bits >> unused
             is_inside = is_inside & (keys >= low) & (keys < high)

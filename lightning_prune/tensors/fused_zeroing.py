@@ -6,12 +6,15 @@ sector of the memory has pruned weights, and to write them one by one takes long
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from lightning_prune.tensors.blocks import Blocks, enter_device, find_addresses, send
+from lightning_prune.tensors.fused_bits import WHOLE
 
 _VECTOR = 16
 """Bytes that a thread reads or writes at once, if the address is a multiple of them."""
@@ -19,49 +22,41 @@ _VECTOR = 16
 _BLOCK = 128 * _VECTOR
 """Bytes that a program, of four warps as is the default of Triton, reads or writes at once."""
 
-_STAY = nullcontext()
 
-if find_spec("triton") is not None:
-    import triton
-    import triton.language as tl
+@triton.jit  # type: ignore[untyped-decorator]
+def _zero_pruned(  # type: ignore[no-untyped-def]
+    values,
+    forms,
+    sizes,
+    owners,
+    starts,
+    element: tl.constexpr,
+    alignment: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Set two blocks of a tensor to zero where the weights are pruned.
 
-    _ELEMENTS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
-    """Whole numbers as wide as a value, by the width in bytes: a 0 of them has the bits of +0.0."""
-
-    @triton.jit  # type: ignore[untyped-decorator]
-    def _zero_pruned(  # type: ignore[no-untyped-def]
-        values,
-        forms,
-        sizes,
-        owners,
-        starts,
-        element: tl.constexpr,
-        alignment: tl.constexpr,
-        block: tl.constexpr,
-    ):
-        """Set two blocks of a tensor to zero where the weights are pruned.
-
-        All loads of whole blocks come before the stores, so that the program waits once for both.
-        """
-        owner = tl.load(owners + tl.program_id(0))
-        start = tl.multiple_of(tl.load(starts + tl.program_id(0)), block)
-        size = tl.load(sizes + owner)
-        form = tl.multiple_of(tl.load(forms + owner).to(tl.pointer_type(tl.int8)), alignment)
-        target = tl.multiple_of(tl.load(values + owner).to(tl.pointer_type(element)), alignment)
-        first = start + tl.arange(0, block)
-        second = first + block
-        if start + 2 * block <= size:
-            is_pruned = tl.load(form + first) != 0
-            is_pruned_there = tl.load(form + second) != 0
-            found = tl.load(target + first)
-            found_there = tl.load(target + second)
-            tl.store(target + first, tl.where(is_pruned, 0, found))
-            tl.store(target + second, tl.where(is_pruned_there, 0, found_there))
-        else:
-            is_pruned = tl.load(form + first, mask=first < size, other=0) != 0
-            is_pruned_there = tl.load(form + second, mask=second < size, other=0) != 0
-            tl.store(target + first, 0, mask=is_pruned)
-            tl.store(target + second, 0, mask=is_pruned_there)
+    All loads of whole blocks come before the stores, so that the program waits once for both.
+    """
+    owner = tl.load(owners + tl.program_id(0))
+    start = tl.multiple_of(tl.load(starts + tl.program_id(0)), block)
+    size = tl.load(sizes + owner)
+    form = tl.multiple_of(tl.load(forms + owner).to(tl.pointer_type(tl.int8)), alignment)
+    target = tl.multiple_of(tl.load(values + owner).to(tl.pointer_type(element)), alignment)
+    first = start + tl.arange(0, block)
+    second = first + block
+    if start + 2 * block <= size:
+        is_pruned = tl.load(form + first) != 0
+        is_pruned_there = tl.load(form + second) != 0
+        found = tl.load(target + first)
+        found_there = tl.load(target + second)
+        tl.store(target + first, tl.where(is_pruned, 0, found))
+        tl.store(target + second, tl.where(is_pruned_there, 0, found_there))
+    else:
+        is_pruned = tl.load(form + first, mask=first < size, other=0) != 0
+        is_pruned_there = tl.load(form + second, mask=second < size, other=0) != 0
+        tl.store(target + first, 0, mask=is_pruned)
+        tl.store(target + second, 0, mask=is_pruned_there)
 
 
 class Launch:
@@ -74,18 +69,11 @@ class Launch:
     """
 
     def __init__(self, forms: Sequence[Tensor], width: int) -> None:
-        self._device, self._width, self._block = forms[0].device, width, _BLOCK // width
-        self._index = self._device.index if forms[0].is_cuda else None
-        span = 2 * self._block
-        sizes = torch.tensor([form.numel() for form in forms], device="cpu")
-        programs = (sizes + span - 1) // span
-        owners = torch.arange(len(forms), device="cpu").repeat_interleave(programs)
-        before = (programs.cumsum(0) - programs).repeat_interleave(programs)
-        self._grid = len(owners), 1, 1
-        self._sizes, self._owners = self._send(sizes), self._send(owners)
-        self._starts = self._send((torch.arange(len(owners), device="cpu") - before) * span)
-        self._of_forms = _find_addresses(forms)
-        self._forms = self._send(torch.tensor(self._of_forms, device="cpu"))
+        self._width, self._block = width, _BLOCK // width
+        self._of_forms = find_addresses(forms)
+        sizes = [form.numel() for form in forms]
+        self._blocks = Blocks(sizes, [self._of_forms], forms[0].device, span=2 * self._block)
+        self._grid = self._blocks.programs, 1, 1
         self._of_values: list[int] = []
         self._alignment = 0  # in bytes, of all addresses
         self._kernel: Any
@@ -97,10 +85,10 @@ class Launch:
         Args:
             values: Tensors of the same width, each laid out like the bool tensor in the same place.
         """
-        addresses = _find_addresses(values)
+        addresses = find_addresses(values)
         if addresses != self._of_values:
             self._prepare(addresses)
-        with self._enter_device():
+        with enter_device(self._blocks.device):
             compiled = self._kernel[self._grid](*self._arguments)
         if compiled is not None:  # from now on the arguments need not be looked at
             self._kernel = compiled
@@ -112,26 +100,14 @@ class Launch:
         if alignment != self._alignment:
             self._alignment, self._kernel = alignment, _zero_pruned
         self._of_values = addresses
+        blocks = self._blocks
         self._arguments = (
-            self._send(torch.tensor(addresses, device="cpu")),
-            self._forms,
-            self._sizes,
-            self._owners,
-            self._starts,
-            _ELEMENTS[self._width],
+            send(addresses, torch.int64, blocks.device),
+            *blocks.columns,
+            blocks.sizes,
+            blocks.rows,
+            blocks.starts,
+            WHOLE[self._width],
             alignment,
             self._block,
         )
-
-    def _send(self, numbers: Tensor) -> Tensor:
-        return numbers.to(self._device, non_blocking=True)
-
-    def _enter_device(self) -> AbstractContextManager[None]:
-        """Let Triton launch on the device of the tensors; its interpreter runs on a CPU."""
-        if self._index is None or self._index == torch.cuda.current_device():
-            return _STAY
-        return torch.cuda.device(self._index)
-
-
-def _find_addresses(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.blocks import send
 from lightning_prune.tensors.parts import Part, Threshold, find_dtype, reads_at_once
-from lightning_prune.tensors.readers import make_table, send
+from lightning_prune.tensors.readers import make_table
 from lightning_prune.tensors.samples import Fits, find_last
 from lightning_prune.tensors.shards import sum_by_tensor
 from lightning_prune.tensors.squares import HALF, KEYS, SquareKeys, square

@@ -1,11 +1,12 @@
 """Readers of the values of many tensors on an accelerator: by kernels, or in chunks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from lightning_prune.tensors.blocks import send
 from lightning_prune.tensors.chunks import read_chunks
 from lightning_prune.tensors.fusing import can_fuse
 from lightning_prune.tensors.histograms import count_each
@@ -89,11 +90,6 @@ def make_row_table(scores: Tensor) -> "PieceTable | None":
     from lightning_prune.tensors.fused_ranking import PieceTable  # Triton takes long to import
 
     return PieceTable.of_rows(scores)
-
-
-def send(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return numbers on a device, without waiting for the device."""
-    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
 
 class ChunkReader:

@@ -1,7 +1,7 @@
 """FSDP2 on several processes of this machine, compared with a single process."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ class Case:
 
     Args:
         ranks: Number of processes.
-        millions: Weights of the model.
+        size: Of the model, for a reader.
         allocation: The allocation.
         updates: The cost to the process with the most traffic.
         alone: The cost to a process that holds the whole model.
@@ -53,7 +53,7 @@ class Case:
     """
 
     ranks: int
-    millions: float
+    size: str
     allocation: Allocation
     updates: Updates
     alone: Updates
@@ -62,18 +62,19 @@ class Case:
     @property
     def name(self) -> str:
         """The name of the case in a bar."""
-        return f"{type(self.allocation).__name__}, {self.millions:g} M, {self.ranks} processes"
+        return f"{type(self.allocation).__name__}, {self.size}, {self.ranks} processes"
 
-    def write_row(self) -> str:
-        """Return a row of the table."""
+    def write_row(self, *more: str) -> str:
+        """Return a row of the table, with more cells after the traffic."""
         updates = self.updates
         return write_markdown_row(
             type(self.allocation).__name__,
             self.ranks,
-            f"{self.millions:g} M",
+            self.size,
             updates.messages,
             f"{updates.handed / MB:.3f}",
             f"{updates.sent / MB:.3f}",
+            *more,
             self.differing,
             f"{updates.seconds:.2f}",
             f"{self.alone.seconds:.2f}",
@@ -156,43 +157,64 @@ def measure_all_cases(sizes: Sequence[float], worlds: Mapping[int, Run]) -> Iter
     middle = sorted(sizes)[len(sizes) // 2]
     plan: list[tuple[float, Allocation]] = [(size, GlobalAllocation()) for size in sorted(sizes)]
     plan += [(middle, UniformAllocation()), (middle, ERKAllocation())]
-    all_alone = [prune(1, *row) for row in plan]
-    for ranks, run in worlds.items():
-        for (millions, allocation), (alone, masks) in zip(plan, all_alone, strict=True):
-            updates, differing = compare(masks, run(prune, ranks, millions, allocation))
-            yield Case(
-                ranks=ranks,
-                millions=millions,
-                allocation=allocation,
-                updates=updates,
-                alone=alone,
-                differing=differing,
-            )
+    return compare(prune, plan, "M", worlds)
 
 
-def compare(masks: Masks, results: Sequence[tuple[Updates, Masks]]) -> tuple[Updates, int]:
-    """Return the cost to the process with the most traffic, and the most entries that differ.
+def compare(
+    prune: Callable[[int, Any, Allocation], tuple[Updates, Masks]],
+    plan: Sequence[tuple[float, Allocation]],
+    unit: str,
+    worlds: Mapping[int, Run],
+) -> Iterator[Case]:
+    """Yield models on several processes, compared with a single process.
 
     Args:
-        masks: The masks of a single process.
-        results: The cost and the masks of each of several processes.
+        prune: Returns the cost and the masks, for a number of processes, a size and an allocation.
+        plan: Sizes and allocations.
+        unit: Of the sizes.
+        worlds: By the number of processes, the function that runs a function in them.
     """
-    updates = max((updates for updates, _ in results), key=lambda updates: updates.sent)
-    return updates, max(count_differing(masks, others) for _, others in results)
+    all_alone = [prune(1, *row) for row in plan]
+    for ranks, run in worlds.items():
+        for (size, allocation), (alone, masks) in zip(plan, all_alone, strict=True):
+            results: Sequence[tuple[Updates, Masks]] = run(prune, ranks, size, allocation)
+            yield Case(
+                ranks=ranks,
+                size=f"{size:g} {unit}",
+                allocation=allocation,
+                updates=max((updates for updates, _ in results), key=lambda each: each.sent),
+                alone=alone,
+                differing=max(count_differing(masks, others) for _, others in results),
+            )
 
 
 def set_bars(cases: Sequence[Case]) -> Iterator[Bar]:
     """Yield the bars of the masks and, for global ranking, of the traffic and its growth."""
-    least: dict[int, float] = defaultdict(lambda: float("inf"))
     together = [case for case in cases if isinstance(case.allocation, GlobalAllocation)]
     for case in together:
-        least[case.ranks] = min(least[case.ranks], case.updates.sent)
+        yield case.updates.set_bar(case.name)
+    yield from set_common_bars(cases, together, growth=LARGEST_GROWTH)
+
+
+def set_common_bars(
+    cases: Sequence[Case], compared: Sequence[Case], *, growth: float
+) -> Iterator[Bar]:
+    """Yield the bars of the masks, and of the growth of the traffic.
+
+    Args:
+        cases: All cases.
+        compared: Those whose traffic is compared at all sizes.
+        growth: The largest traffic over the least of all sizes.
+    """
+    least: dict[tuple[int, str], float] = defaultdict(lambda: float("inf"))
+    kinds = [(case.ranks, type(case.allocation).__name__) for case in compared]
+    for case, kind in zip(compared, kinds, strict=True):
+        least[kind] = min(least[kind], case.updates.sent)
     for case in cases:
         yield Bar(name=f"{case.name}, entries that differ", value=case.differing, most=0)
-    for case in together:
-        yield case.updates.set_bar(case.name)
+    for case, kind in zip(compared, kinds, strict=True):
         yield Bar(
             name=f"{case.name}, traffic over the least of all sizes",
-            value=case.updates.sent / least[case.ranks],
-            most=LARGEST_GROWTH,
+            value=case.updates.sent / least[kind],
+            most=growth,
         )

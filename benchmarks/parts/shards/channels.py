@@ -1,81 +1,31 @@
 """Channels of shards, compared with a single process; the traffic does not grow with the width."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.kit.judging import Bar
 from benchmarks.kit.processes import Run
-from benchmarks.kit.recording import write_markdown_row
-from benchmarks.parts.shards.cases import Masks, compare, prune_twice
-from benchmarks.parts.shards.traffic import MB, Updates
+from benchmarks.parts.shards.cases import (
+    HEADINGS,
+    Case,
+    Masks,
+    compare,
+    prune_twice,
+    set_common_bars,
+)
+from benchmarks.parts.shards.traffic import Updates
 from lightning_prune import Allocation, ChannelPattern, GlobalAllocation, UniformAllocation
 
-CHANNEL_HEADINGS = (
-    "allocation",
-    "processes",
-    "inputs",
-    "messages",
-    "MB handed over",
-    "MB sent by a ring",
-    "bytes a channel",
-    "entries that differ",
-    "s",
-    "s of one process",
-)
+CHANNEL_HEADINGS = (*HEADINGS[:2], "network", *HEADINGS[3:6], "bytes a channel", *HEADINGS[6:])
 BLOCKS, CHANNELS = 2, 1024
 ALLOCATIONS = (UniformAllocation(), GlobalAllocation())
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChannelCase:
-    """Channels on several processes, compared with a single process.
-
-    Args:
-        ranks: Number of processes.
-        width: Number of inputs of the network.
-        allocation: The allocation.
-        updates: The cost to the process with the most traffic.
-        alone: The cost to a process that holds the whole model.
-        differing: Number of mask entries that differ from those of the single process.
-    """
-
-    ranks: int
-    width: int
-    allocation: Allocation
-    updates: Updates
-    alone: Updates
-    differing: int
-
-    @property
-    def kind(self) -> tuple[int, str]:
-        """Equal for cases that differ in the width alone."""
-        return self.ranks, type(self.allocation).__name__
-
-    @property
-    def name(self) -> str:
-        """The name of the case in a bar."""
-        ranks, allocation = self.kind
-        return f"channels, {allocation}, {self.width} inputs, {ranks} processes"
-
-    def write_row(self) -> str:
-        """Return a row of the table."""
-        updates = self.updates
-        return write_markdown_row(
-            type(self.allocation).__name__,
-            self.ranks,
-            self.width,
-            updates.messages,
-            f"{updates.handed / MB:.3f}",
-            f"{updates.sent / MB:.3f}",
-            f"{updates.handed / (BLOCKS * CHANNELS):.1f}",
-            self.differing,
-            f"{updates.seconds:.2f}",
-            f"{self.alone.seconds:.2f}",
-        )
+def write_channels(case: Case) -> str:
+    """Return a row of the table."""
+    return case.write_row(f"{case.updates.handed / (BLOCKS * CHANNELS):.1f}")
 
 
 class Block(nn.Module):
@@ -115,7 +65,7 @@ def prune_channels(ranks: int, width: int, allocation: Allocation) -> tuple[Upda
     return prune_twice(ranks, network, sparsity=0.5, pattern=pattern, allocation=allocation)
 
 
-def measure_all_channels(widths: Sequence[int], worlds: Mapping[int, Run]) -> Iterator[ChannelCase]:
+def measure_all_channels(widths: Sequence[int], worlds: Mapping[int, Run]) -> Iterator[Case]:
     """Yield uniform and global ranking at all widths.
 
     Args:
@@ -123,29 +73,9 @@ def measure_all_channels(widths: Sequence[int], worlds: Mapping[int, Run]) -> It
         worlds: By the number of processes, the function that runs a function in them.
     """
     plan = [(width, allocation) for allocation in ALLOCATIONS for width in widths]
-    all_alone = [prune_channels(1, *row) for row in plan]
-    for ranks, run in worlds.items():
-        for (width, allocation), (alone, masks) in zip(plan, all_alone, strict=True):
-            updates, differing = compare(masks, run(prune_channels, ranks, width, allocation))
-            yield ChannelCase(
-                ranks=ranks,
-                width=width,
-                allocation=allocation,
-                updates=updates,
-                alone=alone,
-                differing=differing,
-            )
+    return compare(prune_channels, plan, "inputs", worlds)
 
 
-def set_channel_bars(cases: Sequence[ChannelCase]) -> Iterator[Bar]:
+def set_channel_bars(cases: Sequence[Case]) -> Iterator[Bar]:
     """Yield the bars: the masks of one process, and the same traffic at all widths."""
-    least: dict[tuple[int, str], float] = defaultdict(lambda: float("inf"))
-    for case in cases:
-        least[case.kind] = min(least[case.kind], case.updates.sent)
-    for case in cases:
-        yield Bar(name=f"{case.name}, entries that differ", value=case.differing, most=0)
-        yield Bar(
-            name=f"{case.name}, traffic over the least of all widths",
-            value=case.updates.sent / least[case.kind],
-            most=1,
-        )
+    return set_common_bars(cases, cases, growth=1.0)
