@@ -153,6 +153,25 @@ def test_lbfgs_inner_evaluations_count_as_one_step():
     assert pruner.state_dict()["steps"] == [2]
 
 
+def test_lbfgs_forgets_the_directions_of_pruned_weights():
+    model = Net()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    optimizer.step(lambda: backward(model, optimizer))
+    (state,) = optimizer.state.values()
+    assert state["n_iter"] == 2
+    pruner = Pruner(sparsity=0.5)
+    pruner.attach(model, optimizer, steps=4)
+    pruner.mask(optimizer)
+    assert state["n_iter"] == 0  # then the next step begins without directions
+
+
+def backward(model, optimizer):
+    optimizer.zero_grad()
+    loss = model(torch.randn(8, 4, 8)).square().mean()
+    loss.backward()
+    return loss
+
+
 def test_nothing_is_left_behind_but_positive_zeros():
     model = Net()
     optimizer = OPTIMIZERS["sgd"](model.parameters())

@@ -1,6 +1,7 @@
 """The memory of the new masks on a CPU, which wait until all masks of an update are chosen."""
 
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +16,10 @@ from lightning_prune import (
     UniformAllocation,
     UnstructuredPattern,
 )
+from lightning_prune.engine import choices
+from lightning_prune.tensors.batches import mark_best
+from lightning_prune.tensors.parts import SIZES
+from tests.accelerators import as_on_an_accelerator
 
 SHAPE, FEW, MANY = (512, 256), 2, 6
 
@@ -56,3 +61,26 @@ def test_a_new_mask_waits_in_a_bit_for_each_weight(recipe):
     weights = (MANY - FEW) * SHAPE[0] * SHAPE[1]
     more = (measure(MANY) - measure(FEW)) / weights
     assert more <= 1 / 4  # with the Python objects of a tensor
+
+
+@pytest.mark.parametrize(("chunk", "searches"), [(1 << 23, 1), (64, 2)])
+def test_held_scores_are_ranked_together_up_to_a_number_of_chunks(chunk, searches):
+    net = nn.ParameterDict({f"weight{i}": torch.randn(16, 16) for i in range(3)})
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    pruner = Pruner(sparsity=0.5, criterion=SquareCriterion(), allocation=UniformAllocation())
+    lengths = []
+
+    def mark_and_count(parts, *arguments):
+        lengths.append(len(parts))
+        return mark_best(parts, *arguments)
+
+    with (
+        as_on_an_accelerator(),
+        patch.dict(vars(SIZES), {"launch": chunk}),
+        patch.object(choices, "mark_best", mark_and_count),
+    ):
+        pruner.attach(net, optimizer, steps=1)
+        pruner.before_step(optimizer)
+        pruner.detach()
+    assert len(lengths) == searches
+    assert sum(lengths) == 3
