@@ -72,14 +72,10 @@ def mark_best(
     wanted = send(list(keeps), torch.int64, device)
     reader = make_reader(parts, sizes)
     if unknown := [index for index, each in enumerate(known) if each is None]:
-        # A tensor that keeps nothing gets the highest value as the threshold, and keeps no tie.
         places = send(unknown, torch.int64, device)
-        least = wanted[places, None].clamp(min=1)
         are_all = len(unknown) == len(parts)
         of_unknown = reader if are_all else make_reader([parts[i] for i in unknown], sizes)
-        found = _search(of_unknown, lambda higher: (higher < least).sum(1) - 1)
-        values[places] = found.bits.to(_INTEGERS[dtype]).view(dtype)
-        above[places] = found.above
+        values[places], above[places] = _find_values(of_unknown, wanted[places])
     ties = torch.where(wanted > 0, wanted - above, 0)
     return reader.mark(values, ties)
 
@@ -91,10 +87,8 @@ def mark_rows(table: "PieceTable", keep: Tensor) -> Tensor:
         table: The rows.
         keep: Number of values to mark in each row, ``(rows,)``.
     """
-    least = keep[:, None].clamp(min=1)
-    found = _search(table, lambda higher: (higher < least).sum(1) - 1)
-    values = found.bits.to(_INTEGERS[table.dtype]).view(table.dtype)
-    return table.mark_all(values, torch.where(keep > 0, keep - found.above, 0))
+    values, above = _find_values(table, keep)
+    return table.mark_all(values, torch.where(keep > 0, keep - above, 0))
 
 
 def find_division(
@@ -127,6 +121,18 @@ def find_division(
         Threshold(value=value, above=above, at=at)
         for value, above, at in zip(values, *numbers, strict=True)
     ]
+
+
+def _find_values(reader: Reader, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the value at a rank in each part, and count the higher values.
+
+    Args:
+        reader: Reads the parts.
+        keep: The rank in each part, ``(parts,)``. At 0 the highest value is found.
+    """
+    least = keep[:, None].clamp(min=1)
+    found = _search(reader, lambda higher: (higher < least).sum(1) - 1)
+    return found.bits.to(_INTEGERS[reader.dtype]).view(reader.dtype), found.above
 
 
 def _search(reader: Reader, choose: _Choose) -> _Division:
